@@ -1,0 +1,44 @@
+# Every target does its own set-up: a bare python3 (>= 3.11) is all that is asked for.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Nothing below needs a hub or an account; a slow network must not stall a build that does not use it.
+export HF_HUB_OFFLINE := 1
+export WANDB_MODE ?= offline
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types bench assets clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the locked packages
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "alignsum needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.lock
+	@touch $@
+
+demo: setup ## the whole story on the embedded miniature, into runs/demo
+	$(PY) -m demo
+
+test: lint types ## lint, types and tests
+	$(PY) -m pytest
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup
+	$(PY) -m mypy
+
+assets: setup ## rebuild the embedded models from their seed
+	$(PY) -m datamodules.mini.build --seed 0 --out assets/mini
+
+clean: ## remove caches, not runs
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

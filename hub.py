@@ -1,0 +1,87 @@
+"""What the Hugging Face hub, or its cache on this disk, can give: asked before anything starts."""
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+
+logger = logging.getLogger(__name__)
+
+OVERLAY = "configs/overlays/mini.yaml"
+"""The overlay that runs everything on the embedded miniature, offline."""
+
+_PROBE_SECONDS = 5.0
+
+
+@functools.cache
+def reachable() -> bool:
+    """Whether the hub answers; asked once a process, without the hub client's long retries."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+    except Exception as error:  # the client's own errors differ between its versions
+        logger.info("The hub at %s does not answer: %s", constants.ENDPOINT, error)
+        return False
+    return True
+
+
+def use_cache_only() -> None:
+    """Keep the hub clients from retrying for minutes when the hub is known not to answer."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
+def cached(repo: str, names: Sequence[str], repo_type: str = "model") -> bool:
+    """Whether one of the files ``names`` of ``repo`` lies in the local hub cache."""
+    return any(
+        isinstance(huggingface_hub.try_to_load_from_cache(repo, name, repo_type=repo_type), str)
+        for name in names
+    )
+
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TOKENIZER = ("tokenizer.json", "spiece.model", "vocab.json")
+
+
+def find_model_problem(name: str, what: str) -> str | None:
+    """Say why a model cannot be had, or return None where it can; loads nothing.
+
+    Args:
+        name: A folder written by ``save_pretrained``, or a hub id.
+        what: The model's role in the message, for example "backbone".
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        for kind, files in (("config.json", ("config.json",)), ("weights", _WEIGHTS)):
+            if not any((folder / file).is_file() for file in files):
+                return f"{what}: the folder {folder} has no {kind} (looked for {', '.join(files)})"
+        return None
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_local and not (name.count("/") == 0 and reachable()):
+        return f"{what}: there is no folder {name!r}"
+    if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
+        return None
+    if reachable():
+        answer = get_session().head(
+            huggingface_hub.hf_hub_url(name, "config.json"),
+            timeout=_PROBE_SECONDS,
+            headers=huggingface_hub.utils.build_hf_headers(),
+        )
+        if answer.status_code < 400:
+            return None
+        return (
+            f"{what}: the hub has no readable model {name!r} (HTTP {answer.status_code}); "
+            "check the name, or log in with `hf auth login` if it is gated"
+        )
+    return f"{what}: model {name!r} is not in the local hub cache ({constants.HF_HUB_CACHE})"

@@ -1,0 +1,9 @@
+"""The methods, as interchangeable LightningModules."""
+
+from lightning_modules.full_ft import FullFT
+from lightning_modules.in_context import InContext
+from lightning_modules.lora import LoRA
+from lightning_modules.ppo.policy import PPOPolicy
+from lightning_modules.soft_prompt import SoftPrompt
+
+__all__ = ["FullFT", "InContext", "LoRA", "PPOPolicy", "SoftPrompt"]

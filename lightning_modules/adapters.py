@@ -1,0 +1,146 @@
+"""Attach a LoRA or a soft prompt to a backbone, tell policy from reference, count what is trained."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_modules.backbones import resolve_model, set_dropout
+
+POLICY = "default"
+"""Name of the adapter that is trained; PEFT writes the one of this name at a folder's top."""
+
+REFERENCE = "reference"
+"""Name of the frozen adapter that a policy started from."""
+
+
+def attach_lora(
+    backbone: PreTrainedModel,
+    r: int,
+    alpha: int,
+    dropout: float,
+    target_modules: list[str],
+) -> PeftModel:
+    """Freeze a backbone and add low-rank updates to some of its linear layers.
+
+    Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3:
+    h = W x + (alpha / r) B A x with B = 0 at the start, so a fresh LoRA changes nothing.
+
+    Args:
+        backbone: The model to adapt; its weights are frozen in place.
+        r: Rank of the update.
+        alpha: Numerator of its scale alpha / r.
+        dropout: Dropout on the input of A.
+        target_modules: Ends of the names of the layers to adapt, for T5 ``q``, ``k``, ``v``, ``o``,
+            ``wi_0``, ``wi_1``, ``wo``.
+
+    Raises:
+        ValueError: If a name in ``target_modules`` fits no layer.
+    """
+    names = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names})
+    if missing := [target for target in target_modules if target not in ends]:
+        raise ValueError(f"target_modules: no linear layer is named {missing}; there are {ends}")
+    config = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+    )
+    return get_peft_model(backbone, config, adapter_name=POLICY)
+
+
+def attach_soft_prompt(
+    backbone: PreTrainedModel, virtual_tokens: int, init_text: str | None
+) -> PeftModel:
+    """Freeze a backbone and put trained vectors before its encoder's input embeddings.
+
+    Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning".
+
+    Args:
+        backbone: The model to steer; its weights are frozen in place.
+        virtual_tokens: Number of trained vectors.
+        init_text: Text whose embeddings are the start; None starts from random rows of the
+            vocabulary's embeddings.
+    """
+    config = PromptTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        num_virtual_tokens=virtual_tokens,
+        prompt_tuning_init="SAMPLE_VOCAB" if init_text is None else "TEXT",
+        prompt_tuning_init_text=init_text,
+        tokenizer_name_or_path=None if init_text is None else backbone.name_or_path,
+        # For an encoder-decoder PEFT would allocate a second set of rows for the decoder that
+        # never enters the computation and never gets a gradient.
+        num_transformer_submodules=1,
+    )
+    return get_peft_model(backbone, config, adapter_name=POLICY)
+
+
+def find_adapter_problem(path: str, backbone: str) -> str | None:
+    """Say why an exported LoRA cannot start a run on this backbone, or return None where it can."""
+    file = Path(path) / "adapter_config.json"
+    if not file.is_file():
+        return (
+            f"adapter: {path!r} is no exported adapter (no adapter_config.json in it); "
+            "name the export folder of a LoRA run, such as runs/lora/export"
+        )
+    config = json.loads(file.read_text())
+    if config.get("peft_type") != "LORA":
+        return f"adapter: {path!r} is a {config.get('peft_type')} adapter; a PPO policy takes LORA"
+    made_on, wanted = config.get("base_model_name_or_path"), resolve_model(backbone)
+    if made_on != wanted:
+        return f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}"
+    return None
+
+
+def attach_trained_lora(backbone: PreTrainedModel, path: str) -> PeftModel:
+    """Load an exported LoRA twice on one backbone: to train on, and frozen as the reference.
+
+    The reference of a policy that starts from a trained adapter is that adapter, not the backbone
+    with adapters off: only then is the KL 0 at step 0. The two share the backbone's memory.
+
+    Args:
+        backbone: The model that the adapter was trained on.
+        path: Folder written by ``save_pretrained`` of a LoRA.
+    """
+    model = PeftModel.from_pretrained(backbone, path, adapter_name=POLICY, is_trainable=True)
+    model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
+    model.set_adapter(POLICY)
+    return model
+
+
+@contextmanager
+def reference_policy(model: PeftModel) -> Iterator[None]:
+    """Let the model compute the reference policy inside a ``with`` block, and the policy after it.
+
+    The reference is the frozen adapter that the policy started from, or, for a policy that started
+    from nothing, the backbone with adapters off.
+    """
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    try:
+        model.base_model.set_adapter(REFERENCE, inference_mode=True)
+        yield
+    finally:
+        model.base_model.set_adapter(POLICY)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, those inside adapters included."""
+    set_dropout(model, 0.0)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Count the trained parameters and all of them; one that is shared counts once."""
+    parameters = list(model.parameters())
+    return (
+        sum(p.numel() for p in parameters if p.requires_grad),
+        sum(p.numel() for p in parameters),
+    )

@@ -1,0 +1,109 @@
+"""Load, check and export the pretrained encoder-decoder that every method starts from."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets" / "mini"
+_MINI = {"seq2seq": _ASSETS / "t5", "classifier": _ASSETS / "roberta"}
+
+_HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
+
+
+def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq") -> str:
+    """Turn ``mini`` into the embedded model's folder, and a relative folder into an absolute one.
+
+    An absolute path is what an exported adapter has to name, so that it finds its backbone from
+    whatever folder it is loaded.
+    """
+    if name == "mini":
+        return str(_MINI[kind])
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a backbone (hub id, folder, or ``mini``)."""
+    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)
+
+
+def find_precision_problem(precision: str | int | None) -> str | None:
+    """Say why a Trainer precision cannot be used with T5, or return None where it can."""
+    if str(precision) not in _HALF_PRECISIONS:
+        return None
+    return (
+        f"trainer.precision: {precision!r} is fp16, and T5's feed-forward activations overflow it "
+        "(they pass 65,504, the loss turns NaN); use 'bf16-mixed', or '32-true' where bf16 is slow"
+    )
+
+
+def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
+    """Load an encoder-decoder language model in fp32, with its output head as it was trained.
+
+    The weights stay fp32 whatever the precision of the run: with pure bf16 weights an update of
+    1e-5 rounds to nothing, so ``bf16-mixed`` computes in bf16 over these fp32 masters.
+
+    Args:
+        name: Hub id, folder written by ``save_pretrained``, or ``mini``.
+        dropout: Dropout rate to set everywhere in the model; None keeps the model's own.
+
+    Raises:
+        ValueError: If the model is not an encoder-decoder.
+    """
+    path = resolve_model(name)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if not config.is_encoder_decoder:
+        raise ValueError(
+            f"backbone {name!r} is a {config.model_type!r} model, not an encoder-decoder; "
+            "alignsum trains encoder-decoders such as google/flan-t5-base"
+        )
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        path, dtype=torch.float32, trust_remote_code=False
+    )
+    if dropout is not None:
+        set_dropout(model, dropout)
+    record_head(model)
+    return model
+
+
+def head_is_tied(model: PreTrainedModel) -> bool:
+    """Whether the output head is the input embedding itself (T5 v1.0) or its own matrix (FLAN)."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head.weight.data_ptr() == embedding.weight.data_ptr()
+
+
+def record_head(model: PreTrainedModel) -> None:
+    """Write into the config whether the head is tied, as it really is in memory.
+
+    transformers 5 sets ``tie_word_embeddings=True`` on every T5 config, and unties on loading only
+    where the checkpoint holds two different matrices. Left so, a later ``tie_weights()`` (merging,
+    resuming, another load) ties FLAN's head, and an export says the wrong thing about itself: wrong
+    logits and no error. An untied T5 also does not scale the decoder's output by d_model^-0.5.
+    """
+    model.config.tie_word_embeddings = head_is_tied(model)
+    if not model.config.tie_word_embeddings and hasattr(model.config, "scale_decoder_outputs"):
+        model.config.scale_decoder_outputs = False
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Set every dropout of a model to ``rate``, in modules, in functional calls and in its config.
+
+    Rate 0 makes training and evaluation the same function, which PPO needs (its ratio is between
+    two passes of one policy); ``eval()`` would do that too, but switches off gradient checkpointing.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = rate  # attention layers hand this number to a functional dropout
+    config: Any = getattr(model, "config", None)
+    for name in ("dropout_rate", "dropout", "attention_dropout", "hidden_dropout_prob"):
+        if isinstance(getattr(config, name, None), float):
+            setattr(config, name, rate)

@@ -1,0 +1,112 @@
+"""The gate before the first update: what must hold at step 0, measured, or the run stops.
+
+A wrong reference, a dropout left on, a mask off by one or a filtered sampler gives no error and
+often a falling loss. Each shows in one of these figures before anything has been learnt.
+"""
+
+import logging
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class StepZero(NamedTuple):
+    """The gate's figures.
+
+    kl: mean over rows of the sequence KL (k1) between policy and reference, nats; 0 wanted.
+    log_ratio: largest |log pi - log pi_old| of any token when the tokens are scored again as the
+    update does it; 0 wanted. mask_errors: tokens on which the mask and a plain reading of y1..EOS
+    differ. filtered: token ids that the sampler could not draw. sampler_gap: largest difference
+    between a token's log-probability in the sampler and in a teacher-forced pass, nats.
+    """
+
+    kl: float
+    log_ratio: float
+    mask_errors: int
+    filtered: int
+    sampler_gap: float
+
+
+class Tolerance(NamedTuple):
+    """Largest figures that pass; see :class:`StepZero`.
+
+    In fp32 the passes differ by rounding only. Under bf16 autocast cached decoding and minibatches
+    of another shape round differently, up to a few hundredths of a nat a token; the KL is between
+    two passes of one shape and stays exact.
+    """
+
+    kl: float = 1e-4
+    log_ratio: float = 1e-4
+    sampler_gap: float = 1e-3
+
+
+FP32 = Tolerance()
+BF16 = Tolerance(kl=1e-4, log_ratio=0.2, sampler_gap=0.3)
+
+
+class GateError(RuntimeError):
+    """PPO would start from something that is not what the algorithm assumes."""
+
+
+def count_mask_errors(responses: Tensor, mask: Tensor, eos_id: int) -> int:
+    """Count where a mask differs from y1..EOS, read row by row in the plainest way."""
+    wrong = 0
+    for tokens, marks in zip(responses.tolist(), mask.tolist(), strict=True):
+        end = tokens.index(eos_id) + 1 if eos_id in tokens else len(tokens)
+        wrong += sum(mark != (t < end) for t, mark in enumerate(marks))
+    return wrong
+
+
+def sampler_figures(
+    sampler_logits: list[Tensor], responses: Tensor, mask: Tensor, logprobs: Tensor
+) -> tuple[int, float]:
+    """Compare the distribution that was sampled with the one that is scored.
+
+    Args:
+        sampler_logits: T tensors [B, V], the logits that the sampler drew from.
+        responses: [B, T].
+        mask: True at y1..EOS, [B, T].
+        logprobs: log pi(y_t) of the teacher-forced pass, [B, T].
+
+    Returns:
+        How many token ids the sampler had ruled out, and the largest gap in nats.
+    """
+    logits = torch.stack(sampler_logits, dim=1).float()
+    filtered = int(torch.isinf(logits[mask]).any(dim=0).sum())
+    drawn = logits.log_softmax(dim=-1).gather(-1, responses.unsqueeze(-1)).squeeze(-1)
+    gap = (drawn - logprobs).abs()[mask].max()
+    return filtered, float(gap)
+
+
+def check(figures: StepZero, tolerance: Tolerance) -> None:
+    """Stop the run where a figure is off.
+
+    Raises:
+        GateError: With every figure, and for each that is off what usually causes it.
+    """
+    causes = {
+        f"|KL to the reference| {abs(figures.kl):.3g} > {tolerance.kl:g}: the reference is not the "
+        "policy's starting point (a trained adapter's reference is that adapter, frozen)": (
+            not abs(figures.kl) <= tolerance.kl
+        ),
+        f"log-ratio {figures.log_ratio:.3g} > {tolerance.log_ratio:g}: two passes of one policy "
+        "differ (dropout is on, or the temperature is not the same)": (
+            not figures.log_ratio <= tolerance.log_ratio
+        ),
+        f"{figures.mask_errors} tokens are masked wrongly: the mask is not y1..EOS": (
+            figures.mask_errors > 0
+        ),
+        f"{figures.filtered} token ids can never be sampled: the sampler filters (top_k, top_p, "
+        "min_length, suppressed tokens in the model's generation config)": figures.filtered > 0,
+        f"sampler and scorer differ by {figures.sampler_gap:.3g} > {tolerance.sampler_gap:g} nats: "
+        "tokens are drawn from one distribution and scored under another": (
+            not figures.sampler_gap <= tolerance.sampler_gap
+        ),
+    }
+    if failed := [cause for cause, off in causes.items() if off]:
+        raise GateError(
+            "PPO stopped before its first update.\n- " + "\n- ".join(failed) + f"\n{figures}"
+        )

@@ -1,0 +1,59 @@
+"""KL divergence between policy and reference, and the coefficient that weighs it in the reward."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Estimate the KL by the log-ratio: unbiased, of either sign.
+
+    Schulman 2020, "Approximating KL Divergence", estimator k1, for samples from the policy.
+
+    Args:
+        logprobs: log pi(y_t) of the sampled tokens, nats, [B, T].
+        ref_logprobs: log pi_ref(y_t) of the same tokens, [B, T].
+
+    Returns:
+        d_t = log pi(y_t) - log pi_ref(y_t), [B, T].
+    """
+    return logprobs - ref_logprobs
+
+
+def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Estimate the KL by exp(-d) - 1 + d: unbiased too, never negative, and of less variance.
+
+    Schulman 2020, estimator k3. Shapes as in :func:`k1`.
+    """
+    d = k1(logprobs, ref_logprobs)
+    return (-d).exp() - 1 + d
+
+
+def per_sequence(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum per-token values [B, T] over the real tokens of each row: [B]."""
+    return (values * mask).sum(dim=1)
+
+
+@dataclass
+class KLCoefficient:
+    """The weight beta of the KL in the reward: fixed, or led towards a target.
+
+    Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2:
+    e = clip(KL / target - 1, -0.2, 0.2) and beta <- beta (1 + e n / horizon).
+
+    Args:
+        beta: Present value.
+        target: Sequence KL (nats) to keep to; None leaves beta as it is.
+        horizon: Number of sequences over which beta may change by its own size times e.
+    """
+
+    beta: float
+    target: float | None = None
+    horizon: float = 10_000.0
+
+    def update(self, kl: float, sequences: int) -> None:
+        """Move beta after a batch of ``sequences`` rows with mean sequence KL ``kl``."""
+        if self.target is None:
+            return
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        self.beta *= 1 + error * sequences / self.horizon

@@ -1,0 +1,85 @@
+"""The clipped losses of PPO, as sums over real tokens.
+
+Sums, so that the caller divides by the number of real tokens over all ranks: then the result does
+not depend on how a batch is cut.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to this size before exp, which overflows fp32 at 88."""
+
+
+class PolicyLoss(NamedTuple):
+    """Sums over the real tokens of a minibatch, scalars.
+
+    loss: the clipped objective, to be minimised. ratio: pi / pi_old. clipped: tokens whose clipped
+    branch was taken. approx_kl: (log-ratio)^2 / 2, Schulman's k2 between old and new policy.
+    """
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approx_kl: Tensor
+
+
+def policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+) -> PolicyLoss:
+    """Sum the clipped surrogate loss max(-A rho, -A clip(rho, 1 - clip, 1 + clip)).
+
+    Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7.
+
+    Args:
+        logprobs: log pi(y_t) now, with gradient, [B, T].
+        old_logprobs: log pi(y_t) when the rollout was made, [B, T].
+        advantages: [B, T].
+        mask: True at y1..EOS, [B, T].
+        clip: Half-width of the trust interval of the ratio.
+    """
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+    log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return PolicyLoss(
+        loss=(torch.maximum(unclipped, clipped) * mask).sum(),
+        ratio=(ratio.detach() * mask).sum(),
+        clipped=((clipped > unclipped) & mask).sum(),
+        approx_kl=(0.5 * log_ratio.detach().square() * mask).sum(),
+    )
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
+    """Sum 0.5 max((V - R)^2, (V_old + clip(V - V_old) - R)^2) over the real tokens.
+
+    The value clipping of the PPO paper's reference code; see Huang et al. 2024, "The N+
+    Implementation Details of RLHF with PPO".
+
+    Args:
+        values: V_t now, with gradient, [B, T].
+        old_values: V_t when the rollout was made, [B, T].
+        returns: R_t, [B, T].
+        mask: True at y1..EOS, [B, T].
+        clip: Furthest that a value may move from its old one without losing its gradient.
+    """
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    worse = torch.maximum((values - returns).square(), (near - returns).square())
+    return 0.5 * (worse * mask).sum()
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """Say which share of the returns' variance the values explain: 1 all, 0 none, below 0 worse.
+
+    Args:
+        values: V_t, [B, T].
+        returns: R_t, [B, T].
+        mask: True at real tokens, [B, T].
+    """
+    y, residual = returns[mask], (returns - values)[mask]
+    return 1 - residual.var(unbiased=False) / y.var(unbiased=False).clamp_min(1e-8)

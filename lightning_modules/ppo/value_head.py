@@ -1,0 +1,26 @@
+"""The value head: one number for each decoder position."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ValueHead(nn.Module):
+    """A linear layer from the decoder's last hidden state to the expected return.
+
+    Weights start from N(0, 1 / sqrt(d + 1)) and the bias from 0 (Huang et al. 2024, N+ details); no
+    dropout. For FLAN-T5-base: 768 + 1 = 769 parameters.
+
+    Args:
+        d_model: Size of the hidden state.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(d_model, 1)
+        nn.init.normal_(self.linear.weight, std=(d_model + 1) ** -0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [B, T, d_model] to values [B, T], in fp32 under any autocast."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)

@@ -1,0 +1,92 @@
+"""Overlays: small config files behind a method's own, that change only what they name.
+
+What an overlay changes can depend on the method: a learning rate that suits a LoRA ruins a full
+fine-tuning. So an overlay may have a section ``per_model``, by class name; the part for the class of
+the command at hand is merged over the rest of the file, and the others are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SECTION = "per_model"
+
+_CONFIG_FLAGS = ("--config", "-c")
+
+
+def choose_sections(args: Sequence[str]) -> list[str]:
+    """Rewrite the ``--config`` arguments whose files have a section for each model class.
+
+    Args:
+        args: A command line. A file without the section stays as it is; one with it becomes the
+            text of its merged content, which jsonargparse takes in a file's place.
+
+    Raises:
+        ValueError: If the section does not name the class of this command.
+    """
+    args = list(args)
+    model: str | None = None
+    for position, value in _config_values(args):
+        content = _read(value)
+        section = content.pop(SECTION, None)
+        model = _class_of(content) or model
+        if section is None:
+            continue
+        merged = content
+        if model is not None:
+            if model not in section:
+                raise ValueError(
+                    f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
+                    f"Add one (it may be empty: `{model}: {{}}`)"
+                )
+            merged = _merge(content, section[model] or {})
+        text = yaml.safe_dump(merged, sort_keys=False)
+        flag = args[position].partition("=")[0]
+        args[position] = f"{flag}={text}" if "=" in args[position][: len(flag) + 1] else text
+    return args
+
+
+def first_config(args: Sequence[str]) -> Path | None:
+    """Give the first config file on a command line: its name is the run's name."""
+    for _, value in _config_values(list(args)):
+        if "\n" not in value:
+            return Path(value)
+    return None
+
+
+def _config_values(args: list[str]) -> Iterator[tuple[int, str]]:
+    """Find the config values of a command line, with the place of the argument that holds them."""
+    for place, argument in enumerate(args):
+        flag, equals, value = argument.partition("=")
+        if flag not in _CONFIG_FLAGS:
+            continue
+        if equals:
+            yield place, value
+        elif place + 1 < len(args):
+            yield place + 1, args[place + 1]
+
+
+def _read(value: str) -> dict[str, Any]:
+    """Read a config file; what cannot be read is left to jsonargparse, which says why."""
+    try:
+        content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _class_of(content: dict[str, Any]) -> str | None:
+    model = content.get("model")
+    name = model.get("class_path") if isinstance(model, dict) else model
+    return str(name).rsplit(".", 1)[-1] if name else None
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old, value) if nested else value
+    return merged

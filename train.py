@@ -1,0 +1,51 @@
+"""Fit, validate, test or predict with alignsum.
+
+    python train.py fit --config configs/lora.yaml
+    python train.py test --config configs/lora.yaml
+    python train.py fit --config configs/ppo.yaml --model.adapter runs/lora/export
+
+The same offline on two CPU cores, on the embedded miniature: add
+``--config configs/overlays/mini.yaml``. A run writes one folder, ``runs/<config's name>`` or
+``--run_dir``; ``python report.py compare RUN...`` compares them.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+# Imported so that `class_path: LoRA` is enough in a config.
+import datamodules
+import lightning_modules
+from cli import AlignsumCLI
+from lightning_modules.ppo.invariants import GateError
+from overlays import choose_sections
+
+__all__ = ["datamodules", "lightning_modules", "main"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; None takes the process's own.
+    """
+    handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    for noisy in ("httpx", "filelock", "matplotlib", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        AlignsumCLI(choose_sections(sys.argv[1:] if args is None else args))
+    except (ValueError, OSError, FloatingPointError, GateError) as error:
+        if os.environ.get("ALIGNSUM_DEBUG"):
+            raise
+        # No markup: the message may hold text from files, and brackets in it are meant.
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, style="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
