@@ -1,8 +1,8 @@
 """Overlays: small config files behind a method's own, that change only what they name.
 
 What an overlay changes can depend on the method: a learning rate that suits a LoRA ruins a full
-fine-tuning. So an overlay may have a section ``per_model``, by class name; the part for the class of
-the command at hand is merged over the rest of the file, and the others are left out.
+fine-tuning. So an overlay may have a section ``per_model``, by class name; the part for the class
+of the command at hand is merged over the rest of the file, and the others are left out.
 """
 
 from collections.abc import Iterator, Sequence

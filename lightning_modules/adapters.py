@@ -1,4 +1,4 @@
-"""Attach a LoRA or a soft prompt to a backbone, tell policy from reference, count what is trained."""
+"""Attach a LoRA or a soft prompt to a backbone; switch between policy and reference."""
 
 import json
 from collections.abc import Iterator

@@ -6,8 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +101,8 @@ def set_dropout(model: nn.Module, rate: float) -> None:
     """Set every dropout of a model to ``rate``, in modules, in functional calls and in its config.
 
     Rate 0 makes training and evaluation the same function, which PPO needs (its ratio is between
-    two passes of one policy); ``eval()`` would do that too, but switches off gradient checkpointing.
+    two passes of one policy). ``eval()`` would do that too, but gradient checkpointing would
+    never engage.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -10,12 +10,13 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, get_scheduler
 
 from datamodules.batching import Batch
-from lightning_modules.adapters import count_parameters
+from lightning_modules.adapters import POLICY, count_parameters
 from lightning_modules.backbones import find_precision_problem, load_backbone, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,11 @@ class Decoding:
             for name, rule, good in (
                 ("max_new_tokens", "at least 1", self.max_new_tokens >= 1),
                 ("num_beams", "at least 1", self.num_beams >= 1),
-                ("temperature", "above 0 (for greedy decoding: do_sample false)", self.temperature > 0),
+                (
+                    "temperature",
+                    "above 0 (for greedy decoding: do_sample false)",
+                    self.temperature > 0,
+                ),
                 ("top_k", "0 or more", self.top_k >= 0),
                 ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             )
@@ -127,7 +132,7 @@ class SummarizationModule(L.LightningModule):
     # What a subclass says -----------------------------------------------------------------------
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Give the model to train, made from the backbone; its trained parameters need gradients."""
+        """Make the model to train from the backbone; trained parameters need gradients."""
         raise NotImplementedError
 
     # Construction -------------------------------------------------------------------------------
@@ -143,15 +148,18 @@ class SummarizationModule(L.LightningModule):
             return
         self.tokenizer = load_tokenizer(self.backbone_name)
         self.model = self.attach(load_backbone(self.backbone_name, self.dropout))
+        # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
+        # without this, dropout would never be on, nor gradient checkpointing.
+        self.model.train()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over the trained parameters, and its schedule by steps."""
         trainable, total = self.count_parameters()
         logger.info(
             "%s on %s trains %s of %s parameters (%.2f %%)",
             type(self).__name__, self.backbone_name, f"{trainable:,}", f"{total:,}",
             100 * trainable / total,
         )  # fmt: skip
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over the trained parameters, and its schedule by steps."""
         optimizer = self.optimizer(self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = get_scheduler(
@@ -270,8 +278,8 @@ class SummarizationModule(L.LightningModule):
         mine = {"method": type(self).__name__, "backbone": self.backbone_name}
         if dict(origin) != mine:
             raise ValueError(
-                f"this checkpoint is of {dict(origin) or 'another program'}, and this run is {mine}; "
-                "a checkpoint resumes or tests its own run. To start from another run's result, "
+                f"this checkpoint is of {dict(origin) or 'another program'}, this run is {mine}; a "
+                "checkpoint resumes or tests its own run. To start from another run's result, "
                 "name its export folder (model.backbone or model.adapter)"
             )
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -284,9 +292,14 @@ class SummarizationModule(L.LightningModule):
     def export(self, path: str | Path) -> None:
         """Write the model in the Hugging Face format, for a plain ``from_pretrained``.
 
-        An adapter's folder holds the adapter alone and names its backbone; a whole model comes
-        with its tokenizer.
+        An adapter's folder holds the trained adapter alone and names its backbone; a whole model
+        comes with its tokenizer.
         """
-        self.model.save_pretrained(path)
-        if isinstance(self.model, PreTrainedModel):
+        if isinstance(self.model, PeftModel):
+            # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
+            self.model.save_pretrained(
+                path, selected_adapters=[POLICY], save_embedding_layers=False
+            )
+        else:
+            self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)

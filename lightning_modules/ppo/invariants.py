@@ -4,13 +4,14 @@ A wrong reference, a dropout left on, a mask off by one or a filtered sampler gi
 often a falling loss. Each shows in one of these figures before anything has been learnt.
 """
 
-import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from lightning_modules.ppo.kl import k1, per_sequence
+from lightning_modules.ppo.rollout import Prompts, Sampling, roll_out, score_tokens
+from lightning_modules.ppo.value_head import ValueHead
 
 
 class StepZero(NamedTuple):
@@ -79,6 +80,37 @@ def sampler_figures(
     drawn = logits.log_softmax(dim=-1).gather(-1, responses.unsqueeze(-1)).squeeze(-1)
     gap = (drawn - logprobs).abs()[mask].max()
     return filtered, float(gap)
+
+
+@torch.no_grad()
+def measure(
+    model: Any, value_head: ValueHead, prompts: Prompts, settings: Sampling, minibatch_size: int
+) -> StepZero:
+    """Take the gate's figures on a few prompts.
+
+    Args:
+        model: The backbone with the policy's adapter active, in the mode in which it trains.
+        value_head: Of the policy.
+        prompts: A few prompts.
+        settings: How to sample.
+        minibatch_size: Rows that the update scores together.
+    """
+    rollout, sampler_logits = roll_out(model, value_head, prompts, settings)
+    gaps = []
+    for rows in torch.arange(len(rollout.responses)).split(minibatch_size):
+        part = rollout.rows(rows.to(rollout.responses.device))
+        again = score_tokens(model, part.prompts, part.responses, settings.temperature, value_head)
+        gaps.append((again.logprobs - part.logprobs).abs()[part.mask].max())
+    filtered, sampler_gap = sampler_figures(
+        sampler_logits, rollout.responses, rollout.mask, rollout.logprobs
+    )
+    return StepZero(
+        kl=float(per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).mean()),
+        log_ratio=float(torch.stack(gaps).max()),
+        mask_errors=count_mask_errors(rollout.responses, rollout.mask, settings.eos_id),
+        filtered=filtered,
+        sampler_gap=sampler_gap,
+    )
 
 
 def check(figures: StepZero, tolerance: Tolerance) -> None:

@@ -1,10 +1,11 @@
 """PPOPolicy: the loop of PPO over an encoder-decoder with adapters."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -21,22 +22,17 @@ from lightning_modules.adapters import (
     reference_policy,
 )
 from lightning_modules.base import Decoding, SummarizationModule
-from lightning_modules.ppo import invariants
+from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import gae, whiten
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.kl import KLCoefficient, k1, k3, per_sequence
-from lightning_modules.ppo.losses import explained_variance, policy_loss, value_loss
+from lightning_modules.ppo.kl import KLCoefficient, k1, per_sequence
+from lightning_modules.ppo.losses import policy_loss, value_loss
 from lightning_modules.ppo.rewards import penalise_unfinished, shape_rewards
-from lightning_modules.ppo.rollout import (
-    Prompts,
-    Rollout,
-    encode,
-    response_mask,
-    sample,
-    score_tokens,
-)
+from lightning_modules.ppo.rollout import Prompts, Rollout, Sampling, roll_out, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.reward_model import RewardScorer
+
+logger = logging.getLogger(__name__)
 
 GATE_ROWS = 8
 """Prompts that the gate before the first update looks at."""
@@ -99,13 +95,11 @@ class PPOPolicy(SummarizationModule):
         ppo: PPOConfig | None = None,
         optimizer: OptimizerCallable = adamw,
         value_lr: float | None = None,
-        schedule: str = "constant",
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_fraction: float = 0.0,
         decoding: Decoding | None = None,
     ) -> None:
-        super().__init__(
-            backbone, optimizer, schedule, warmup_fraction, decoding  # type: ignore[arg-type]
-        )
+        super().__init__(backbone, optimizer, schedule, warmup_fraction, decoding)
         if adapter is not None and (problem := find_adapter_problem(adapter, backbone)):
             raise ValueError(problem)
         self.reward_model_name = reward_model
@@ -165,70 +159,54 @@ class PPOPolicy(SummarizationModule):
             What callbacks may watch, one value a rollout, [B]: kl (k1, nats), score, length.
         """
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        if not self.gate_passed:
-            self.pass_gate(prompts)
-        started = time.perf_counter()
-        rollout = self.roll_out(prompts)
-        rolled_out = time.perf_counter()
+        self.pass_gate(prompts)
+        times = [time.perf_counter()]
+
+        rollout, _ = roll_out(self.model, self.value_head, prompts, self.sampling)
+        times.append(time.perf_counter())
+
         scores = self.score(rollout, batch["ids"])
-        scored = time.perf_counter()
+        times.append(time.perf_counter())
 
         kl = k1(rollout.logprobs, rollout.ref_logprobs) * rollout.mask
         rewards = shape_rewards(scores, kl, rollout.mask, self.kl_coef.beta)
         if self.ppo.whiten_rewards:
-            rewards = whiten(rewards, rollout.mask, keep_mean=True, sum_over_ranks=self.sum_over_ranks)
+            rewards = self.whiten(rewards, rollout.mask, keep_mean=True)
+
         advantages, returns = gae(
             rewards, rollout.values, rollout.mask, self.ppo.gamma, self.ppo.lam
         )
-        advantages = whiten(advantages, rollout.mask, sum_over_ranks=self.sum_over_ranks)
-        update = self.update(rollout, advantages, returns)
+        losses = self.update(rollout, self.whiten(advantages, rollout.mask), returns)
+        times.append(time.perf_counter())
 
-        seconds = {
-            "time/rollout": rolled_out - started,
-            "time/score": scored - rolled_out,
-            "time/update": time.perf_counter() - scored,
-        }
-        self.log_objective(rollout, scores)
-        self.log_step(update | seconds | self.throughput(rollout, seconds))
-        self.log_step({
-            "ppo/returns/mean": masked_mean(returns, rollout.mask),
-            "ppo/advantages/mean": masked_mean(advantages, rollout.mask),
-            "ppo/val/explained_variance": explained_variance(
-                rollout.values, returns, rollout.mask
-            ),
-        })  # fmt: skip
+        self.log_step(figures.objective(rollout, scores, self.kl_coef.beta))
+        self.log_step(figures.estimates(rollout, advantages, returns))
+        self.log_step(losses | figures.speed(rollout, times))
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
         return {"kl": sequence_kl, "score": scores, "length": rollout.mask.sum(dim=1)}
 
-    @torch.no_grad()
-    def roll_out(self, prompts: Prompts) -> Rollout:
-        """Sample a response to each prompt and score its tokens under policy and reference.
+    @property
+    def sampling(self) -> Sampling:
+        """How rollouts are drawn."""
+        return Sampling(self.ppo.max_new_tokens, self.ppo.temperature, self.tokenizer.eos_token_id)
 
-        The policy's encoder runs once for the sampler and its log-probabilities. The latter come
-        from a teacher-forced pass as in the update, not from the sampler, whose cached passes round
-        differently under bf16.
+    def pass_gate(self, prompts: Prompts) -> None:
+        """Before the first update, measure what must hold then, and stop the run if it does not.
+
+        Raises:
+            GateError: With the figures.
         """
-        encoded = encode(self.model, prompts)
-        responses, _ = self.sample(prompts, encoded)
-        mask, finished = response_mask(responses, self.tokenizer.eos_token_id)
-        old = score_tokens(
-            self.model, prompts, responses, self.ppo.temperature, self.value_head, encoded
+        if self.gate_passed:
+            return
+        few = prompts.rows(torch.arange(min(GATE_ROWS, len(prompts.input_ids)), device=self.device))
+        found = invariants.measure(
+            self.model, self.value_head, few, self.sampling, self.ppo.minibatch_size
         )
-        with reference_policy(self.model):
-            reference = score_tokens(self.model, prompts, responses, self.ppo.temperature)
-        assert old.values is not None  # noqa: S101 (for the type checker: a head was given)
-        return Rollout(
-            prompts, responses, mask, finished,
-            old.logprobs, reference.logprobs, old.values, old.entropy,
-        )  # fmt: skip
-
-    def sample(self, prompts: Prompts, encoded: Any) -> tuple[Tensor, list[Tensor]]:
-        """Sample responses [B, T] with the settings of the loop."""
-        return sample(
-            self.model.get_base_model(), prompts, encoded,
-            self.ppo.max_new_tokens, self.ppo.temperature,
-        )  # fmt: skip
+        exact = str(self.trainer.precision).startswith(("32", "64"))
+        invariants.check(found, invariants.FP32 if exact else invariants.BF16)
+        logger.info("PPO's gate is passed: %s", found)
+        self.gate_passed = True
 
     def score(self, rollout: Rollout, ids: Sequence[str]) -> Tensor:
         """Give each response, as text and by itself, the reward model's raw logit: [B].
@@ -236,7 +214,8 @@ class PPOPolicy(SummarizationModule):
         Raises:
             FloatingPointError: If a score is not finite, with the text that got it.
         """
-        texts = self.decode(rollout.responses.masked_fill(~rollout.mask, self.tokenizer.pad_token_id))
+        padding = self.tokenizer.pad_token_id
+        texts = self.decode(rollout.responses.masked_fill(~rollout.mask, padding))
         scores = self.scorer.logits(texts)
         if not torch.isfinite(scores).all():
             row = int((~torch.isfinite(scores)).nonzero()[0])
@@ -246,37 +225,41 @@ class PPOPolicy(SummarizationModule):
             )
         return penalise_unfinished(scores, rollout.finished, self.ppo.unfinished_penalty)
 
+    def whiten(self, values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
+        """Whiten [B, T] over the real tokens of all ranks."""
+        return whiten(values, mask, keep_mean, self.sum_over_ranks)
+
     def update(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, Any]:
-        """Take one optimizer step for every minibatch of every epoch; give the means to log."""
+        """Take a step for every minibatch of every epoch; give the means over tokens to log."""
         optimizer: Any = self.optimizers()
-        totals = torch.zeros(5, device=self.device)  # policy, ratio, clipped, approx_kl, value
-        all_tokens, skipped = torch.zeros((), device=self.device), 0
+        names = ("policy/loss", "policy/ratio", "policy/clipfrac", "policy/approxkl", "val/loss")
+        totals = torch.zeros(len(names) + 1, device=self.device)
+        skipped = 0
         for rows in self.minibatches(len(advantages)):
             part = rollout.rows(rows)
             new = score_tokens(
                 self.model, part.prompts, part.responses, self.ppo.temperature, self.value_head
             )
-            assert new.values is not None  # noqa: S101 (for the type checker: a head was given)
             policy = policy_loss(
                 new.logprobs, part.logprobs, advantages[rows], part.mask, self.ppo.clip
             )
             value = value_loss(
                 new.values, part.values, returns[rows], part.mask, self.ppo.value_clip
             )
-            sums = torch.stack([*policy, value]).detach()
-            *sums, tokens = self.sum_over_ranks(torch.cat([sums, part.mask.sum()[None]]))
-            totals += torch.stack(sums)
-            all_tokens += tokens
-            if sums[1] / tokens > self.ppo.ratio_guard:
+            sums = torch.stack([*policy, value, part.mask.sum()]).detach()
+            sums = self.sum_over_ranks(sums)
+            totals += sums
+            tokens = sums[-1]
+            if sums[names.index("policy/ratio")] / tokens > self.ppo.ratio_guard:
                 skipped += 1
                 continue
+            # DDP averages over ranks: times ranks, over all tokens, is the mean over all tokens.
             loss = (policy.loss + self.ppo.value_weight * value) * self.trainer.world_size / tokens
             self.step(optimizer, loss)
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        means = totals / all_tokens
-        names = ("policy/loss", "policy/ratio", "policy/clipfrac", "policy/approxkl", "val/loss")
-        return {f"ppo/{name}": mean for name, mean in zip(names, means, strict=True)} | {
+        means = dict(zip(names, totals[:-1] / totals[-1], strict=True))
+        return {f"ppo/{name}": mean for name, mean in means.items()} | {
             "ppo/policy/skipped": float(skipped)
         }
 
@@ -311,66 +294,9 @@ class PPOPolicy(SummarizationModule):
 
     def adapt_kl_coef(self, sequence_kl: Tensor) -> None:
         """Lead the coefficient towards its target by the KL of this batch over all ranks."""
-        total, rows = self.sum_over_ranks(
-            torch.stack([sequence_kl.sum(), sequence_kl.new_tensor(len(sequence_kl))])
-        )
+        count = sequence_kl.new_tensor(len(sequence_kl))
+        total, rows = self.sum_over_ranks(torch.stack([sequence_kl.sum(), count]))
         self.kl_coef.update(float(total / rows), int(rows))
-
-    @torch.no_grad()
-    def pass_gate(self, prompts: Prompts) -> None:
-        """Measure on a few prompts what must hold before the first update, and stop if it does not.
-
-        Raises:
-            GateError: With the figures.
-        """
-        few = prompts.rows(torch.arange(min(GATE_ROWS, len(prompts.input_ids)), device=self.device))
-        rollout = self.roll_out(few)
-        again = score_tokens(self.model, few, rollout.responses, self.ppo.temperature)
-        responses, logits = self.sample(few, encode(self.model, few))
-        mask, _ = response_mask(responses, self.tokenizer.eos_token_id)
-        scored = score_tokens(self.model, few, responses, self.ppo.temperature)
-        filtered, gap = invariants.sampler_figures(logits, responses, mask, scored.logprobs)
-        kl = per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).mean()
-        figures = invariants.StepZero(
-            kl=float(kl),
-            log_ratio=float((again.logprobs - rollout.logprobs).abs()[rollout.mask].max()),
-            mask_errors=invariants.count_mask_errors(
-                rollout.responses, rollout.mask, self.tokenizer.eos_token_id
-            ),
-            filtered=filtered,
-            sampler_gap=gap,
-        )
-        exact = str(self.trainer.precision).startswith(("32", "64"))
-        invariants.check(figures, invariants.FP32 if exact else invariants.BF16)
-        invariants.logger.info("PPO's gate is passed: %s", figures)
-        self.gate_passed = True
-
-    # Logging ------------------------------------------------------------------------------------
-
-    def log_objective(self, rollout: Rollout, scores: Tensor) -> None:
-        """Log what PPO is after (means over the batch) and the shape of its rollouts."""
-        kl = per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask).mean()
-        score = scores.mean()
-        self.log_step({
-            "objective/kl": kl,
-            "objective/kl_k3": per_sequence(
-                k3(rollout.logprobs, rollout.ref_logprobs), rollout.mask
-            ).mean(),
-            "objective/reward": score,
-            "objective/rlhf_reward": score - self.kl_coef.beta * kl,
-            "objective/entropy": masked_mean(rollout.entropy, rollout.mask),
-            "objective/kl_coef": self.kl_coef.beta,
-            "rollout/length": rollout.mask.sum(dim=1).float().mean(),
-            "rollout/eos_rate": rollout.finished.float().mean(),
-        })  # fmt: skip
-
-    def throughput(self, rollout: Rollout, seconds: dict[str, float]) -> dict[str, float]:
-        """Give rollouts and response tokens a second of this step, on this rank."""
-        total = sum(seconds.values())
-        return {
-            "perf/samples_per_s": len(rollout.responses) / total,
-            "perf/tokens_per_s": float(rollout.mask.sum()) / total,
-        }
 
     def log_step(self, values: dict[str, Any]) -> None:
         """Log scalars of this training step, averaged over ranks; reward and KL on the bar."""
@@ -397,12 +323,3 @@ class PPOPolicy(SummarizationModule):
         super().on_load_checkpoint(checkpoint)
         self.kl_coef.beta = checkpoint["ppo"]["kl_coef"]
         self.gate_passed = checkpoint["ppo"]["gate_passed"]
-
-    def export(self, path: str | Path) -> None:
-        """Write the policy's adapter; the reference and the value head stay behind."""
-        self.model.save_pretrained(path, selected_adapters=["default"])
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average [B, T] over the real tokens."""
-    return (values * mask).sum() / mask.sum()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from lightning_modules.adapters import reference_policy
 from lightning_modules.ppo.value_head import ValueHead
 
 
@@ -25,16 +26,24 @@ class Prompts(NamedTuple):
         return Prompts(self.input_ids[index], self.attention_mask[index])
 
 
+class Sampling(NamedTuple):
+    """How responses are drawn: at most max_new_tokens (EOS included), logits over temperature."""
+
+    max_new_tokens: int
+    temperature: float
+    eos_id: int
+
+
 class TokenScores(NamedTuple):
     """What a model says of given response tokens, each [B, T].
 
     logprobs: log pi(y_t), nats, at the sampling temperature. entropy: of the distribution that y_t
-    was drawn from, nats, without gradient. values: of the state before y_t; None without a head.
+    was drawn from, nats, without gradient. values: of the state before y_t; zeros without a head.
     """
 
     logprobs: Tensor
     entropy: Tensor
-    values: Tensor | None
+    values: Tensor
 
 
 class Rollout(NamedTuple):
@@ -67,11 +76,7 @@ def encode(model: Any, prompts: Prompts) -> BaseModelOutput:
 
 @torch.no_grad()
 def sample(
-    model: Any,
-    prompts: Prompts,
-    encoded: BaseModelOutput,
-    max_new_tokens: int,
-    temperature: float,
+    model: Any, prompts: Prompts, encoded: BaseModelOutput, settings: Sampling
 ) -> tuple[Tensor, list[Tensor]]:
     """Sample one response a prompt from the policy's own distribution, nothing filtered out.
 
@@ -86,10 +91,10 @@ def sample(
         encoder_outputs=encoded,
         attention_mask=prompts.attention_mask,
         do_sample=True,
-        temperature=temperature,
+        temperature=settings.temperature,
         top_k=0,
         top_p=1.0,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         min_length=0,
         return_dict_in_generate=True,
         output_scores=True,
@@ -129,7 +134,7 @@ def score_tokens(
         prompts: B prompts.
         responses: Token ids without the start token, [B, T].
         temperature: That of the sampler.
-        value_head: Reads the decoder's last hidden states; None gives no values.
+        value_head: Reads the decoder's last hidden states; None leaves the values 0.
         encoded: The encoder's output for these prompts under this same policy, if at hand.
     """
     if encoded is None:
@@ -146,8 +151,41 @@ def score_tokens(
     logprobs = logits.gather(-1, responses.unsqueeze(-1)).squeeze(-1) - normaliser
     with torch.no_grad():
         entropy = normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-    values = value_head(output.decoder_hidden_states[-1]) if value_head is not None else None
-    return TokenScores(logprobs, entropy, values)
+    if value_head is None:
+        return TokenScores(logprobs, entropy, torch.zeros_like(entropy))
+    return TokenScores(logprobs, entropy, value_head(output.decoder_hidden_states[-1]))
+
+
+@torch.no_grad()
+def roll_out(
+    model: Any, value_head: ValueHead, prompts: Prompts, settings: Sampling
+) -> tuple[Rollout, list[Tensor]]:
+    """Sample a response to each prompt and score its tokens under policy and reference.
+
+    The policy's encoder runs once for the sampler and for the log-probabilities. The latter come
+    from a teacher-forced pass as in the update, not from the sampler, whose cached passes round
+    differently under bf16.
+
+    Args:
+        model: The backbone with the policy's adapter active.
+        value_head: Of the policy.
+        prompts: B prompts.
+        settings: How to sample.
+
+    Returns:
+        The rollout, and for checks the sampler's own logits, T times [B, V].
+    """
+    encoded = encode(model, prompts)
+    responses, sampler_logits = sample(model.get_base_model(), prompts, encoded, settings)
+    mask, finished = response_mask(responses, settings.eos_id)
+    old = score_tokens(model, prompts, responses, settings.temperature, value_head, encoded)
+    with reference_policy(model):
+        reference = score_tokens(model, prompts, responses, settings.temperature)
+    rollout = Rollout(
+        prompts, responses, mask, finished,
+        old.logprobs, reference.logprobs, old.values, old.entropy,
+    )  # fmt: skip
+    return rollout, sampler_logits
 
 
 def shift_right(responses: Tensor, start_id: int) -> Tensor:

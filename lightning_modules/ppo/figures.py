@@ -1,0 +1,70 @@
+"""The numbers that tell how PPO is doing, by the names under which they are logged."""
+
+from torch import Tensor
+
+from lightning_modules.ppo.kl import k1, k3, per_sequence
+from lightning_modules.ppo.losses import explained_variance
+from lightning_modules.ppo.rollout import Rollout
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Average [B, T] over the real tokens: a scalar."""
+    return (values * mask).sum() / mask.sum()
+
+
+def objective(rollout: Rollout, scores: Tensor, beta: float) -> dict[str, Tensor | float]:
+    """Give what PPO is after, and the shape of its rollouts: means over the batch.
+
+    kl and kl_k3 are per sequence, nats; entropy is per token, nats; rlhf_reward is the score less
+    beta times the sequence KL.
+
+    Args:
+        rollout: B responses.
+        scores: Of the reward model, [B].
+        beta: Weight of the KL.
+    """
+    logprobs, reference, mask = rollout.logprobs, rollout.ref_logprobs, rollout.mask
+    kl = per_sequence(k1(logprobs, reference), mask).mean()
+    reward = scores.mean()
+    return {
+        "objective/reward": reward,
+        "objective/kl": kl,
+        "objective/kl_k3": per_sequence(k3(logprobs, reference), mask).mean(),
+        "objective/entropy": masked_mean(rollout.entropy, mask),
+        "objective/kl_coef": beta,
+        "objective/rlhf_reward": reward - beta * kl,
+        "rollout/length": mask.sum(dim=1).float().mean(),
+        "rollout/eos_rate": rollout.finished.float().mean(),
+    }
+
+
+def estimates(rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, Tensor]:
+    """Give means of advantages (before whitening) and returns, and how the value head fits.
+
+    Args:
+        rollout: B responses of up to T tokens.
+        advantages: [B, T].
+        returns: [B, T].
+    """
+    return {
+        "ppo/advantages/mean": masked_mean(advantages, rollout.mask),
+        "ppo/returns/mean": masked_mean(returns, rollout.mask),
+        "ppo/val/explained_variance": explained_variance(rollout.values, returns, rollout.mask),
+    }
+
+
+def speed(rollout: Rollout, times: list[float]) -> dict[str, float]:
+    """Give the seconds of each phase of a step, and rollouts and response tokens a second.
+
+    Args:
+        rollout: B responses, of this rank.
+        times: Clock readings before the rollout, after it, after scoring, after the update.
+    """
+    start, rolled_out, scored, end = times
+    return {
+        "time/rollout": rolled_out - start,
+        "time/score": scored - rolled_out,
+        "time/update": end - scored,
+        "perf/samples_per_s": len(rollout.responses) / (end - start),
+        "perf/tokens_per_s": float(rollout.mask.sum()) / (end - start),
+    }

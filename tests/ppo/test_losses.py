@@ -1,0 +1,83 @@
+import math
+
+import pytest
+import torch
+
+from lightning_modules.ppo.losses import explained_variance, policy_loss, value_loss
+
+ONE = torch.ones(1, 1, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "clipped"),
+    [
+        (1.0, 2.0, -2.0, 0),  # where every first epoch starts
+        (1.1, 2.0, -2.2, 0),  # inside the interval
+        (1.5, 2.0, -2.4, 1),  # good token, already likelier: clipped at 1.2
+        (0.5, 2.0, -1.0, 0),  # good token made less likely: full gradient
+        (1.5, -2.0, 3.0, 0),  # bad token made likelier: full gradient
+        (0.5, -2.0, 1.6, 1),  # bad token, already less likely: clipped at 0.8
+    ],
+)
+def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, clipped: int) -> None:
+    result = policy_loss(
+        torch.tensor([[math.log(ratio)]]), torch.zeros(1, 1), torch.tensor([[advantage]]), ONE, 0.2
+    )
+    assert result.loss.item() == pytest.approx(loss)
+    assert result.clipped.item() == clipped
+    assert result.ratio.item() == pytest.approx(ratio)
+    assert result.approx_kl.item() == pytest.approx(0.5 * math.log(ratio) ** 2)
+
+
+def test_a_clipped_token_has_no_gradient() -> None:
+    logprobs = torch.tensor([[math.log(1.5), math.log(1.1)]], requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    policy_loss(logprobs, torch.zeros(1, 2), torch.ones(1, 2), mask).loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad[0, 0] == 0
+    assert logprobs.grad[0, 1].item() == pytest.approx(-1.1)
+
+
+def test_tokens_outside_the_mask_have_no_part() -> None:
+    logprobs = torch.tensor([[0.0, 1e30]], requires_grad=True)
+    mask = torch.tensor([[True, False]])
+    result = policy_loss(logprobs, torch.zeros(1, 2), torch.ones(1, 2), mask)
+    result.loss.backward()
+    assert [x.item() for x in result] == [-1.0, 1.0, 0.0, 0.0]
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[-1.0, 0.0]]
+
+
+def test_sums_do_not_depend_on_the_cut() -> None:
+    generator = torch.Generator().manual_seed(3)
+    new, old, advantages = torch.randn(3, 8, 5, generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (8, 1), generator=generator)
+    whole = torch.stack([*policy_loss(new, old, advantages, mask)])
+    parts = sum(
+        torch.stack([*policy_loss(new[r], old[r], advantages[r], mask[r])])
+        for r in torch.arange(8).split([1, 3, 4])
+    )
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize(
+    ("value", "loss"),
+    [
+        (1.1, 0.5 * 0.9**2),  # moved by 0.1: not clipped
+        (1.8, 0.5 * 0.8**2),  # clipped to 1.2, and the worse of 0.2 and 0.8 counts
+        (0.0, 0.5 * 2.0**2),  # moved away from the return: the unclipped one is worse
+    ],
+)
+def test_value_loss_by_hand(value: float, loss: float) -> None:
+    result = value_loss(
+        torch.tensor([[value]]), torch.tensor([[1.0]]), torch.tensor([[2.0]]), ONE, 0.2
+    )
+    assert result.item() == pytest.approx(loss)
+
+
+def test_explained_variance_by_hand() -> None:
+    returns = torch.tensor([[0.0, 2.0, 50.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert explained_variance(returns, returns, mask).item() == 1
+    assert explained_variance(torch.ones(1, 3), returns, mask).item() == 0
+    assert explained_variance(-returns, returns, mask).item() == pytest.approx(1 - 4)
