@@ -1,0 +1,194 @@
+"""Batches: rows of like length together, padded to multiples of 8, dealt out to the ranks."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+IGNORED_LABEL = -100
+MULTIPLE = 8
+"""Lengths are padded to a multiple of this: tensor cores want it, and shapes repeat."""
+
+BUCKET_BATCHES = 50
+"""Global batches per bucket: rows are sorted by length within a bucket, not over the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, tokenised; ``source`` and ``target`` are [length] token ids, both with EOS."""
+
+    index: int
+    id: str
+    dialogue: str
+    references: list[str]
+    source: np.ndarray
+    target: np.ndarray
+
+
+class Batch(TypedDict):
+    """What a dataloader yields: B rows, source length S and target length T (multiples of 8).
+
+    Keys:
+        input_ids: [B, S] int64, padded on the right.
+        attention_mask: [B, S] int64, 0 on padding.
+        labels: [B, T] int64 of the first reference, ending in EOS, padded with -100.
+        index: [B] int64, row number in the split; restores the order after bucketing and ranks.
+        ids: B row ids.
+        dialogues: B dialogues, whole and without a prompt.
+        references: B lists of reference summaries.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    index: Tensor
+    ids: list[str]
+    dialogues: list[str]
+    references: list[list[str]]
+
+
+class Collator:
+    """Pads examples to a batch.
+
+    Args:
+        pad_token_id: The token that fills up ``input_ids``.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Make one batch of the examples, in their order."""
+        sources = [example.source for example in examples]
+        return Batch(
+            input_ids=pad(sources, self.pad_token_id),
+            attention_mask=pad([np.ones_like(source) for source in sources], 0),
+            labels=pad([example.target for example in examples], IGNORED_LABEL),
+            index=torch.tensor([example.index for example in examples]),
+            ids=[example.id for example in examples],
+            dialogues=[example.dialogue for example in examples],
+            references=[example.references for example in examples],
+        )
+
+
+def pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    """Stack rows of different lengths into [B, L] int64, filled with ``value`` on the right."""
+    longest = max(len(row) for row in rows)
+    width = -(-longest // MULTIPLE) * MULTIPLE
+    padded = torch.full((len(rows), width), value, dtype=torch.int64)
+    for row, target in zip(rows, padded, strict=True):
+        target[: len(row)] = torch.from_numpy(row.astype(np.int64))
+    return padded
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Batches of rows of like length, the same for one rank as for many.
+
+    The n rows are cut into global batches of nearly equal size, at most ``batch_size * world_size``
+    rows, and every global batch is dealt out to the ranks. So each row comes once per epoch, all
+    ranks have as many batches, and (batch 4, 2 ranks) takes the steps of (batch 8, 1 rank). The
+    order is a function of the arguments and the epoch only.
+
+    With one row per rank and n no multiple of the ranks, a rank may get two rows: no rank may ever
+    stand without one.
+
+    Args:
+        lengths: Length of each row, in tokens.
+        batch_size: Rows per batch and rank.
+        shuffle: New batches each epoch; otherwise the longest rows first, so that a batch that does
+            not fit the memory fails at once.
+        seed: Seed of the shuffle.
+        world_size: Number of ranks.
+        rank: This rank.
+
+    Raises:
+        ValueError: If there are fewer rows than ranks.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if len(lengths) < world_size:
+            raise ValueError(
+                f"{len(lengths)} row(s) cannot be dealt out to {world_size} ranks, each needs one; "
+                f"use fewer devices (--trainer.devices {max(1, len(lengths))}) or more rows"
+            )
+        self.lengths = np.asarray(lengths)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.world_size = world_size
+        self.rank = rank
+        self.epoch = 0
+        self.start = 0
+        rows = len(lengths)
+        batches = min(-(-rows // (batch_size * world_size)), rows // world_size)
+        self.bounds = [batch * rows // batches for batch in range(batches + 1)]
+
+    @property
+    def sampler(self) -> "LengthBatchSampler":
+        """This sampler: Lightning calls ``set_epoch`` on a batch sampler's ``sampler`` only."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        start, self.start = self.start, 0  # a resumed epoch goes on where it was, the next is whole
+        for batch in self.global_batches()[start:]:
+            yield batch[self.rank :: self.world_size].tolist()
+
+    def global_batches(self) -> list[np.ndarray]:
+        """Give this epoch's batches over all ranks."""
+        bounds = self.bounds
+        if not self.shuffle:
+            order = np.argsort(-self.lengths, kind="stable")
+            return [order[a:b] for a, b in itertools.pairwise(bounds)]
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.lengths))
+        for first in range(0, len(self), BUCKET_BATCHES):
+            bucket = slice(bounds[first], bounds[min(first + BUCKET_BATCHES, len(self))])
+            rows = order[bucket]
+            order[bucket] = rows[np.argsort(self.lengths[rows], kind="stable")]
+        batches = [order[a:b] for a, b in itertools.pairwise(bounds)]
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+
+class ResumableLoader(DataLoader[Example]):
+    """A DataLoader over a :class:`LengthBatchSampler` that resumes in the middle of an epoch.
+
+    Lightning saves ``state_dict`` in its checkpoints and hands it back before the first batch;
+    without it a resumed epoch would see its first batches twice and its last ones never.
+    """
+
+    batch_sampler: LengthBatchSampler
+    taken = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches of the epoch, counting them."""
+        self.taken = self.batch_sampler.start
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the number of batches taken from the running epoch."""
+        return {"taken": self.taken % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Make the next iteration leave out the batches taken already."""
+        self.batch_sampler.start = self.taken = state["taken"]

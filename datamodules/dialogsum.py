@@ -1,0 +1,272 @@
+"""DialogSumDataModule: dialogues and references as batches, for every method alike."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules import sources
+from datamodules.batching import Collator, Example, LengthBatchSampler, ResumableLoader
+from datamodules.encoding import Encoded, Encoder, default_cache_dir, encode_cached
+from datamodules.prompts import Instruction, PromptStyle
+from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
+from datamodules.splits import SplitReader
+from lightning_modules.backbones import load_tokenizer, resolve_model
+
+logger = logging.getLogger(__name__)
+
+
+class ExampleDataset(Dataset[Example]):
+    """The rows of a split with their tokens.
+
+    Args:
+        rows: The rows.
+        encoded: Their tokens, in the same order.
+    """
+
+    def __init__(self, rows: Sequence[Row], encoded: Encoded) -> None:
+        self.rows = rows
+        self.encoded = encoded
+        self.lengths = [len(source) for source in encoded.sources]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Give one row; ``index`` is its number in the split."""
+        row = self.rows[index]
+        return Example(
+            index, row.id, row.dialogue, list(row.references),
+            self.encoded.sources[index], self.encoded.targets[index],
+        )  # fmt: skip
+
+
+class DialogSumDataModule(L.LightningDataModule):
+    """DialogSum, or any data set of its shape.
+
+    Only the splits that a command needs have to be there. Without a train split the validation
+    split is trained on, but for a held-out part; without a validation split a part of the train
+    split is held out.
+
+    Args:
+        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, or ``mini``.
+        tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
+        prompt: The words around the dialogue.
+        shots: Examples from the train split before each question, as many of them as fit.
+        batch_size: Rows per training batch and rank.
+        eval_batch_size: Rows per evaluation batch and rank; None is ``batch_size``.
+        max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
+        max_target_length: Most tokens of a label, EOS included.
+        max_train_rows: Train on the first rows only.
+        max_validation_rows: Validate on the first rows only.
+        max_test_rows: Test on the first rows only.
+        min_dialogue_chars: Train on dialogues of at least this many characters.
+        max_dialogue_chars: Train on dialogues of at most this many characters.
+        holdout: Share of the rows held out for validation where a split is missing.
+        columns: Names of the source's columns.
+        on_bad_row: Stop at rows that cannot be used, or skip and count them.
+        seed: Seed of the hold-out, of the examples and of the order of the batches.
+        num_workers: Processes that collate batches; 0 does it in the main one.
+        cache_dir: Folder for tokenised data; None is ``$XDG_CACHE_HOME/alignsum/tokens``.
+
+    Raises:
+        ValueError: If settings are out of range, all of them in one message.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: str,
+        prompt: PromptStyle = Instruction(),  # noqa: B008 - a style is never changed
+        shots: int = 0,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        max_source_length: int = 512,
+        max_target_length: int = 128,
+        max_train_rows: int | None = None,
+        max_validation_rows: int | None = None,
+        max_test_rows: int | None = None,
+        min_dialogue_chars: int = 0,
+        max_dialogue_chars: int | None = None,
+        holdout: float = 0.1,
+        columns: ColumnNames = ColumnNames(),  # noqa: B008 - frozen
+        on_bad_row: OnBadRow = "stop",
+        seed: int = 42,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.tokenizer_name = tokenizer
+        self.prompt = prompt
+        self.shots = shots
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.max_source_length = max_source_length
+        self.max_target_length = max_target_length
+        self.max_rows: dict[Split, int | None] = {
+            "train": max_train_rows,
+            "validation": max_validation_rows,
+            "test": max_test_rows,
+        }
+        self.min_dialogue_chars = min_dialogue_chars
+        self.max_dialogue_chars = max_dialogue_chars
+        self.reader = SplitReader(source, columns, on_bad_row, holdout, seed)
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self._check_settings()
+        self.tokenizer: Any = None
+        self.datasets: dict[Split, ExampleDataset] = {}
+        self._rows: dict[Split, list[Row]] = {}
+
+    def _check_settings(self) -> None:
+        least = {
+            "shots": (self.shots, 0), "batch_size": (self.batch_size, 1),
+            "eval_batch_size": (self.eval_batch_size, 1), "num_workers": (self.num_workers, 0),
+            "max_source_length": (self.max_source_length, 2),
+            "max_target_length": (self.max_target_length, 2),
+            "min_dialogue_chars": (self.min_dialogue_chars, 0),
+            "max_dialogue_chars": (self.max_dialogue_chars, max(1, self.min_dialogue_chars)),
+            "seed": (self.seed, 0),
+            **{f"max_{split}_rows": (rows, 1) for split, rows in self.max_rows.items()},
+        }  # fmt: skip
+        problems = [
+            f"{name} must be at least {low}, got {value}"
+            for name, (value, low) in least.items()
+            if value is not None and value < low
+        ]
+        if not 0 < self.reader.holdout < 1:
+            problems.append(f"holdout must be a share between 0 and 1, got {self.reader.holdout}")
+        if self.reader.on_bad_row not in ("stop", "skip"):
+            problems.append(f"on_bad_row must be stop or skip, got {self.reader.on_bad_row!r}")
+        if problems:
+            raise ValueError("data: " + "; ".join(problems))
+
+    @staticmethod
+    def find_problems(settings: Any) -> list[str]:
+        """Say why the data of these settings cannot be had, before anything is loaded.
+
+        Args:
+            settings: The arguments of the constructor, as attributes.
+        """
+        return sources.find_problems(settings.source)
+
+    # Rows ---------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenise the splits that a stage needs.
+
+        Raises:
+            DataError: If a split is missing, empty or has bad rows.
+            ValueError: If the tokenizer is not the module's, or the instruction does not fit.
+        """
+        self._check_tokenizer()
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "validation"), "validate": ("validation",),
+            "test": ("test",), "predict": ("test",),
+        }  # fmt: skip
+        missing = [split for split in needed[stage] if split not in self.datasets]
+        if not missing:
+            return
+        if self.tokenizer is None:
+            self.tokenizer = load_tokenizer(self.tokenizer_name)
+        examples = self._choose_examples()
+        encoder = Encoder(
+            self.tokenizer, self.prompt, examples, self.max_source_length, self.max_target_length
+        )
+        for split in missing:
+            rows = self._split_rows(split)
+            if split == "train":  # no row is asked for while it stands solved in its own prompt
+                rows = [row for row in rows if row not in examples]
+            if not rows:
+                raise DataError("data: all train rows are examples; lower shots")
+            encoded = encode_cached(encoder, rows, split, self.cache_dir, self._rank() == 0)
+            self.datasets[split] = ExampleDataset(rows, encoded)
+
+    def _check_tokenizer(self) -> None:
+        module = self.trainer.lightning_module if self.trainer else None
+        backbone = getattr(module, "backbone_name", None)
+        if backbone is not None and resolve_model(backbone) != resolve_model(self.tokenizer_name):
+            raise ValueError(
+                f"data.tokenizer is {self.tokenizer_name!r} but model.backbone is {backbone!r}: "
+                "their tokens differ; leave data.tokenizer out (the command line sets it) or give "
+                "both the same name"
+            )
+
+    def _choose_examples(self) -> list[Row]:
+        if self.shots == 0:
+            return []
+        rows = self._split_rows("train")
+        if self.shots > len(rows):
+            raise DataError(
+                f"data: shots is {self.shots}, but the train split has {len(rows)} rows"
+            )
+        chosen = np.random.default_rng(self.seed).choice(len(rows), self.shots, replace=False)
+        return [rows[i] for i in chosen]
+
+    def _split_rows(self, split: Split) -> list[Row]:
+        """Give the rows of a split, filtered and limited as the settings say."""
+        if split not in self._rows:
+            rows = self.reader.read(split)
+            if split == "train":
+                rows = self._filter(rows)
+            self._rows[split] = rows[: self.max_rows[split]]
+        return self._rows[split]
+
+    def _filter(self, rows: list[Row]) -> list[Row]:
+        longest = self.max_dialogue_chars or float("inf")
+        kept = [row for row in rows if self.min_dialogue_chars <= len(row.dialogue) <= longest]
+        if not kept:
+            raise DataError(
+                f"data: no train dialogue has {self.min_dialogue_chars} to {longest} characters; "
+                "widen min_dialogue_chars and max_dialogue_chars"
+            )
+        if len(kept) < len(rows):
+            logger.info("train: %d of %d dialogues have the length asked for", len(kept), len(rows))
+        return kept
+
+    # Batches ------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Shuffled batches of like lengths, new ones each epoch."""
+        return self._loader("train", ResumableLoader, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        """Batches from the longest rows to the shortest."""
+        return self._loader("validation", DataLoader, self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """Batches from the longest rows to the shortest."""
+        return self._loader("test", DataLoader, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Example]:
+        """The test split's batches."""
+        return self._loader("test", DataLoader, self.eval_batch_size)
+
+    def _loader(
+        self, split: Split, kind: type[DataLoader[Example]], batch_size: int
+    ) -> DataLoader[Example]:
+        dataset = self.datasets[split]
+        sampler = LengthBatchSampler(
+            dataset.lengths,
+            batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=self._rank(),
+        )
+        return kind(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=Collator(self.tokenizer.pad_token_id),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0

@@ -1,0 +1,194 @@
+"""Read rows of dialogues and references from jsonl and csv files, and say what is wrong with them.
+
+Both forms of DialogSum are read: one line per reference (a test dialogue then stands several
+times, see :func:`group`), and one line per dialogue with ``summary1``, ``summary2``, ...
+"""
+
+import csv
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "validation", "test"]
+OnBadRow = Literal["stop", "skip"]
+
+_SHOWN_PROBLEMS = 10
+csv.field_size_limit(2**31 - 1)  # Python's own limit of 128 KiB a cell is not ours
+
+
+class DataError(ValueError):
+    """The data cannot be used as they are; the message says where and how to mend it."""
+
+
+class Row(NamedTuple):
+    """A dialogue and its reference summaries."""
+
+    id: str
+    dialogue: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """What the columns of a source are called.
+
+    Args:
+        id: Row id; DialogSum's ``fname`` is taken where it is missing, then the row's number.
+        dialogue: The text to summarise.
+        summary: The reference; or the stem of several, ``summary1``, ``summary2``, ...
+    """
+
+    id: str = "id"
+    dialogue: str = "dialogue"
+    summary: str = "summary"
+
+
+Record = dict[str, Any] | str
+"""A line's columns, or what is wrong with the line."""
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
+    """Read (line number, record) from a file with one JSON object a line; empty lines are left out.
+
+    Bytes that are not UTF-8 become lone surrogates here and are found by :func:`parse`.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield number, f"broken JSON ({error})"
+                continue
+            is_object = isinstance(record, dict)
+            yield number, record if is_object else "not a JSON object with columns"
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
+    """Read (line number on which it begins, record); cells may hold newlines."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header: list[str] | None = None
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, f"broken CSV ({error})"
+                continue
+            if header is None:
+                header = cells
+            elif not cells:
+                continue
+            elif len(cells) != len(header):
+                yield number, f"{len(cells)} cells where the header has {len(header)}"
+            else:
+                yield number, dict(zip(header, cells, strict=True))
+
+
+def parse(
+    records: Iterator[tuple[int, Record]],
+    split: Split,
+    where: str,
+    columns: ColumnNames,
+    on_bad_row: OnBadRow,
+) -> list[Row]:
+    """Turn records into rows, and all that is wrong with them into one error.
+
+    Raises:
+        DataError: If a row is bad and ``on_bad_row`` is "stop", or if there is no good row.
+    """
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, record in records:
+        try:
+            rows.append(_parse_record(record, f"{split}_{len(rows)}", columns))
+        except DataError as error:
+            problems.append(f"{where}:{number}: {error}")
+    if problems and on_bad_row == "stop":
+        raise DataError(
+            f"data: {_count(problems)}\nMend them, or leave them out with --data.on_bad_row skip"
+        )
+    if problems:
+        logger.warning("Skipped %s", _count(problems))
+    if not rows:
+        raise DataError(f"data: the {split} split is empty: {where} has no usable row")
+    return rows
+
+
+def _count(problems: Sequence[str]) -> str:
+    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
+    more = len(problems) - _SHOWN_PROBLEMS
+    return f"{len(problems)} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
+
+
+def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
+    if isinstance(record, str):
+        raise DataError(record)
+    names = [columns.summary]
+    if columns.summary not in record:
+        numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
+        found = [match for name in record if (match := numbered.fullmatch(name or ""))]
+        names = [match[0] for match in sorted(found, key=lambda match: int(match[1]))] or names
+    name = next((name for name in (columns.id, "fname") if name in record), None)
+    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
+    dialogue = _text(record, columns.dialogue)
+    return Row(identity, dialogue, tuple(_text(record, name) for name in names))
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    if name not in record:
+        raise DataError(f"no column {name!r} (it has {', '.join(map(str, record)) or 'none'})")
+    value = record[name]
+    if not isinstance(value, str):
+        raise DataError(f"{name} is {type(value).__name__}, not text")
+    if not value.strip():
+        raise DataError(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is not UTF-8 (character {error.start})") from None
+    return value
+
+
+def group(rows: Sequence[Row]) -> list[Row]:
+    """Make one row with several references of the rows that have the same dialogue.
+
+    ``test_0_1``, ``test_0_2`` and ``test_0_3`` become ``test_0``; where the ids share no such stem
+    the first is taken. The order is that of the first appearance.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.dialogue, []).append(row)
+    grouped = []
+    for dialogue, members in groups.items():
+        stems = {re.sub(r"_\d+$", "", row.id) for row in members}
+        shared = len(members) > 1 and len(stems) == 1
+        references = tuple(text for row in members for text in row.references)
+        grouped.append(Row(stems.pop() if shared else members[0].id, dialogue, references))
+    return grouped
+
+
+def with_unique_ids(rows: Sequence[Row]) -> list[Row]:
+    """Give every further row of an id a number of its own: ``a``, ``a#2``, ``a#3``."""
+    seen: Counter[str] = Counter()
+    taken = {row.id for row in rows}
+    unique = []
+    for row in rows:
+        seen[row.id] += 1
+        name = row.id
+        while seen[row.id] > 1 and (name := f"{row.id}#{seen[row.id]}") in taken:
+            seen[row.id] += 1
+        taken.add(name)
+        unique.append(row._replace(id=name))
+    return unique
