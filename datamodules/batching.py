@@ -168,7 +168,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         return [batches[place] for place in generator.permutation(len(batches))]
 
 
-class ResumableLoader(DataLoader[Example]):
+class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a :class:`LengthBatchSampler` that resumes in the middle of an epoch.
 
     Lightning saves ``state_dict`` in its checkpoints and hands it back before the first batch;
@@ -178,7 +178,7 @@ class ResumableLoader(DataLoader[Example]):
     batch_sampler: LengthBatchSampler
     taken = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:
         """Yield the batches of the epoch, counting them."""
         self.taken = self.batch_sampler.start
         for batch in super().__iter__():

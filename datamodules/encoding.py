@@ -191,8 +191,8 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
             np.savez(
                 file,
                 sources=np.concatenate(encoded.sources), targets=np.concatenate(encoded.targets),
-                source_lengths=np.array([len(row) for row in encoded.sources]),
-                target_lengths=np.array([len(row) for row in encoded.targets]),
+                sources_lengths=np.array([len(row) for row in encoded.sources]),
+                targets_lengths=np.array([len(row) for row in encoded.targets]),
                 shots=encoded.shots, cut=encoded.cut,
             )  # fmt: skip
             file.close()

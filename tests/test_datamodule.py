@@ -1,0 +1,406 @@
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from datamodules import DialogSumDataModule, Flan, Instruction, Plain, Template
+from datamodules.batching import Batch
+from datamodules.encoding import Encoder, encode_cached, load_encoded
+from datamodules.reading import DataError, Row
+
+EOS = 1
+DIALOGSUM = Path(
+    os.environ.get("DIALOGSUM_DIR", Path(__file__).parents[2] / "shared" / "data" / "dialogsum")
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer whose tokens are bytes: a text of n bytes has n + 1 tokens, EOS included."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", EOS)])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def make(tmp_path: Path, tokenizer_dir: str) -> Callable[..., DialogSumDataModule]:
+    def make(**settings: Any) -> DialogSumDataModule:
+        defaults: dict[str, Any] = {
+            "source": str(tmp_path), "tokenizer": tokenizer_dir, "prompt": Plain(),
+            "cache_dir": str(tmp_path / "cache"), "batch_size": 4,
+        }  # fmt: skip
+        return DialogSumDataModule(**{**defaults, **settings})
+
+    return make
+
+
+def write(path: Path, count: int, start: int = 0) -> None:
+    """Write rows whose dialogues are of 10, 11, ... letters."""
+    rows = [
+        {"id": f"r{i}", "dialogue": f"{i:03d}" + "x" * (7 + i), "summary": f"sum {i}"}
+        for i in range(start, start + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def encoder(tokenizer_dir: str, **settings: Any) -> Encoder:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    defaults: dict[str, Any] = {
+        "prompt": Template("<{dialogue}>"), "examples": [],
+        "max_source_length": 13, "max_target_length": 8,
+    }  # fmt: skip
+    return Encoder(tokenizer, **{**defaults, **settings})
+
+
+def texts(subject: Encoder, rows: list[Row]) -> list[str]:
+    return [subject.tokenizer.decode(ids) for ids in subject.encode(rows).sources]
+
+
+# Prompts and labels -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "expected", "cut"),
+    [
+        ("0123456789", "<0123456789></s>", False),  # 12 bytes and EOS: exactly 13
+        ("0123456789A", "<0123456789></s>", True),  # one over
+        ("0123456789" * 9, "<0123456789></s>", True),
+        ("012345678é", "<012345678></s>", True),  # a character is kept whole or not at all
+        ("<>", "<<>></s>", False),
+    ],
+)
+def test_only_the_end_of_the_dialogue_is_cut(
+    tokenizer_dir: str, dialogue: str, expected: str, cut: bool
+) -> None:
+    encoded = (subject := encoder(tokenizer_dir)).encode([Row("a", dialogue, ("s",))])
+    assert subject.tokenizer.decode(encoded.sources[0]) == expected
+    assert encoded.cut.tolist() == [cut]
+
+
+def test_what_fits_is_the_whole_string_tokenised(tokenizer_dir: str) -> None:
+    subject = encoder(tokenizer_dir, prompt=Instruction(), max_source_length=500)
+    dialogue = "  #Person1#: Caf\u00e9?\n\n"
+    (source,) = subject.encode([Row("a", dialogue, ("s",))]).sources
+    assert source.tolist() == subject.tokenizer(Instruction().wrap(dialogue))["input_ids"]
+
+
+def test_an_instruction_that_leaves_no_room_is_refused(tokenizer_dir: str) -> None:
+    # "<" and ">" and EOS are 3 tokens; the dialogue needs one more.
+    with pytest.raises(ValueError, match=r"Template takes 3 tokens.*max_source_length 3"):
+        encoder(tokenizer_dir, max_source_length=3)
+    subject = encoder(tokenizer_dir, max_source_length=4)
+    assert texts(subject, [Row("a", "abc", ("s",))]) == ["<a></s>"]
+
+
+@pytest.mark.parametrize(
+    ("summary", "expected"),
+    [("1234567", "1234567</s>"), ("12345678", "1234567</s>"), ("1", "1</s>")],
+)
+def test_labels_end_in_one_eos(tokenizer_dir: str, summary: str, expected: str) -> None:
+    subject = encoder(tokenizer_dir)
+    (target,) = subject.encode([Row("a", "d", (summary, "other"))]).targets
+    assert subject.tokenizer.decode(target) == expected
+    assert target.tolist().count(EOS) == 1
+
+
+def test_as_many_examples_as_fit_and_never_a_cut_question(tokenizer_dir: str) -> None:
+    examples = [Row("e1", "one", ("1",)), Row("e2", "two", ("2",))]
+    # An example is "<one>\n1\n\n\n": 10 bytes. A question of n letters is n + 2 bytes.
+    subject = encoder(tokenizer_dir, examples=examples, max_source_length=30)
+    rows = [Row(str(n), "q" * n, ("s",)) for n in (7, 8, 17, 18, 27, 28)]
+    encoded = subject.encode(rows)
+    assert encoded.shots.tolist() == [2, 1, 1, 0, 0, 0]
+    assert encoded.cut.tolist() == [False] * 5 + [True]
+    assert texts(subject, rows)[0] == "<one>\n1\n\n\n<two>\n2\n\n\n<qqqqqqq></s>"
+    assert texts(subject, rows)[1] == "<one>\n1\n\n\n<qqqqqqqq></s>"
+    assert texts(subject, rows)[5] == f"<{'q' * 27}></s>"
+
+
+def test_examples_come_from_train_only_and_are_not_trained_on(
+    tmp_path: Path, make: Callable[..., DialogSumDataModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "train.jsonl", 10)
+    write(tmp_path / "val.jsonl", 5, start=20)
+    write(tmp_path / "test.jsonl", 5, start=40)
+    data = make(shots=2, prompt=Flan(), max_source_length=400)
+    with caplog.at_level(logging.INFO):
+        data.setup("fit")
+        data.setup("test")
+    assert "test: of 2 examples fitted 2 before 5 rows" in caplog.text
+    shown = {row.id for row in data._choose_examples()}
+    assert len(shown) == 2
+    assert {row.id for row in data.datasets["train"].rows} == {f"r{i}" for i in range(10)} - shown
+    prompt = data.tokenizer.decode(data.datasets["test"][0].source)
+    assert prompt.count("Dialogue:") == 3
+    others = [make(shots=2, seed=seed) for seed in (42, 1, 2, 3)]
+    choices = [{row.id for row in other._choose_examples()} for other in others]
+    assert choices[0] == shown
+    assert any(choice != shown for choice in choices)
+
+
+def test_too_many_shots(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
+    write(tmp_path / "train.jsonl", 4)
+    write(tmp_path / "val.jsonl", 4)
+    with pytest.raises(DataError, match="5 shots, but only 4 train rows"):
+        make(shots=5).setup("fit")
+    with pytest.raises(DataError, match="all train rows are examples"):
+        make(shots=4).setup("fit")
+
+
+# The cache --------------------------------------------------------------------------------------
+
+
+def test_the_second_start_does_not_tokenise(
+    tmp_path: Path,
+    make: Callable[..., DialogSumDataModule],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write(tmp_path / "test.jsonl", 6)
+    (first := make()).setup("test")
+    calls: list[list[Row]] = []
+    encode = Encoder.encode
+    monkeypatch.setattr(
+        Encoder, "encode", lambda self, rows: calls.append(rows) or encode(self, rows)
+    )
+    with caplog.at_level(logging.INFO):
+        (second := make()).setup("test")
+    assert calls == []
+    assert "tokens of 6 rows taken from" in caplog.text
+    for i in range(6):
+        assert (
+            first.datasets["test"][i].source.tolist() == second.datasets["test"][i].source.tolist()
+        )
+        assert (
+            first.datasets["test"][i].target.tolist() == second.datasets["test"][i].target.tolist()
+        )
+    for change in ({"prompt": Flan()}, {"max_source_length": 99}, {"max_target_length": 9},
+                   {"max_test_rows": 5}):  # fmt: skip
+        calls.clear()
+        make(**change).setup("test")
+        assert calls, f"{change} must not take the other's tokens"
+    calls.clear()
+    write(tmp_path / "test.jsonl", 6, start=1)
+    make().setup("test")
+    assert calls
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "rows"])
+def test_a_damaged_cache_entry_is_built_anew(
+    tmp_path: Path, tokenizer_dir: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    subject = encoder(tokenizer_dir)
+    rows = [Row(str(i), "abc" * i, ("s",)) for i in range(1, 30)]
+    whole = encode_cached(subject, rows, "test", tmp_path, show_progress=False)
+    (path,) = tmp_path.glob("*.npz")
+    content = bytearray(path.read_bytes())
+    if damage == "rows":
+        assert load_encoded(path, len(rows) - 1) is None
+    elif damage == "flip":
+        content[200] ^= 0xFF
+    else:
+        del content[(len(content) // 2) * (damage == "cut") :]
+    path.write_bytes(content)
+    again = encode_cached(subject, rows, "test", tmp_path, show_progress=False)
+    assert "is damaged" in caplog.text
+    assert [ids.tolist() for ids in again.sources] == [ids.tolist() for ids in whole.sources]
+    assert load_encoded(path, len(rows)) is not None
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_default_cache_follows_xdg(
+    tmp_path: Path, make: Callable[..., DialogSumDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    write(tmp_path / "test.jsonl", 3)
+    make(cache_dir=None).setup("test")
+    assert len(list((tmp_path / "xdg" / "alignsum").rglob("*.npz"))) == 1
+
+
+# Settings ---------------------------------------------------------------------------------------
+
+
+def test_all_wrong_settings_are_in_one_error(make: Callable[..., DialogSumDataModule]) -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0") as caught:
+        make(batch_size=0, shots=-1, holdout=1.0, min_dialogue_chars=9, max_dialogue_chars=8)
+    for part in ("shots", "holdout", "max_dialogue_chars must be at least 9"):
+        assert part in str(caught.value)
+
+
+def test_limits_and_lengths(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
+    for name in ("train", "val", "test"):
+        write(tmp_path / f"{name}.jsonl", 8)  # of 10 to 17 characters
+    data = make(min_dialogue_chars=12, max_dialogue_chars=16, max_train_rows=3,
+                max_validation_rows=4)  # fmt: skip
+    data.setup("fit")
+    data.setup("test")
+    assert [row.id for row in data.datasets["train"].rows] == ["r2", "r3", "r4"]
+    assert len(data.datasets["validation"]) == 4
+    assert len(data.datasets["test"]) == 8  # the lengths are asked of train dialogues only
+    (whole := make(min_dialogue_chars=12, max_dialogue_chars=16)).setup("fit")
+    assert [row.id for row in whole.datasets["train"].rows] == ["r2", "r3", "r4", "r5", "r6"]
+    with pytest.raises(DataError, match="no train dialogue has 99 to inf characters"):
+        make(min_dialogue_chars=99).setup("fit")
+
+
+# Through a Trainer ------------------------------------------------------------------------------
+
+
+class Recorder(L.LightningModule):
+    """Notes the rows of every batch that it gets."""
+
+    def __init__(self, backbone_name: str) -> None:
+        super().__init__()
+        self.backbone_name = backbone_name
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.trained: list[tuple[int, list[int]]] = []
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.trained.append((self.current_epoch, batch["index"].tolist()))
+        return self.weight.sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen.append(batch["index"].tolist())
+
+    test_step = predict_step = validation_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def trainer(folder: Path, **settings: Any) -> L.Trainer:
+    defaults: dict[str, Any] = {
+        "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "use_distributed_sampler": False,
+        "enable_checkpointing": False, "default_root_dir": folder, "num_sanity_val_steps": 0,
+    }  # fmt: skip
+    return L.Trainer(**{**defaults, **settings})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "train.jsonl", 22)
+    write(tmp_path / "val.jsonl", 7, start=30)
+    write(tmp_path / "test.jsonl", 9, start=40)
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_epochs_differ_and_a_run_can_be_repeated(
+    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, workers: int
+) -> None:
+    runs = []
+    for _ in range(2):
+        module = Recorder(tokenizer_dir)
+        trainer(folder, max_epochs=2).fit(module, make(num_workers=workers))
+        runs.append(module.trained)
+    assert runs[0] == runs[1]
+    epochs = [[rows for epoch, rows in runs[0] if epoch == wanted] for wanted in (0, 1)]
+    for epoch in epochs:
+        assert sorted(row for rows in epoch for row in rows) == list(range(22))
+        assert len(epoch) == 6
+    assert epochs[0] != epochs[1]
+    assert module.seen == [[6, 5, 4], [3, 2, 1, 0]] * 2
+
+
+@pytest.mark.parametrize("stop", [2, 6, 8, 11])
+def test_a_resumed_run_sees_the_rows_that_were_left(
+    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, stop: int
+) -> None:
+    whole = Recorder(tokenizer_dir)
+    trainer(folder, max_epochs=3).fit(whole, make())
+    first = Recorder(tokenizer_dir)
+    keep = ModelCheckpoint(folder / "ckpt", filename="at", every_n_train_steps=stop, save_top_k=-1)
+    part = trainer(
+        folder, max_epochs=3, max_steps=stop, enable_checkpointing=True, callbacks=[keep]
+    )
+    part.fit(first, make())
+    rest = Recorder(tokenizer_dir)
+    trainer(folder, max_epochs=3).fit(
+        rest, make(), ckpt_path=folder / "ckpt" / "at.ckpt", weights_only=True
+    )
+    assert first.trained + rest.trained == whole.trained
+
+
+def test_two_ranks_share_the_rows(
+    folder: Path, make: Callable[..., DialogSumDataModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = []
+    for rank in (0, 1):
+        data = make()
+        data.trainer = type("Ranks", (), {"world_size": 2, "global_rank": rank,
+                                          "lightning_module": None})()  # fmt: skip
+        data.setup("fit")
+        ranks.append([batch["index"].tolist() for batch in data.train_dataloader()])
+    (alone := make(batch_size=8)).setup("fit")
+    assert len(ranks[0]) == len(alone.train_dataloader()) == 3
+    for one, two, both in zip(*ranks, alone.train_dataloader(), strict=True):
+        assert sorted(one + two) == sorted(both["index"].tolist())
+        assert not set(one) & set(two)
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_test_and_predict_need_the_test_split_only(
+    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, command: str
+) -> None:
+    (folder / "train.jsonl").unlink()
+    (folder / "val.jsonl").unlink()
+    module = Recorder(tokenizer_dir)
+    getattr(trainer(folder), command)(module, datamodule=make(eval_batch_size=5))
+    assert module.seen == [[8, 7, 6, 5], [4, 3, 2, 1, 0]]
+
+
+def test_another_tokenizer_than_the_backbones_is_refused(
+    folder: Path, make: Callable[..., DialogSumDataModule]
+) -> None:
+    with pytest.raises(ValueError, match=r"model.backbone is 'other/backbone'"):
+        trainer(folder, max_epochs=1).fit(Recorder("other/backbone"), make())
+
+
+# Real text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (DIALOGSUM / "dialogsum.test.jsonl").is_file(),
+    reason=f"DialogSum is not in {DIALOGSUM}: set DIALOGSUM_DIR (its licence keeps it out of here)",
+)
+def test_real_dialogues(make: Callable[..., DialogSumDataModule]) -> None:
+    data = make(source=str(DIALOGSUM), prompt=Instruction(), max_source_length=1024)
+    data.setup("fit")
+    data.setup("test")
+    assert [len(data.datasets[split]) for split in ("train", "validation", "test")] == [
+        450,
+        50,
+        250,
+    ]
+    assert {len(row.references) for row in data.datasets["test"].rows} == {3}
+    for example in (data.datasets["test"][i] for i in range(250)):
+        prompt = data.tokenizer.decode(example.source)
+        assert len(example.source) <= 1024
+        assert prompt.startswith("Summarize the following conversation.\n\n#Person")
+        assert prompt.endswith("\n\nSummary:</s>")
+    lengths = np.array(data.datasets["train"].lengths)
+    batches = list(data.train_dataloader())
+    padded = sum(batch["input_ids"].numel() for batch in batches)
+    assert lengths.sum() / padded > 0.95
