@@ -1,0 +1,1 @@
+"""What watches a run from outside: metrics, samples, plots, the run folder."""

@@ -1,0 +1,81 @@
+"""Hand a finished run over as a Hugging Face folder."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class ExportCallback(Callback):
+    """Write `export/` at the end of fit, from the best checkpoint where there is one.
+
+    The module then goes on with the weights that were exported, so that a test in the same process
+    is a test of the export. A test writes `export/` only where it is missing. The folder appears
+    whole or not at all.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module that cannot be exported before it is trained."""
+        if not callable(getattr(pl_module, "export", None)):
+            raise ValueError(
+                f"ExportCallback: {type(pl_module).__name__} has no export(path) method; "
+                "add one or drop the callback."
+            )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load the best checkpoint's weights (on every rank) and export them (on rank 0)."""
+        source = load_best(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._export(trainer, pl_module, source)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export the tested weights where no export is there yet."""
+        if trainer.is_global_zero and not RunFolder(trainer.default_root_dir).export.exists():
+            self._export(trainer, pl_module, "the weights that were tested")
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, source: str) -> None:
+        folder = RunFolder(trainer.default_root_dir)
+        partial = folder.path / ".export.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        pl_module.export(partial)  # type: ignore[operator]
+        replace_folder(partial, folder.export)
+        log.info("Exported %s to %s", source, folder.export)
+
+
+def load_best(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+    """Load the best checkpoint's weights into the module, as Lightning does before a test.
+
+    Returns:
+        What the module holds now, in words.
+    """
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "best_model_path", "")
+    if not path:
+        return "the last weights (this run kept no checkpoint)"
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    pl_module.on_load_checkpoint(checkpoint)
+    pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+    monitor = getattr(callback, "monitor", None)
+    score = getattr(callback, "best_model_score", None)
+    if monitor is None or score is None:
+        return f"the weights of the last checkpoint, {Path(path).name}"
+    return f"the weights of the best checkpoint, {Path(path).name} ({monitor} {float(score):.4f})"
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; where `target` exists (a resumed run), it goes last of all."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)

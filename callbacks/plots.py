@@ -1,0 +1,123 @@
+"""plots/*.png of the run folder, from its metrics.csv and predictions.jsonl."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from reporting.figures import Panel, Series, draw_curves, draw_histograms
+from run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# Title, what y is, and the metrics in the panel by their label.
+_LEARNING = (
+    ("Loss", "nats per token", {"train": "train/loss", "validation": "val/loss"}),
+    (
+        "Validation ROUGE",
+        "F1",
+        {key: f"val/{key}" for key in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
+    ),
+    ("Validation toxicity", "P(hate)", {"toxicity": "val/toxicity"}),
+)
+_PPO = (
+    ("Reward", "raw logit", {"score": "objective/reward", "score - KL": "objective/rlhf_reward"}),
+    ("KL to the reference", "nats per sequence", {"KL (k1)": "objective/kl"}),
+    ("Entropy", "nats per token", {"entropy": "objective/entropy"}),
+    ("Validation toxicity", "P(hate)", {"toxicity": "val/toxicity"}),
+    ("KL coefficient", "reward per nat", {"beta": "objective/kl_coef"}),
+    ("Ratio of new to old policy", "mean ratio", {"ratio": "ppo/policy/ratio"}),
+    ("Clipped tokens", "share", {"clipped": "ppo/policy/clipfrac"}),
+    ("KL of one update", "nats per token", {"KL": "ppo/policy/approxkl"}),
+    ("Value loss", "squared reward", {"value": "ppo/val/loss"}),
+    ("Variance explained by the value", "share", {"share": "ppo/val/explained_variance"}),
+    ("Response length", "tokens", {"length": "rollout/length"}),
+    ("Responses that end", "share with EOS", {"EOS": "rollout/eos_rate"}),
+)
+_FROM_ZERO = {
+    "Validation ROUGE",
+    "Validation toxicity",
+    "Clipped tokens",
+    "Response length",
+    "Responses that end",
+}
+
+
+class PlotCallback(Callback):
+    """Draw the run when its fit or its test ends; the files alone are the source.
+
+    A figure is drawn where the run logged what it shows: learning_curves.png, ppo.png,
+    rouge_per_example.png, toxicity_before_after.png.
+    """
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the curves."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            draw_run(RunFolder(trainer.default_root_dir))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw the scores of the examples."""
+        if trainer.is_global_zero:
+            draw_run(RunFolder(trainer.default_root_dir))
+
+
+def draw_run(folder: RunFolder) -> None:
+    """Draw every figure that the files of a run folder have numbers for."""
+    name = folder.path.resolve().name
+    rows = folder.read_metrics_csv()
+    if panels := make_panels(rows, _LEARNING):
+        draw_curves(folder.plots / "learning_curves.png", f"{name}: learning curves", panels)
+    if take_series(rows, "objective/reward").steps and (panels := make_panels(rows, _PPO)):
+        draw_curves(folder.plots / "ppo.png", f"{name}: PPO", panels, columns=4)
+    examples = folder.read_predictions()
+    if rouge := take_columns(examples, {"rouge1": "rouge1", "rougeL": "rougeL"}):
+        draw_histograms(
+            folder.plots / "rouge_per_example.png",
+            f"{name}: ROUGE of the test examples",
+            "ROUGE F1 of one example",
+            rouge,
+        )
+    toxicity = take_columns(examples, {"before": "toxicity_before", "after": "toxicity"})
+    if "before" in toxicity:
+        draw_histograms(
+            folder.plots / "toxicity_before_after.png",
+            f"{name}: toxicity before and after PPO",
+            "P(hate) of one generated summary",
+            toxicity,
+        )
+
+
+def make_panels(
+    rows: Sequence[Mapping[str, str]], layout: Sequence[tuple[Any, ...]]
+) -> list[Panel]:
+    """Take from metrics.csv the panels for which it has at least one curve of two points."""
+    panels = []
+    for title, y_label, names in layout:
+        curves = {label: take_series(rows, name) for label, name in names.items()}
+        curves = {label: curve for label, curve in curves.items() if len(curve.steps) > 1}
+        if curves:
+            panels.append(Panel(title, y_label, curves, from_zero=title in _FROM_ZERO))
+    return panels
+
+
+def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
+    """Take one metric's finite values and their steps from the rows of metrics.csv."""
+    found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    finite = [(step, value) for step, value in found if math.isfinite(value)]
+    return Series([step for step, _ in finite], [value for _, value in finite])
+
+
+def take_columns(
+    examples: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, list[float]]:
+    """Take the columns that every row of predictions.jsonl has, by the given labels."""
+    return {
+        label: [row[name] for row in examples]
+        for label, name in names.items()
+        if examples and all(name in row for row in examples)
+    }

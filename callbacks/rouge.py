@@ -1,0 +1,42 @@
+"""ROUGE of generated summaries."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from callbacks.text_metric import Columns, Row, TextMetricCallback
+from metrics.rouge import BEST, Rouge
+
+
+class RougeCallback(TextMetricCallback):
+    """Log `val/rouge{1,2,L,Lsum}` and `test/...` likewise, as fractions of 1.
+
+    With several references a value is the mean over them, and `<key>_best` the best of them.
+
+    Args:
+        use_stemmer: Compare Porter stems instead of words.
+    """
+
+    def __init__(self, use_stemmer: bool = True) -> None:
+        super().__init__()
+        self.use_stemmer = use_stemmer
+
+    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
+        """Score the rows' predictions, and those of before where there are any."""
+        columns = self._rouge(rows, "prediction")
+        if "prediction_before" in rows[0]:
+            before = self._rouge(rows, "prediction_before")
+            columns |= {f"{name}_before": values for name, values in before.items()}
+        return columns
+
+    def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
+        """Leave "_best" out where no row has several references: it would be the same numbers."""
+        if any(len(row["references"]) > 1 for row in rows):
+            return columns
+        return {name: values for name, values in columns.items() if BEST not in name}
+
+    def _rouge(self, rows: Sequence[Row], field: str) -> dict[str, list[float]]:
+        """Per-example values of one text field."""
+        metric = Rouge(self.use_stemmer)
+        metric.update([row[field] for row in rows], [row["references"] for row in rows])
+        return {name: values.tolist() for name, values in metric.per_example().items()}

@@ -1,0 +1,182 @@
+"""summary.json: what a run was, what it cost, what came out."""
+
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from metrics.intervals import Estimate
+from run_folder import RunFolder
+
+# Names whose capitals do not show where a word ends.
+_METHODS = {"LoRA": "lora", "PPOPolicy": "ppo"}
+_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
+
+
+class SummaryCallback(Callback):
+    """Write summary.json: command, versions, seed, backbone, method, parameters, memory, seconds.
+
+    `seconds` is the wall time of training, validation in it included; a test that follows is under
+    `test_seconds`. A run without training (prompting) has its test's time and memory instead, which
+    `measured` says. The last logged value of each metric is recorded at the end of training,
+    without n; callbacks that know their examples add n and interval.
+
+    Args:
+        command: The command line to record; None takes that of the process.
+    """
+
+    def __init__(self, command: str | None = None) -> None:
+        self.command = command or shlex.join(["python", *sys.argv])
+        self._started = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record cost and last metrics; not called where there is nothing to train."""
+        cost = self._cost(trainer, pl_module)
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir)
+            folder.update_summary(**cost, measured="fit")
+            folder.record_metrics(last_metrics(trainer))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record what the run was."""
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).update_summary(
+                command=self.command, **describe_run(pl_module)
+            )
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._start(pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the test's time, and all the rest where no training has."""
+        cost = self._cost(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        folder = RunFolder(trainer.default_root_dir)
+        known = folder.read_summary()
+        folder.update_summary(test_seconds=cost["seconds"])
+        if known.get("measured") != "fit":
+            folder.update_summary(**cost, measured="test")
+        if "command" not in known:
+            folder.update_summary(command=self.command, **describe_run(pl_module))
+        found = folder.read_summary().get("metrics", {})
+        folder.record_metrics(
+            {
+                name: value
+                for name, value in last_metrics(trainer).items()
+                if not _is_estimate_of(found.get(name), value)
+            }
+        )
+
+    def _start(self, pl_module: L.LightningModule) -> None:
+        self._started = time.monotonic()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def _cost(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Wall time since the start, and the peak memory of the rank that used most."""
+        amount, kind = measure_peak_memory(pl_module.device)
+        if trainer.world_size > 1:
+            tensor = torch.tensor(amount, dtype=torch.float64, device=pl_module.device)
+            amount = int(trainer.strategy.reduce(tensor, reduce_op="max"))
+        return {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "peak_memory_bytes": amount,
+            "peak_memory_kind": kind,
+        }
+
+
+def describe_run(pl_module: Any) -> dict[str, Any]:
+    """Say what a run is: versions, seed, backbone, method, parameters."""
+    trainable, total = pl_module.count_parameters()
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "versions": find_versions(),
+        "seed": int(seed) if seed else None,
+        "backbone": pl_module.backbone_name,
+        "method": name_method(pl_module),
+        "parameters": {"trainable": trainable, "total": total},
+    }
+
+
+def name_method(pl_module: object) -> str:
+    """The module's class name in snake case, e.g. "soft_prompt"."""
+    name = type(pl_module).__name__
+    return _METHODS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def find_versions() -> dict[str, str | None]:
+    """Versions of Python and the packages that decide results, and this repository's commit."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return versions | {"alignsum": find_commit(Path(__file__).parent)}
+
+
+def find_commit(folder: Path) -> str | None:
+    """The git commit of a folder, "-dirty" behind it with uncommitted changes; None without git."""
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def measure_peak_memory(device: torch.device) -> tuple[int, str]:
+    """Measure peak memory in bytes, and say of what.
+
+    On CUDA it is what tensors took on the device since the clock was started, elsewhere the largest
+    resident set of the process since it began, which no one can reset.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "cuda tensors"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024, "process resident set"
+
+
+def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:
+    """Whether a recorded metric is the logged one (a float32) with its n and interval."""
+    return (
+        known is not None
+        and known["n"] is not None
+        and math.isclose(known["value"], value.value, rel_tol=1e-5, abs_tol=1e-7)
+    )
+
+
+def last_metrics(trainer: L.Trainer) -> dict[str, Estimate]:
+    """The last value of every logged metric that is finite, under the name it was logged by."""
+    doubled = ("_step", "_epoch")  # Lightning's second names of a metric logged both ways
+    return {
+        name: Estimate(float(value))
+        for name, value in trainer.callback_metrics.items()
+        if not name.endswith(doubled) and isinstance(value, Tensor) and value.isfinite()
+    }

@@ -1,0 +1,205 @@
+"""Collect the texts that a module generated, score them, record the scores."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch.distributed
+from lightning.pytorch.callbacks import Callback
+
+from metrics.intervals import Estimate, bootstrap_mean, paired_change
+from run_folder import RunFolder
+
+Row = dict[str, Any]
+"""A generated text and where it came from: "index" (its place in the split), "id", "dialogue",
+"references" (list of texts), "prediction", and "prediction_before" where there are two policies."""
+
+Columns = Mapping[str, Sequence[float]]
+"""Per-example values by name, each in the order of the rows."""
+
+
+class TextCollector(Callback):
+    """Keep the texts of the evaluation that is running, from this rank."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self.rows = []
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self.rows = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the batch's texts."""
+        self.rows += make_rows(batch, outputs)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the batch's texts."""
+        self.rows += make_rows(batch, outputs)
+
+
+class TextMetricCallback(TextCollector, ABC):
+    """Score generated texts by a metric with one value per example; subclasses give :meth:`score`.
+
+    In validation the means are logged as `val/<name>`. In test they are logged as `test/<name>`,
+    summary.json gets them with n and 95 % interval, and predictions.jsonl the values per example.
+    Where the module gives texts of before training too, columns come in pairs (`<name>`,
+    `<name>_before`) and `test/<name>_change` is the mean difference after - before over the same
+    examples. In predict the texts alone are written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_validation: dict[str, Estimate] = {}
+
+    @abstractmethod
+    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
+        """Score this rank's rows.
+
+        Args:
+            pl_module: The module that generated the texts.
+            rows: At least one row.
+
+        Returns:
+            For each metric one value per row; the same names on every rank.
+        """
+
+    def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
+        """Have the last word on the columns when the rows of all ranks are together."""
+        return columns
+
+    def estimates(self, columns: Columns) -> dict[str, Estimate]:
+        """Turn columns into means with intervals, and pairs of columns into changes too."""
+        found = {name: bootstrap_mean(values) for name, values in columns.items()}
+        for name, values in columns.items():
+            if before := columns.get(f"{name}_before"):
+                found[f"{name}_change"] = paired_change(before, values)
+        return found
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the means."""
+        if not trainer.sanity_checking:
+            _, columns = self._scored(pl_module)
+            self._last_validation = self._log(pl_module, "val", columns)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the means, and record them and the values per example in the run folder."""
+        rows, columns = self._scored(pl_module)
+        found = self._log(pl_module, "test", columns)
+        if trainer.is_global_zero and rows:
+            RunFolder(trainer.default_root_dir).record_metrics(found)
+            write_predictions(trainer, rows, columns)
+
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start anew."""
+        self.rows = []
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the batch's texts."""
+        self.rows += make_rows(batch, {"predictions": outputs})
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the texts to predictions.jsonl."""
+        rows = gather_rows(self.rows)
+        self.rows = []
+        if trainer.is_global_zero:
+            write_predictions(trainer, rows, {})
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record the last validation's values with n and interval."""
+        if trainer.is_global_zero and self._last_validation:
+            RunFolder(trainer.default_root_dir).record_metrics(self._last_validation)
+
+    def _scored(self, pl_module: L.LightningModule) -> tuple[list[Row], Columns]:
+        """Score this rank's rows and bring those of all ranks together, in the split's order."""
+        columns = self.score(pl_module, self.rows) if self.rows else {}
+        for i, row in enumerate(self.rows):
+            row["scores"] = {name: values[i] for name, values in columns.items()}
+        rows = gather_rows(self.rows)
+        self.rows = []
+        scores = [row.pop("scores") for row in rows]
+        names = scores[0] if scores else {}
+        return rows, self.finish(rows, {name: [score[name] for score in scores] for name in names})
+
+    def _log(
+        self, pl_module: L.LightningModule, stage: str, columns: Columns
+    ) -> dict[str, Estimate]:
+        """Log estimates under `<stage>/<name>` and return them under these names."""
+        found = {f"{stage}/{name}": value for name, value in self.estimates(columns).items()}
+        for name, estimate in found.items():
+            # Every rank has all rows and so the same number: sync_dist only quietens the warning.
+            pl_module.log(
+                name, estimate.value, sync_dist=True, batch_size=1, prog_bar=name == "val/rouge1"
+            )
+        return found
+
+
+def make_rows(batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[Row]:
+    """Pair a batch with the texts that a step generated for it.
+
+    Args:
+        batch: A batch of the data module: "index", "ids", "dialogues", "references".
+        outputs: What the step returned: "predictions" and perhaps "predictions_before".
+
+    Returns:
+        One row per example.
+
+    Raises:
+        ValueError: The step returned no texts, or not one per example.
+    """
+    if not isinstance(outputs, Mapping) or "predictions" not in outputs:
+        raise ValueError(
+            "The step returned no 'predictions': validation_step and test_step must return "
+            '{"loss": ..., "predictions": [text, ...]}.'
+        )
+    fields = {
+        "index": batch["index"].tolist(),
+        "id": batch["ids"],
+        "dialogue": batch["dialogues"],
+        "references": batch["references"],
+        "prediction": outputs["predictions"],
+    }
+    if "predictions_before" in outputs:
+        fields["prediction_before"] = outputs["predictions_before"]
+    lengths = {name: len(values) for name, values in fields.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"A step must return one text per example; got lengths {lengths}.")
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+
+
+def write_predictions(trainer: L.Trainer, rows: Sequence[Row], columns: Columns) -> None:
+    """Write rows and their scores to predictions.jsonl in the run folder."""
+    RunFolder(trainer.default_root_dir).merge_predictions(
+        [
+            {key: value for key, value in row.items() if key != "index"}
+            | {name: values[i] for name, values in columns.items()}
+            for i, row in enumerate(rows)
+        ]
+    )
+
+
+def gather_rows(rows: list[Row]) -> list[Row]:
+    """Bring the rows of all ranks together on each of them.
+
+    Args:
+        rows: This rank's rows; may be empty.
+
+    Returns:
+        All rows by "index", each index once (samplers may repeat rows to even out the ranks).
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(parts, rows)
+        rows = [row for part in parts for row in part]
+    by_index = {row["index"]: row for row in rows}
+    return [by_index[index] for index in sorted(by_index)]

@@ -1,0 +1,71 @@
+"""Toxicity and reward of generated texts, as a frozen classifier sees them."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from callbacks.text_metric import Columns, Row, TextMetricCallback
+from lightning_modules.reward_model import RewardScorer
+from metrics.intervals import Estimate
+
+
+class ToxicityCallback(TextMetricCallback):
+    """Log `test/toxicity` (mean probability of the toxic label) and `test/reward` (mean raw logit).
+
+    The generated text alone is scored: with the dialogue in front, the score would mostly be the
+    dialogue's. Where the module gives texts of before training too, `test/toxicity_before`,
+    `test/toxicity_after` and the paired `test/toxicity_change` are recorded, and the reward's
+    likewise. In validation `val/toxicity` and `val/reward` are logged.
+
+    Args:
+        model: Hub id, folder or `mini`: a sequence classifier. It may be another one than PPO was
+            trained against, which shows whether the policy only learned to please its own reward.
+        batch_size: Texts in one forward pass.
+        label: The label whose raw logit is the reward.
+        toxic_label: The label whose probability is the toxicity.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        batch_size: int = 64,
+        label: str = "nothate",
+        toxic_label: str = "hate",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.batch_size = batch_size
+        self.label = label
+        self.toxic_label = toxic_label
+        self._scorer: RewardScorer | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the classifier, so that a wrong name is known before any work."""
+        if self._scorer is None:
+            self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
+
+    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
+        """Score the rows' predictions, and those of before where there are any."""
+        columns = self._classify(pl_module, [row["prediction"] for row in rows])
+        if "prediction_before" in rows[0]:
+            before = self._classify(pl_module, [row["prediction_before"] for row in rows])
+            columns |= {f"{name}_before": values for name, values in before.items()}
+        return columns
+
+    def estimates(self, columns: Columns) -> dict[str, Estimate]:
+        """Add "<name>_after", the same number as "<name>", beside each "<name>_before"."""
+        found = super().estimates(columns)
+        paired = [name for name in columns if f"{name}_before" in columns]
+        return found | {f"{name}_after": found[name] for name in paired}
+
+    def _classify(
+        self, pl_module: L.LightningModule, texts: Sequence[str]
+    ) -> dict[str, list[float]]:
+        """Per-text probability of the toxic label and raw logit of the wanted one."""
+        if self._scorer is None:
+            raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
+        scorer = self._scorer.to(pl_module.device)
+        return {
+            "toxicity": scorer.probability(texts, self.toxic_label).tolist(),
+            "reward": scorer.logits(texts).tolist(),
+        }

@@ -1,0 +1,1 @@
+"""Metrics over texts and the intervals of their means."""

@@ -1,0 +1,1 @@
+"""What report.py does: score prediction files, compare runs."""

@@ -1,0 +1,71 @@
+"""Read run folders for comparison."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metrics.intervals import Estimate
+from run_folder import RunFolder
+
+
+class Run(NamedTuple):
+    """One run as read from its folder.
+
+    Attributes:
+        name: What tables call it.
+        summary: The fields of summary.json.
+        metrics: Its final metrics by their logged names.
+        examples: The test examples' rouge1 by (id, dialogue); empty where unknown.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    metrics: dict[str, Estimate]
+    examples: dict[tuple[str, str], float]
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Read run folders.
+
+    Returns:
+        The good runs in the given order, and one sentence for each folder that could not be read.
+    """
+    runs, problems = [], []
+    names = [path.resolve().name for path in paths]
+    for path, name in zip(paths, names, strict=True):
+        try:
+            runs.append(read_run(path, name if names.count(name) == 1 else str(path)))
+        except (ValueError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    return runs, problems
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read one run folder.
+
+    Raises:
+        ValueError: The folder or its summary is missing or broken; says which.
+    """
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise ValueError("there is no such folder.")
+    summary = folder.read_summary()
+    if not summary:
+        raise ValueError("there is no summary.json in it; did the run finish?")
+    try:
+        metrics = {key: Estimate(**fields) for key, fields in summary.get("metrics", {}).items()}
+        for estimate in metrics.values():
+            float(estimate.value)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f'"metrics" in summary.json is not {{name: {{value, n, low, high}}}} ({error}).'
+        ) from error
+    try:
+        examples = {
+            (str(row["id"]), str(row.get("dialogue"))): float(row["rouge1"])
+            for row in folder.read_predictions()
+            if "id" in row and "rouge1" in row
+        }
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"a row of predictions.jsonl is not as it should be ({error}).") from error
+    return Run(name, summary, metrics, examples)

@@ -1,0 +1,137 @@
+"""Runs as a table: rows of texts, then for a terminal (rich) and for a page (Markdown)."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from metrics.intervals import Estimate
+from metrics.rouge import KEYS
+from reporting.runs import Run
+
+LABELS = dict(zip(KEYS, ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), strict=True))
+_COLUMNS = ("run", "n", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes")
+_NONE = "-"
+_CAPTION = (
+    "ROUGE F1 and toxicity x 100 on the test split, with 95 % bootstrap intervals over n "
+    "dialogues; time is that of training (of the test where nothing is trained), memory the peak "
+    "of the GPU's tensors (of the whole process where there is no GPU)."
+)
+
+
+def make_row(run: Run) -> list[str]:
+    """One run's cells; a line break inside a cell stands before the interval."""
+    rouge = [run.metrics.get(f"test/{key}") for key in KEYS]
+    n = next((one.n for one in rouge if one is not None), None)
+    return [
+        run.name,
+        _NONE if n is None else str(n),
+        *(_cell(one, n) for one in rouge),
+        _toxicity(run, n),
+        _trainable(run),
+        _duration(run.summary.get("seconds")),
+        _bytes(run.summary.get("peak_memory_bytes")),
+        "; ".join(make_notes(run)),
+    ]
+
+
+def make_notes(run: Run) -> list[str]:
+    """What is special about a run."""
+    notes = []
+    if (run.summary.get("parameters") or {}).get("trainable") == 0:
+        notes.append("no training")
+    tests = [name for name in run.metrics if name.startswith("test/")]
+    if not tests:
+        notes.append("not tested")
+    elif "test/rouge1" not in run.metrics:
+        shown = [f"{name} {run.metrics[name].value:.3f}" for name in tests[:3]]
+        notes.append(", ".join(shown))
+    return notes
+
+
+def make_table(runs: Sequence[Run]) -> Table:
+    """Lay runs out for a terminal."""
+    table = Table(
+        title="Comparison", caption=_CAPTION, title_justify="left", caption_justify="left"
+    )
+    for name in _COLUMNS:
+        left = name in ("run", "notes")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for run in runs:
+        table.add_row(*make_row(run))
+    return table
+
+
+def make_markdown(
+    runs: Sequence[Run], reading: Sequence[str], problems: Sequence[str], figure: str | None
+) -> str:
+    """Write the comparison as a page: table, reading, what could not be read, figure."""
+    rule = ["---" if name in ("run", "notes") else "---:" for name in _COLUMNS]
+    cells = [list(_COLUMNS), rule]
+    for run in runs:
+        cells.append([cell.replace("|", "\\|").replace("\n", "<br>") for cell in make_row(run)])
+    parts = ["# Comparison", "\n".join(f"| {' | '.join(row)} |" for row in cells), _CAPTION]
+    if reading:
+        parts.append("## Reading\n\n" + "\n".join(f"- {line}" for line in reading))
+    if problems:
+        parts.append("## Not shown\n\n" + "\n".join(f"- {problem}" for problem in problems))
+    if figure:
+        parts.append(f"![ROUGE by run]({figure})")
+    return "\n\n".join(parts) + "\n"
+
+
+def format_estimate(estimate: Estimate, sign: bool = False) -> str:
+    """The value x 100 with one decimal."""
+    return f"{100 * estimate.value:+.1f}" if sign else f"{100 * estimate.value:.1f}"
+
+
+def format_interval(estimate: Estimate, sign: bool = False) -> str:
+    """The interval x 100, e.g. "40.1 to 42.0"; empty where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return ""
+    style = "+.1f" if sign or estimate.low < 0 else ".1f"
+    return f"{100 * estimate.low:{style}} to {100 * estimate.high:{style}}"
+
+
+def _cell(estimate: Estimate | None, n: int | None) -> str:
+    """Value, then interval, then n where it is not the row's."""
+    if estimate is None:
+        return _NONE
+    own = f"n = {estimate.n}" if estimate.n != n else ""
+    return "\n".join(
+        part for part in (format_estimate(estimate), format_interval(estimate), own) if part
+    )
+
+
+def _toxicity(run: Run, n: int | None) -> str:
+    """The mean, or before → after with the paired change."""
+    before = run.metrics.get("test/toxicity_before")
+    after = run.metrics.get("test/toxicity")
+    change = run.metrics.get("test/toxicity_change")
+    if before is None or after is None or change is None:
+        return _cell(after, n)
+    return (
+        f"{format_estimate(before)} → {format_estimate(after)}\n"
+        f"{format_estimate(change, sign=True)} ({format_interval(change, sign=True)})"
+    )
+
+
+def _trainable(run: Run) -> str:
+    counts = run.summary.get("parameters") or {}
+    if "trainable" not in counts or not counts.get("total"):
+        return _NONE
+    share = 100 * counts["trainable"] / counts["total"]
+    return f"{counts['trainable']:,}\n{share:.3g} %"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return _NONE
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _bytes(count: int | None) -> str:
+    return _NONE if count is None else f"{count / 2**30:.2f} GiB"

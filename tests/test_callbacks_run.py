@@ -1,0 +1,283 @@
+import csv
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import rich
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks.export import ExportCallback
+from callbacks.loggers import ResumeMetrics, RunCSVLogger
+from callbacks.plots import PlotCallback, draw_run, take_series
+from callbacks.progress import RunProgress
+from callbacks.rouge import RougeCallback
+from callbacks.summary import SummaryCallback, find_commit, name_method
+from run_folder import RunFolder
+from tests.tiny_run import TinyModule, loader, make_trainer
+
+
+def read_csv(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# RunCSVLogger -----------------------------------------------------------------------------------
+
+
+def test_csv_grows_columns_and_keeps_what_is_there(tmp_path: Path) -> None:
+    RunCSVLogger(str(tmp_path)).log_metrics({"train/loss": 2.0}, step=0)
+    again = RunCSVLogger(str(tmp_path))  # as a test after its fit in another process
+    again.log_metrics({"train/loss": torch.tensor(1.0)}, step=1)
+    again.log_metrics({"val/loss": 3.0}, step=1)
+    assert read_csv(tmp_path) == [
+        {"step": "0", "train/loss": "2.0", "val/loss": ""},
+        {"step": "1", "train/loss": "1.0", "val/loss": ""},
+        {"step": "1", "train/loss": "", "val/loss": "3.0"},
+    ]
+
+
+def test_csv_drops_what_a_resumed_run_logs_again(tmp_path: Path) -> None:
+    logger = RunCSVLogger(str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"train/loss": float(step)}, step)
+    assert RunCSVLogger(str(tmp_path)).count_rows() == 4
+    RunCSVLogger(str(tmp_path)).keep_rows(2)
+    assert [row["step"] for row in read_csv(tmp_path)] == ["0", "1"]
+
+
+@pytest.mark.parametrize("when", [True, False])
+def test_resumed_fit_has_each_row_once(tmp_path: Path, when: bool) -> None:
+    checkpoint = ModelCheckpoint(save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=when)
+    parts = {"logger": RunCSVLogger(str(tmp_path)), "enable_checkpointing": True}
+    make_trainer(tmp_path, checkpoint, ResumeMetrics(), max_epochs=3, **parts).fit(
+        TinyModule(), loader(), loader()
+    )
+    first = tmp_path / "checkpoints" / "epoch=0.ckpt"
+    assert first.exists()  # directly in the run folder, no version_0 between
+    parts["logger"] = RunCSVLogger(str(tmp_path))
+    make_trainer(tmp_path, ResumeMetrics(), max_epochs=3, **parts).fit(
+        TinyModule(), loader(), loader(), ckpt_path=first, weights_only=True
+    )
+    rows = read_csv(tmp_path)
+    # The weight goes from 0 to 1 by a fifth of the way each step, so each loss is seen once.
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert losses == pytest.approx([0.64**step for step in range(6)])
+    assert len([row for row in rows if row["val/loss"]]) == 3
+    assert len({row["epoch"] for row in rows}) == 3
+    make_trainer(tmp_path, ResumeMetrics(), **parts).test(
+        TinyModule(), loader(), ckpt_path=first, weights_only=True, verbose=False
+    )
+    assert len(read_csv(tmp_path)) == len(rows) + 1  # a test drops nothing
+
+
+# SummaryCallback --------------------------------------------------------------------------------
+
+
+def test_summary_of_a_fit_and_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.setattr("sys.argv", ["train.py", "fit", "--x", "a b"])
+    trainer = make_trainer(tmp_path, SummaryCallback(), RougeCallback())
+    trainer.fit(TinyModule(), loader(), loader())
+    fit = RunFolder(tmp_path).read_summary()
+    assert fit["command"] == "python train.py fit --x 'a b'"
+    assert fit["seed"] == 7
+    assert fit["backbone"] == "tiny"
+    assert fit["method"] == "tiny_module"
+    assert fit["parameters"] == {"trainable": 1, "total": 3}
+    assert fit["measured"] == "fit"
+    assert fit["peak_memory_kind"] == "process resident set"
+    assert fit["peak_memory_bytes"] > 50e6  # torch alone takes more
+    assert fit["versions"]["torch"] == torch.__version__
+    # The weight goes 0, 0.2, 0.36, 0.488, 0.5904 by SGD: loss after the last step 0.16777.
+    assert fit["metrics"]["val/loss"] == {
+        "value": pytest.approx((1 - 0.5904) ** 2), "n": None, "low": None, "high": None,
+    }  # fmt: skip
+    assert fit["metrics"]["val/rouge1"]["n"] == 4
+
+    assert SummaryCallback("python train.py fit").command == "python train.py fit"
+    monkeypatch.setattr("sys.argv", ["train.py", "test"])
+    trainer.test(TinyModule(), loader(), verbose=False)
+    both = RunFolder(tmp_path).read_summary()
+    same = ("command", "seconds", "peak_memory_bytes", "parameters", "measured")
+    assert {key: both[key] for key in same} == {key: fit[key] for key in same}
+    assert both["test_seconds"] >= 0
+    assert both["metrics"]["test/rouge1"]["n"] == 4
+    assert both["metrics"]["test/loss"]["value"] == 1
+    assert both["metrics"]["val/rouge1"] == fit["metrics"]["val/rouge1"]
+
+
+def test_summary_without_training_has_the_tests_cost(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, SummaryCallback(), max_epochs=0)
+    module = TinyModule()
+    trainer.fit(module, loader(), loader())
+    assert "seconds" not in RunFolder(tmp_path).read_summary()
+    trainer.test(module, loader(), verbose=False)
+    summary = RunFolder(tmp_path).read_summary()
+    assert summary["measured"] == "test"
+    assert summary["seconds"] == summary["test_seconds"]
+
+
+def test_second_test_replaces_its_metrics(tmp_path: Path) -> None:
+    module = TinyModule()
+    make_trainer(tmp_path, SummaryCallback()).test(module, loader(), verbose=False)
+    module.weight.data.fill_(1.0)
+    make_trainer(tmp_path, SummaryCallback()).test(module, loader(), verbose=False)
+    assert RunFolder(tmp_path).read_summary()["metrics"]["test/loss"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("FullFT", "full_ft"),
+        ("LoRA", "lora"),
+        ("SoftPrompt", "soft_prompt"),
+        ("InContext", "in_context"),
+        ("PPOPolicy", "ppo"),
+        ("RewardModel", "reward_model"),
+    ],
+)
+def test_method_names(name: str, method: str) -> None:
+    assert name_method(type(name, (), {})()) == method
+
+
+def test_commit_is_none_outside_git(tmp_path: Path) -> None:
+    assert find_commit(tmp_path) is None
+
+
+# ExportCallback ---------------------------------------------------------------------------------
+
+
+def test_export_is_of_the_best_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Worsening(TinyModule):
+        def validation_step(self, batch: dict, batch_idx: int) -> dict:
+            self.log("val/score", -self.weight.detach(), batch_size=2)
+            return super().validation_step(batch, batch_idx)
+
+    caplog.set_level(logging.INFO)
+    best = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/score", mode="max")
+    module = Worsening()
+    trainer = make_trainer(tmp_path, best, ExportCallback(), enable_checkpointing=True)
+    trainer.fit(module, loader(), loader())
+    # After the first epoch's two steps the weight is 0.36, and the score falls from there on.
+    assert float((tmp_path / "export" / "weight.txt").read_text()) == pytest.approx(0.36)
+    assert module.weight.item() == pytest.approx(0.36)
+    assert "best checkpoint" in caplog.text
+    assert "val/score -0.36" in caplog.text
+
+
+def test_export_without_checkpoint_is_of_the_last_weights(tmp_path: Path) -> None:
+    make_trainer(tmp_path, ExportCallback()).fit(TinyModule(), loader())
+    assert float((tmp_path / "export" / "weight.txt").read_text()) == pytest.approx(0.5904)
+
+
+def test_test_exports_only_what_is_missing(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, ExportCallback())
+    trainer.test(TinyModule(), loader(), verbose=False)
+    assert (tmp_path / "export" / "weight.txt").read_text() == "0.0"
+    (tmp_path / "export" / "weight.txt").write_text("of the fit")
+    trainer.test(TinyModule(), loader(), verbose=False)
+    assert (tmp_path / "export" / "weight.txt").read_text() == "of the fit"
+
+
+def test_failed_export_leaves_the_old_one_whole(tmp_path: Path) -> None:
+    class Failing(TinyModule):
+        def export(self, path: str | Path) -> None:
+            super().export(path)
+            raise OSError("disk full")
+
+    make_trainer(tmp_path, ExportCallback()).fit(TinyModule(), loader())
+    with pytest.raises(OSError, match="disk full"):
+        make_trainer(tmp_path, ExportCallback()).fit(Failing(), loader())
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["weight.txt"]
+    make_trainer(tmp_path, ExportCallback(), max_epochs=1).fit(TinyModule(), loader())
+    assert float((tmp_path / "export" / "weight.txt").read_text()) == pytest.approx(0.36)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export"]
+
+
+def test_module_without_export_is_refused_before_training(tmp_path: Path) -> None:
+    class Bare(TinyModule):
+        export = None  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="Bare has no export"):
+        make_trainer(tmp_path, ExportCallback()).fit(Bare(), loader())
+
+
+# PlotCallback -----------------------------------------------------------------------------------
+
+
+def test_plots_of_a_real_run(tmp_path: Path) -> None:
+    logger = RunCSVLogger(str(tmp_path))
+    trainer = make_trainer(tmp_path, RougeCallback(), PlotCallback(), logger=logger)
+    trainer.fit(TinyModule(), loader(), loader())
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["learning_curves.png"]
+    trainer.test(TinyModule(), loader(), verbose=False)
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert names == ["learning_curves.png", "rouge_per_example.png"]
+    assert (tmp_path / "plots" / "rouge_per_example.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plots_of_ppo(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    logger = RunCSVLogger(str(tmp_path))
+    for step in range(70):
+        logger.log_metrics({"objective/reward": step / 7, "objective/kl": 0.0}, step)
+    folder.merge_predictions(
+        [{"id": str(i), "toxicity_before": 0.5, "toxicity": 0.1} for i in range(3)]
+    )
+    draw_run(folder)
+    names = sorted(path.name for path in folder.plots.iterdir())
+    assert names == ["ppo.png", "toxicity_before_after.png"]
+
+
+def test_series_leave_out_gaps_and_what_is_not_finite() -> None:
+    rows = [
+        {"step": "0", "a": "1.5"},
+        {"step": "1", "a": ""},
+        {"step": "2", "a": "nan"},
+        {"step": "3"},
+    ]
+    assert take_series(rows, "a") == ([0], [1.5])
+
+
+# RunProgress ------------------------------------------------------------------------------------
+
+
+def test_progress_is_seen_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(
+        tmp_path, RunProgress(every_seconds=1e-9), RougeCallback(), max_epochs=1,
+        enable_progress_bar=True,
+    )  # fmt: skip
+    trainer.fit(TinyModule(), loader(), loader())
+    trainer.test(TinyModule(), loader(), verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    for part in ("Epoch 1/1 2/2", "Validation 1/2", "Trained 2 steps", "Testing 2/2"):
+        assert any(part in line for line in lines), part
+    assert any("validated val/rouge1=0.6667" in line for line in lines)
+
+
+def test_progress_is_a_bar_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = rich.get_console()
+    monkeypatch.setattr(console, "_force_terminal", True)
+    progress = RunProgress(every_seconds=1e-9)
+    trainer = make_trainer(tmp_path, progress, enable_progress_bar=True)
+    progress.setup(trainer, TinyModule(), "fit")
+    assert progress.is_enabled
+    monkeypatch.setattr(console, "_force_terminal", False)
+    progress.setup(trainer, TinyModule(), "fit")
+    assert not progress.is_enabled
+
+
+def test_summary_is_json_that_others_can_read(tmp_path: Path) -> None:
+    class Infinite(TinyModule):
+        def validation_step(self, batch: dict, batch_idx: int) -> dict:
+            self.log("val/ratio", torch.tensor(float("inf")), batch_size=2)
+            return super().validation_step(batch, batch_idx)
+
+    make_trainer(tmp_path, SummaryCallback()).fit(Infinite(), loader(), loader())
+    text = RunFolder(tmp_path).summary.read_text()
+    assert "Infinity" not in text
+    assert "val/ratio" not in json.loads(text)["metrics"]

@@ -1,0 +1,190 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import report
+from metrics.intervals import Estimate
+from metrics.rouge import KEYS
+from reporting.compare import read_out
+from reporting.runs import read_runs
+from reporting.tables import make_row
+from run_folder import RunFolder
+
+
+def lay_run(path: Path, rouge: list[float], trainable: int = 5, **summary: Any) -> Path:
+    """A run whose every ROUGE is the mean of `rouge` with an interval of 0.05 to both sides."""
+    folder = RunFolder(path)
+    folder.update_summary(
+        backbone="tiny",
+        parameters={"trainable": trainable, "total": 1000},
+        seconds=75.4,
+        peak_memory_bytes=2**30,
+        **summary,
+    )
+    mean = sum(rouge) / len(rouge)
+    estimate = Estimate(mean, len(rouge), mean - 0.05, mean + 0.05)
+    folder.record_metrics({f"test/{key}": estimate for key in KEYS})
+    folder.merge_predictions(
+        [
+            {"id": str(i), "dialogue": "d", "prediction": "p", "rouge1": v}
+            for i, v in enumerate(rouge)
+        ]
+    )
+    return path
+
+
+def read(*paths: Path) -> list[str]:
+    return read_out(read_runs(paths)[0])
+
+
+def test_cells(tmp_path: Path) -> None:
+    lay_run(tmp_path / "lora", [0.4, 0.6])
+    folder = RunFolder(tmp_path / "lora")
+    folder.record_metrics(
+        {
+            "test/toxicity_before": Estimate(0.3, 2, 0.2, 0.4),
+            "test/toxicity": Estimate(0.1, 2, 0.0, 0.2),
+            "test/toxicity_change": Estimate(-0.2, 2, -0.3, -0.1),
+        }
+    )
+    (run,), _ = read_runs([folder.path])
+    assert make_row(run) == [
+        "lora", "2", *["50.0\n45.0 to 55.0"] * 4, "30.0 → 10.0\n-20.0 (-30.0 to -10.0)",
+        "5\n0.5 %", "75 s", "1.00 GiB", "",
+    ]  # fmt: skip
+
+
+def test_notes_and_gaps(tmp_path: Path) -> None:
+    lay_run(tmp_path / "zero_shot", [0.2, 0.2], trainable=0)
+    reward = RunFolder(tmp_path / "reward")
+    reward.update_summary(method="reward_model", seconds=4000)
+    reward.record_metrics({"test/accuracy": Estimate(0.95, 40, 0.9, 1.0)})
+    RunFolder(tmp_path / "untested").update_summary(method="lora")
+    runs, problems = read_runs([tmp_path / name for name in ("zero_shot", "reward", "untested")])
+    assert problems == []
+    rows = [make_row(run) for run in runs]
+    assert [row[-1] for row in rows] == ["no training", "test/accuracy 0.950", "not tested"]
+    assert rows[1][1:3] == ["-", "-"]
+    assert rows[1][-3] == "1 h 06 min"
+
+
+def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(lay_run(tmp_path / name, [0.5, 0.5])) for name in ("lora", "full_ft")]
+    out = tmp_path / "report"
+    assert report.main(["compare", *runs, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "full_ft" in shown
+    assert "45.0 to 55.0" in shown
+    page = (out / "comparison.md").read_text()
+    assert "| lora | 2 | 50.0<br>45.0 to 55.0 |" in page
+    assert "![ROUGE by run](plots/rouge_by_run.png)" in page
+    assert "Not shown" not in page
+    assert (out / "plots" / "rouge_by_run.png").read_bytes()[:4] == b"\x89PNG"
+    with (out / "comparison.csv").open(newline="") as file:
+        rows = {(row["run"], row["metric"]): row for row in csv.DictReader(file)}
+    assert rows["lora", "test/rouge1"] | {"low": "", "high": ""} == {
+        "run": "lora", "metric": "test/rouge1", "value": "0.5", "n": "2", "low": "", "high": "",
+    }  # fmt: skip
+    assert rows["full_ft", "parameters/trainable"]["value"] == "5"
+
+
+def break_run(folder: RunFolder, how: str) -> None:
+    folder.path.mkdir(exist_ok=True)
+    if how == "summary":
+        folder.summary.write_text("{")
+    elif how == "metrics":
+        folder.update_summary(metrics={"test/rouge1": {"value": 0.5, "mean": 0.5}})
+    elif how == "value":
+        folder.update_summary(metrics={"test/rouge1": {"value": None}})
+    elif how == "predictions":
+        folder.update_summary(metrics={})
+        folder.predictions.write_text("{\n")
+    elif how == "gone":
+        folder.path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("gone", "no such folder"),
+        ("empty", "no summary.json"),
+        ("summary", "not JSON"),
+        ("metrics", '"metrics" in summary.json'),
+        ("value", '"metrics" in summary.json'),
+        ("predictions", "predictions.jsonl, line 1"),
+    ],
+)
+def test_broken_run_is_named_and_the_rest_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, message: str
+) -> None:
+    good = str(lay_run(tmp_path / "good", [0.5, 0.5]))
+    bad = RunFolder(tmp_path / "bad")
+    break_run(bad, how)
+    out = tmp_path / "report"
+    assert report.main(["compare", str(bad.path), good, "--out", str(out)]) == 0
+    assert message in caplog.text
+    page = (out / "comparison.md").read_text()
+    assert "| good |" in page
+    assert "## Not shown" in page
+    assert message in page
+    assert report.main(["compare", str(bad.path), "--out", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_run_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as stop:
+        report.main(["compare"])
+    assert stop.value.code == 2
+
+
+def test_same_examples_are_paired(tmp_path: Path) -> None:
+    # Separate intervals overlap by far, yet one is better by exactly 0.01 on each dialogue.
+    one = lay_run(tmp_path / "one", [0.1, 0.5, 0.9])
+    two = lay_run(tmp_path / "two", [0.11, 0.51, 0.91])
+    (line,) = read(one, two)
+    assert line == (
+        "Best test ROUGE-1: two with 51.0 (95 % interval 46.0 to 56.0, n = 3). Next is one with "
+        "50.0; over the same 3 dialogues the difference is 1.0 (1.0 to 1.0), clear of zero."
+    )
+
+
+def test_a_difference_of_chance_is_not_clear(tmp_path: Path) -> None:
+    one = lay_run(tmp_path / "one", [0.1, 0.9, 0.5, 0.5])
+    two = lay_run(tmp_path / "two", [0.9, 0.11, 0.5, 0.5])
+    assert "not clear of zero" in read(one, two)[0]
+
+
+@pytest.mark.parametrize(
+    ("rouge", "words"), [([0.4, 0.4, 0.4], "do not overlap"), ([0.48] * 3, "intervals overlap")]
+)
+def test_different_examples_are_not_paired(tmp_path: Path, rouge: list[float], words: str) -> None:
+    lines = read(lay_run(tmp_path / "one", [0.52, 0.52]), lay_run(tmp_path / "two", rouge))
+    assert words in lines[0]
+    assert lines[1] == "Careful: not all runs were tested on the same dialogues."
+
+
+def test_toxicity_and_backbones_are_read_out(tmp_path: Path) -> None:
+    ppo = lay_run(tmp_path / "ppo", [0.5, 0.5])
+    RunFolder(ppo).record_metrics({"test/toxicity_change": Estimate(-0.2, 300, -0.3, -0.1)})
+    RunFolder(tmp_path / "other").update_summary(backbone="large")
+    lines = read(ppo, tmp_path / "other")
+    assert lines[1] == (
+        "ppo changed mean toxicity (x 100) by -20.0 (95 % interval -30.0 to -10.0, n = 300), "
+        "paired over the same dialogues: clear of zero."
+    )
+    assert "same backbone" in lines[2]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [lay_run(tmp_path / part / "ppo", [0.5, 0.5]) for part in "ab"]
+    assert [run.name for run in read_runs(paths)[0]] == [str(path) for path in paths]
+
+
+def test_summary_stays_the_runs_own(tmp_path: Path) -> None:
+    path = lay_run(tmp_path / "run", [0.5, 0.5])
+    before = json.loads((path / "summary.json").read_text())
+    report.main(["compare", str(path), "--out", str(tmp_path / "report")])
+    assert json.loads((path / "summary.json").read_text()) == before
