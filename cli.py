@@ -131,7 +131,7 @@ class AlignsumCLI(LightningCLI):
         data = settings.data
         model = settings.model
         for what, name, kind in (
-            ("backbone", model.init_args.get("backbone"), "seq2seq"),
+            ("backbone", model.init_args.get("backbone"), import_class(model.class_path).kind),
             ("reward model", model.init_args.get("reward_model"), "classifier"),
             ("toxicity classifier", settings.toxicity.get("model"), "classifier"),
         ):
@@ -215,6 +215,10 @@ class AlignsumCLI(LightningCLI):
         ]
         config = self._get(self.config_init, "trainer")
         config["callbacks"] = [*(config["callbacks"] or []), *always]
+        if not self.model.generates:
+            # Callbacks that score texts have nothing to do with a model that writes none.
+            for key in ("rouge", "toxicity", "samples"):
+                self._parser(self.subcommand).callback_keys.remove(key)
         return super().instantiate_trainer(logger=loggers, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.base import SummarizationModule
+from lightning_modules.summarization import SummarizationModule
 
 
 class FullFT(SummarizationModule):

@@ -4,7 +4,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.base import Decoding, SummarizationModule
+from lightning_modules.summarization import Decoding, SummarizationModule
 
 
 class InContext(SummarizationModule):

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_modules.adapters import attach_lora
-from lightning_modules.base import SummarizationModule
+from lightning_modules.summarization import SummarizationModule
 
 
 class LoRA(SummarizationModule):

@@ -1,12 +1,16 @@
-"""Reward models: the frozen classifier that scores texts."""
+"""Reward models: one that is trained on rankings, and the frozen scorer that PPO asks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from datamodules.preferences import PreferenceBatch
 from lightning_modules.backbones import resolve_model, set_dropout
+from lightning_modules.base import BaseModule
 
 
 class RewardScorer(nn.Module):
@@ -77,3 +81,90 @@ class RewardScorer(nn.Module):
     def probability(self, texts: Sequence[str], label: str = "hate") -> Tensor:
         """Give the softmax probability of a label for each text: fp32 [B], in [0, 1]."""
         return self.all_logits(texts).softmax(dim=-1)[:, self._column(label)]
+
+
+class RewardModel(BaseModule):
+    """A classifier with one output, trained so that preferred completions score higher.
+
+    The pairwise loss of Bradley and Terry, -log sigmoid(r_j - r_k) for y_j preferred to y_k
+    (Stiennon et al. 2020, "Learning to summarize from human feedback", equation 1). All pairs of a
+    ranking come from one forward pass over its completions and weigh as much together as any other
+    ranking's, so that long rankings do not dominate. Completions are scored by themselves, as
+    :class:`RewardScorer` does in PPO.
+
+    Args:
+        backbone: A classifier or an encoder such as roberta-base: hub id, folder, or ``mini``.
+        **kwargs: See :class:`BaseModule`.
+    """
+
+    kind = "classifier"
+
+    def __init__(self, backbone: str, **kwargs: Any) -> None:
+        super().__init__(backbone, **kwargs)
+
+    def configure_model(self) -> None:
+        """Load the encoder, with a fresh head of one output; does so once."""
+        if self.model is not None:
+            return
+        path = resolve_model(self.backbone_name, "classifier")
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config.num_labels = 1
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            # The head of a classifier with other labels is left out, and a new one made.
+            ignore_mismatched_sizes=True,
+        )
+        if self.dropout is not None:
+            set_dropout(self.model, self.dropout)
+        self.model.train()
+
+    def rewards(self, batch: PreferenceBatch) -> Tensor:
+        """Score all completions of a batch of rankings: fp32 [N]."""
+        output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return output.logits.float().squeeze(-1)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Take one step of the pairwise loss."""
+        rankings = len(batch["ids"])
+        loss = pairwise_loss(self.rewards(batch), batch["pairs"], batch["weights"])
+        self.log("train/loss", loss.detach() / rankings, prog_bar=True, batch_size=rankings)
+        everywhere = self.sum_over_ranks(loss.new_tensor(rankings))
+        loss = loss * self.trainer.world_size / everywhere
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"train/loss is {loss.item()} at step {self.global_step}, on rankings "
+                f"{', '.join(batch['ids'][:8])}; the last checkpoint is untouched"
+            )
+        return loss
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Measure loss and rewards; see :meth:`evaluation_step`."""
+        return self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Measure loss and rewards; see :meth:`evaluation_step`."""
+        return self.evaluation_step(batch, "test")
+
+    def evaluation_step(self, batch: PreferenceBatch, stage: str) -> dict[str, Any]:
+        """Give ``{"loss": scalar, "rewards": a list for each ranking}``; log ``<stage>/loss``."""
+        rewards, rankings = self.rewards(batch), len(batch["ids"])
+        loss = pairwise_loss(rewards, batch["pairs"], batch["weights"]) / rankings
+        self.log(f"{stage}/loss", loss, batch_size=rankings, sync_dist=True)
+        sizes = [len(ranks) for ranks in batch["ranks"]]
+        return {"loss": loss, "rewards": [part.tolist() for part in rewards.split(sizes)]}
+
+
+def pairwise_loss(rewards: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
+    """Sum the weighted losses -log sigmoid(r_j - r_k) of pairs: a scalar.
+
+    Args:
+        rewards: Of all completions, [N].
+        pairs: Places j (preferred) and k of each pair among them, [P, 2].
+        weights: [P]; those of one ranking sum to 1.
+    """
+    margin = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+    return -(weights * F.logsigmoid(margin)).sum()

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_modules.adapters import attach_soft_prompt
-from lightning_modules.base import SummarizationModule
+from lightning_modules.summarization import SummarizationModule
 
 
 class SoftPrompt(SummarizationModule):

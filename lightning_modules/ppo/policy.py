@@ -21,7 +21,6 @@ from lightning_modules.adapters import (
     find_adapter_problem,
     reference_policy,
 )
-from lightning_modules.base import Decoding, SummarizationModule
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import gae, whiten
 from lightning_modules.ppo.config import PPOConfig
@@ -31,6 +30,7 @@ from lightning_modules.ppo.rewards import penalise_unfinished, shape_rewards
 from lightning_modules.ppo.rollout import Prompts, Rollout, Sampling, roll_out, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.reward_model import RewardScorer
+from lightning_modules.summarization import Decoding, SummarizationModule
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,13 @@ class PPOPolicy(SummarizationModule):
         warmup_fraction: float = 0.0,
         decoding: Decoding | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, schedule, warmup_fraction, decoding)
+        super().__init__(
+            backbone,
+            decoding,
+            optimizer=optimizer,
+            schedule=schedule,
+            warmup_fraction=warmup_fraction,
+        )
         if adapter is not None and (problem := find_adapter_problem(adapter, backbone)):
             raise ValueError(problem)
         self.reward_model_name = reward_model

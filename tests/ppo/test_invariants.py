@@ -1,0 +1,123 @@
+"""The gate: every fault that it is for makes it stop the run."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules import adapters
+from lightning_modules.adapters import attach_lora, disable_dropout
+from lightning_modules.backbones import load_backbone
+from lightning_modules.ppo import invariants, rollout
+from lightning_modules.ppo.invariants import FP32, GateError, StepZero, check, measure
+from lightning_modules.ppo.rollout import Prompts, Sampling
+from lightning_modules.ppo.value_head import ValueHead
+from tests.batches import make_batch
+
+GOOD = StepZero(kl=0.0, log_ratio=0.0, mask_errors=0, filtered=0, sampler_gap=1e-6)
+
+
+def fresh_policy(t5: str, dropout: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    model = attach_lora(load_backbone(t5), r=4, alpha=8, dropout=0.0, target_modules=["q", "v"])
+    disable_dropout(model)
+    if dropout:
+        model.get_base_model().decoder.dropout.p = dropout
+    return model.train()
+
+
+def take(model: Any, t5: str, temperature: float = 1.0) -> StepZero:
+    batch = make_batch(t5)
+    prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+    torch.manual_seed(1)
+    settings = Sampling(max_new_tokens=12, temperature=temperature, eos_id=1)
+    return measure(model, ValueHead(32), prompts, settings, minibatch_size=4)
+
+
+def test_a_right_policy_passes(t5: str) -> None:
+    found = take(fresh_policy(t5), t5)
+    check(found, FP32)
+    assert found.kl == 0.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        ({"kl": 0.01}, "KL"),
+        ({"kl": -0.01}, "KL"),
+        ({"kl": math.nan}, "KL"),
+        ({"log_ratio": 0.01}, "dropout"),
+        ({"log_ratio": math.nan}, "dropout"),
+        ({"mask_errors": 1}, "mask"),
+        ({"filtered": 1}, "top_k"),
+        ({"sampler_gap": 0.01}, "sampler"),
+    ],
+)
+def test_each_figure_can_stop_the_run(fault: dict[str, Any], word: str) -> None:
+    with pytest.raises(GateError, match=word) as error:
+        check(GOOD._replace(**fault), FP32)
+    assert str(error.value).count("\n- ") == 1
+    assert "StepZero(" in str(error.value)
+
+
+def test_all_faults_are_named_together() -> None:
+    with pytest.raises(GateError) as error:
+        check(StepZero(29.0, 1.0, 3, 7, 2.0), FP32)
+    assert str(error.value).count("\n- ") == 5
+
+
+def test_dropout_is_seen(t5: str) -> None:
+    with pytest.raises(GateError, match="dropout"):
+        check(take(fresh_policy(t5, dropout=0.1), t5), FP32)
+
+
+def test_a_wrong_reference_is_seen(t5: str) -> None:
+    model = fresh_policy(t5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    # A trained adapter with the bare backbone as reference: what the original notebook did.
+    assert adapters.REFERENCE not in model.peft_config
+    with pytest.raises(GateError, match="KL"):
+        check(take(model, t5), FP32)
+
+
+def test_a_filtered_sampler_is_seen(t5: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh_policy(t5)
+    base = model.get_base_model()
+    generate = base.generate
+    monkeypatch.setattr(base, "generate", lambda **kw: generate(**(kw | {"top_k": 50})))
+    found = take(model, t5)
+    # One id less than the vocabulary's rest may be left over all steps; most are ruled out.
+    assert found.filtered > 100
+    with pytest.raises(GateError, match="top_k"):
+        check(found, FP32)
+
+
+def test_another_temperature_in_the_sampler_is_seen(
+    t5: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh_policy(t5)
+    base = model.get_base_model()
+    generate = base.generate
+    monkeypatch.setattr(base, "generate", lambda **kw: generate(**(kw | {"temperature": 0.5})))
+    with pytest.raises(GateError, match="sampler and scorer"):
+        check(take(model, t5), FP32)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda responses, eos: ((responses != 0), (responses == eos).any(1)),
+        lambda responses, eos: ((responses != eos) & (responses != 0), (responses == eos).any(1)),
+    ],
+    ids=["pad ids left out", "EOS left out"],
+)
+def test_a_wrong_mask_is_seen(
+    t5: str, monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Any]
+) -> None:
+    responses = torch.tensor([[5, 0, 1, 0], [5, 6, 7, 1]])
+    assert invariants.count_mask_errors(responses, wrong(responses, 1)[0], 1) >= 1
+    assert invariants.count_mask_errors(responses, rollout.response_mask(responses, 1)[0], 1) == 0
