@@ -178,7 +178,7 @@ class ResumableLoader(DataLoader[Any]):
     batch_sampler: LengthBatchSampler
     taken = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator
         """Yield the batches of the epoch, counting them."""
         self.taken = self.batch_sampler.start
         for batch in super().__iter__():

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules import DialogSumDataModule, Flan, Instruction, Plain, Template
 from datamodules.batching import Batch
-from datamodules.encoding import Encoder, encode_cached, load_encoded
+from datamodules.encoding import Encoded, Encoder, encode_cached, load_encoded
 from datamodules.reading import DataError, Row
 
 EOS = 1
@@ -178,11 +178,14 @@ def test_the_second_start_does_not_tokenise(
 ) -> None:
     write(tmp_path / "test.jsonl", 6)
     (first := make()).setup("test")
-    calls: list[list[Row]] = []
-    encode = Encoder.encode
-    monkeypatch.setattr(
-        Encoder, "encode", lambda self, rows: calls.append(rows) or encode(self, rows)
-    )
+    calls: list[str] = []
+    tokenize = Encoder.encode
+
+    def counted(self: Encoder, rows: list[Row]) -> Encoded:
+        calls.append("encode")
+        return tokenize(self, rows)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
     with caplog.at_level(logging.INFO):
         (second := make()).setup("test")
     assert calls == []
