@@ -208,6 +208,15 @@ def test_the_second_start_does_not_tokenise(
     assert calls
 
 
+def test_other_examples_are_another_cache_entry(tokenizer_dir: str) -> None:
+    rows = [Row("a", "d", ("s",))]
+    keys = {
+        encoder(tokenizer_dir, examples=examples).key(rows)
+        for examples in ([], [Row("e", "x", ("y",))], [Row("e", "x", ("z",))])
+    }
+    assert len(keys) == 3
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "rows"])
 def test_a_damaged_cache_entry_is_built_anew(
     tmp_path: Path, tokenizer_dir: str, damage: str, caplog: pytest.LogCaptureFixture
