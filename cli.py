@@ -64,6 +64,10 @@ class AlignsumCLI(LightningCLI):
             args=self.arguments,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments given, whatever the process's own are."""
+        self.config = parser.parse_args(args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder's options and the callbacks that every run has."""
         parser.add_argument(

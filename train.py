@@ -12,8 +12,10 @@ The same offline on two CPU cores, on the embedded miniature: add
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
+import transformers
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -35,8 +37,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    for noisy in ("httpx", "filelock", "matplotlib", "datasets"):
+    for noisy in ("httpx", "filelock", "matplotlib", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    transformers.logging.disable_progress_bar()  # a bar for each file, drawn over our own
+    # Lightning's own use of torch's pytree, not ours.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     try:
         AlignsumCLI(choose_sections(sys.argv[1:] if args is None else args))
     except (ValueError, OSError, FloatingPointError, GateError) as error:

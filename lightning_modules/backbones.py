@@ -1,6 +1,8 @@
 """Load, check and export the pretrained encoder-decoder that every method starts from."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,13 +71,29 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
             f"backbone {name!r} is a {config.model_type!r} model, not an encoder-decoder; "
             "alignsum trains encoder-decoders such as google/flan-t5-base"
         )
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        path, dtype=torch.float32, trust_remote_code=False
-    )
+    with _without_tying_warning():
+        model = AutoModelForSeq2SeqLM.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False
+        )
     if dropout is not None:
         set_dropout(model, dropout)
     record_head(model)
     return model
+
+
+@contextmanager
+def _without_tying_warning() -> Iterator[None]:
+    """Silence the advice to set tie_word_embeddings=False: record_head does just that."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "tied weights mapping" not in record.getMessage()
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(is_other)
+    try:
+        yield
+    finally:
+        source.removeFilter(is_other)
 
 
 def head_is_tied(model: PreTrainedModel) -> bool:

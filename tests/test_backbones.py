@@ -1,0 +1,149 @@
+"""The backbone: its head as it was trained, its dropout as it was asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, RobertaConfig, T5Config, T5ForConditionalGeneration
+
+from lightning_modules import FullFT, LoRA
+from lightning_modules.backbones import (
+    find_precision_problem,
+    head_is_tied,
+    load_backbone,
+    resolve_model,
+    set_dropout,
+)
+from lightning_modules.summarization import Decoding
+from tests.batches import loader, make_batch, make_trainer
+
+
+def logits(model: torch.nn.Module, t5: str) -> torch.Tensor:
+    batch = make_batch(t5)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}  # type: ignore[literal-required]
+    with torch.no_grad():
+        return model.eval()(**inputs).logits
+
+
+def test_the_head_stays_untied_through_load_tie_weights_and_save(t5: str, tmp_path: Path) -> None:
+    model = load_backbone(t5)
+    assert not head_is_tied(model)
+    expected = logits(model, t5)
+    # What merging, resuming or another library may call.
+    model.tie_weights()
+    assert not head_is_tied(model)
+    torch.testing.assert_close(logits(model, t5), expected)
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert not head_is_tied(plain)
+    assert plain.config.scale_decoder_outputs is False
+    torch.testing.assert_close(logits(plain, t5), expected)
+
+
+def test_a_tied_head_stays_tied_and_scaled(tmp_path: Path) -> None:
+    """T5 v1.0, such as t5-small: one matrix, and the decoder's output times d_model^-0.5."""
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    model = load_backbone(str(tmp_path))
+    assert head_is_tied(model)
+    assert model.config.tie_word_embeddings is True
+    assert model.config.scale_decoder_outputs is True
+
+
+def test_the_head_stays_untied_through_checkpoint_resume_and_export(
+    t5: str, tmp_path: Path
+) -> None:
+    batch = make_batch(t5)
+
+    def make() -> FullFT:
+        return FullFT(
+            backbone=t5,
+            decoding=Decoding(max_new_tokens=8),
+            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+        )
+
+    module = make()
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, loader(batch))
+    path = tmp_path / "one.ckpt"
+    trainer.save_checkpoint(path)
+    again = make()
+    make_trainer(tmp_path, max_epochs=2).fit(
+        again, loader(batch), ckpt_path=path, weights_only=True
+    )
+    assert not head_is_tied(again.model)
+    again.export(tmp_path / "export")
+    plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
+    torch.testing.assert_close(logits(plain, t5), logits(again.model, t5))
+
+
+def test_merging_a_lora_keeps_the_head(t5: str) -> None:
+    module = LoRA(backbone=t5, r=2, alpha=2)
+    module.configure_model()
+    for name, parameter in module.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    expected = logits(module.model, t5)
+    merged = module.model.merge_and_unload()
+    assert not head_is_tied(merged)
+    torch.testing.assert_close(logits(merged, t5), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dropout_is_on_in_training_and_zero_when_told(t5: str) -> None:
+    batch = make_batch(t5)
+    for dropout, differs in ((None, True), (0.0, False), (0.5, True)):
+        module = FullFT(backbone=t5, dropout=dropout)
+        module.configure_model()
+        losses = {float(module.token_loss(batch)[0]) for _ in range(3)}
+        assert (len(losses) > 1) == differs, dropout
+    rates = {m.p for m in module.model.modules() if isinstance(m, torch.nn.Dropout)}
+    # 0.5 was asked for; the decoder's and encoder's attention dropout too.
+    assert rates == {0.5}
+    assert module.model.encoder.block[0].layer[0].SelfAttention.dropout == 0.5
+    set_dropout(module.model, 0.0)
+    assert module.model.config.dropout_rate == 0.0
+
+
+def test_weights_are_fp32_whatever_the_file_holds(t5: str, tmp_path: Path) -> None:
+    AutoModelForSeq2SeqLM.from_pretrained(t5, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in load_backbone(str(tmp_path)).parameters()} == {torch.float32}
+
+
+def test_a_model_without_decoder_is_refused(tmp_path: Path) -> None:
+    RobertaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="not an encoder-decoder"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", 16, "16"])
+def test_fp16_is_refused_with_the_reason(precision: str | int) -> None:
+    problem = find_precision_problem(precision)
+    assert problem is not None
+    assert "65,504" in problem
+    assert "bf16-mixed" in problem
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", 32, None, "64-true"])
+def test_other_precisions_are_not(precision: str | int | None) -> None:
+    assert find_precision_problem(precision) is None
+
+
+def test_fp16_is_refused_by_the_module_too(t5: str, tmp_path: Path) -> None:
+    module = FullFT(backbone=t5)
+    trainer = make_trainer(tmp_path)
+    module.trainer = trainer
+    trainer.strategy.precision_plugin.precision = "16-mixed"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="fp16"):
+        module.setup("fit")
+
+
+def test_names_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model("google/flan-t5-base") == "google/flan-t5-base"
+    assert resolve_model("mini").endswith("assets/mini/t5")
+    assert resolve_model("mini", "classifier").endswith("assets/mini/roberta")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("model") == str(tmp_path / "model")

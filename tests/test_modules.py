@@ -1,0 +1,232 @@
+"""The supervised methods: what is trained, what the loss is, what is left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+
+from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
+from lightning_modules.adapters import attach_lora, count_parameters
+from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.summarization import Decoding
+from tests.batches import loader, make_batch, make_trainer, settle
+
+DECODING = Decoding(max_new_tokens=8)
+METHODS: dict[str, Any] = {
+    "full_ft": lambda t5, **kw: FullFT(backbone=t5, decoding=DECODING, **kw),
+    "lora": lambda t5, **kw: LoRA(backbone=t5, r=4, alpha=8, decoding=DECODING, **kw),
+    "soft_prompt": lambda t5, **kw: SoftPrompt(
+        backbone=t5, virtual_tokens=5, decoding=DECODING, **kw
+    ),
+}
+
+
+def adamw(lr: float) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
+
+
+def flan_t5_base() -> T5ForConditionalGeneration:
+    """The shape of google/flan-t5-base on the meta device: no weights, exact counts."""
+    config = T5Config(
+        vocab_size=32128, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_decoder_layers=12,
+        num_heads=12, feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = T5ForConditionalGeneration(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(32128, 768))
+    return model
+
+
+def test_parameter_counts_of_flan_t5_base() -> None:
+    backbone = flan_t5_base()
+    assert count_parameters(backbone) == (247_577_856, 247_577_856)
+    lora = attach_lora(backbone, r=32, alpha=32, dropout=0.05, target_modules=["q", "v"])
+    assert count_parameters(lora) == (3_538_944, 251_116_800)
+    assert count_parameters(ValueHead(768)) == (769, 769)
+    # The LoRA's export is its trained weights: 1.43 % of the backbone's bytes.
+    assert 3_538_944 / 247_577_856 < 0.02
+
+
+def test_what_each_method_trains(t5: str) -> None:
+    total = count_parameters(AutoModelForSeq2SeqLM.from_pretrained(t5))[1]
+    # 2 encoder and 4 decoder attentions, q and v, A and B of 4 x 32 each.
+    lora = 6 * 2 * 2 * 4 * 32
+    expected = {
+        "full_ft": (total, total),
+        "lora": (lora, total + lora),
+        "soft_prompt": (5 * 32, total + 5 * 32),
+    }
+    for name, make in METHODS.items():
+        assert settle(make(t5)).count_parameters() == expected[name], name
+    assert settle(InContext(backbone=t5)).count_parameters() == (0, total)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trained_weight_moves_and_no_other(name: str, t5: str, tmp_path: Path) -> None:
+    module = settle(METHODS[name](t5, optimizer=adamw(0.01)))
+    before = {n: p.clone() for n, p in module.named_parameters()}
+    batch = make_batch(t5)
+    make_trainer(tmp_path, max_epochs=2).fit(module, loader(batch))
+    for n, p in module.named_parameters():
+        assert torch.equal(p, before[n]) != p.requires_grad, n
+    if name == "soft_prompt":
+        rows = dict(module.named_parameters())["model.prompt_encoder.default.embedding.weight"]
+        assert (rows != before["model.prompt_encoder.default.embedding.weight"]).any(dim=1).all()
+
+
+def test_loss_is_the_mean_over_real_tokens(t5: str) -> None:
+    module = settle(FullFT(backbone=t5, dropout=0.0))
+    batch = make_batch(t5)
+    loss_sum, tokens = module.token_loss(batch)
+    slow, count = torch.zeros(()), 0
+    for row in range(len(batch["ids"])):
+        source = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        target = batch["labels"][row][batch["labels"][row] != -100]
+        assert target[-1] == 1
+        decoder_input = torch.cat([torch.tensor([0]), target[:-1]])
+        logits = module.model(input_ids=source[None], decoder_input_ids=decoder_input[None]).logits
+        slow = slow + F.cross_entropy(logits[0], target, reduction="sum")
+        count += len(target)
+    assert int(tokens) == count
+    torch.testing.assert_close(loss_sum, slow, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_checkpoint_holds_trained_weights_only(name: str, t5: str, tmp_path: Path) -> None:
+    module = METHODS[name](t5, optimizer=adamw(0.01))
+    trainer = make_trainer(tmp_path)
+    trainer.fit(module, loader(make_batch(t5)))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+    assert set(state) == {n for n, p in module.named_parameters() if p.requires_grad}
+    again = METHODS[name](t5)
+    make_trainer(tmp_path).validate(
+        again, loader(make_batch(t5)), ckpt_path=tmp_path / "a.ckpt", weights_only=True
+    )
+    for n, p in again.named_parameters():
+        torch.testing.assert_close(p, dict(module.named_parameters())[n])
+
+
+def test_a_checkpoint_of_another_run_is_refused(t5: str, tmp_path: Path) -> None:
+    batch = make_batch(t5)
+    trainer = make_trainer(tmp_path)
+    trainer.fit(METHODS["lora"](t5), loader(batch))
+    trainer.save_checkpoint(tmp_path / "lora.ckpt")
+    for other, message in (
+        (METHODS["full_ft"](t5), "this run is"),
+        (LoRA(backbone=t5, r=4, target_modules=["q"]), "train different weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(tmp_path).test(
+                other, loader(batch), ckpt_path=tmp_path / "lora.ckpt", weights_only=True
+            )
+
+
+PLAIN = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+method, backbone, export, batch, out = sys.argv[1:]
+if method == "full_ft":
+    model = AutoModelForSeq2SeqLM.from_pretrained(export)
+else:
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(backbone), export)
+inputs = torch.load(batch)
+tokens = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
+torch.save(tokens, out)
+"""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_export_gives_the_same_text_in_another_process(
+    name: str, t5: str, tmp_path: Path
+) -> None:
+    module = METHODS[name](t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
+    batch = make_batch(t5)
+    make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
+    module.export(tmp_path / "export")
+    module.eval()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    torch.save(inputs, tmp_path / "batch.pt")
+    subprocess.run(
+        [
+            sys.executable, "-c", PLAIN, name, t5,
+            tmp_path / "export", tmp_path / "batch.pt", tmp_path / "out.pt",
+        ],
+        check=True,
+    )  # fmt: skip
+    texts = module.generate(batch)
+    assert module.decode(torch.load(tmp_path / "out.pt")) == texts
+    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
+    assert texts != plain.generate(batch)
+
+
+def test_soft_prompt_off_is_the_backbone(t5: str, tmp_path: Path) -> None:
+    module = METHODS["soft_prompt"](t5, optimizer=adamw(0.5))
+    batch = make_batch(t5)
+    make_trainer(tmp_path).fit(module, loader(batch))
+    module.eval()
+    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    off = module.model.get_base_model().generate(**inputs, max_new_tokens=8)
+    assert module.decode(off) == plain.generate(batch)
+
+
+def test_soft_prompt_can_start_from_a_text(t5: str) -> None:
+    module = settle(SoftPrompt(backbone=t5, virtual_tokens=4, init_text="Summarize"))
+    assert isinstance(module.model, PeftModel)
+    embeddings = module.model.get_base_model().get_input_embeddings()
+    first = module.tokenizer("Summ", add_special_tokens=False)["input_ids"]
+    weight = module.model.prompt_encoder["default"].embedding.weight
+    torch.testing.assert_close(weight, embeddings(torch.tensor(first)))
+
+
+def test_unknown_target_modules_are_named(t5: str) -> None:
+    with pytest.raises(ValueError, match=r"no linear layer is named \['query'\].*'q'"):
+        settle(LoRA(backbone=t5, target_modules=["q", "query"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoRA(backbone="x", r=0), "r >= 1"),
+        (lambda: SoftPrompt(backbone="x", virtual_tokens=0), "at least 1"),
+        (lambda: FullFT(backbone="x", warmup_fraction=1.0), "warmup_fraction"),
+        (lambda: FullFT(backbone="x", dropout=1.0), "dropout"),
+        (lambda: Decoding(max_new_tokens=0, num_beams=0), "max_new_tokens.*num_beams"),
+        (lambda: Decoding(temperature=0.5), "change nothing without do_sample"),
+        (lambda: Decoding(do_sample=True, temperature=0.0), "above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_decoding_overrules_what_generate_would_do_by_itself() -> None:
+    assert Decoding().arguments() == {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
+    sampling = Decoding(do_sample=True, temperature=0.5).arguments()
+    assert sampling["top_k"] == 0
+    assert sampling["top_p"] == 1.0
+
+
+@pytest.mark.parametrize("change", [{"num_beams": 4}, {"do_sample": True, "temperature": 2.0}])
+def test_decoding_settings_change_the_text(change: dict[str, Any], t5: str) -> None:
+    torch.manual_seed(0)
+    batch = make_batch(t5)
+    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
+    other = settle(InContext(backbone=t5, decoding=Decoding(max_new_tokens=8, **change))).eval()
+    assert plain.generate(batch) != other.generate(batch)
+
+
+def test_a_nan_loss_stops_the_run_and_names_the_rows(t5: str, tmp_path: Path) -> None:
+    module = settle(FullFT(backbone=t5))
+    module.model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="row_0"):
+        make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
