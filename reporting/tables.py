@@ -81,14 +81,14 @@ def make_markdown(
 
 def format_estimate(estimate: Estimate, sign: bool = False) -> str:
     """The value x 100 with one decimal."""
-    return f"{100 * estimate.value:+.1f}" if sign else f"{100 * estimate.value:.1f}"
+    return f"{100 * estimate.value:+z.1f}" if sign else f"{100 * estimate.value:z.1f}"
 
 
 def format_interval(estimate: Estimate, sign: bool = False) -> str:
     """The interval x 100, e.g. "40.1 to 42.0"; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
-    style = "+.1f" if sign or estimate.low < 0 else ".1f"
+    style = "+z.1f" if sign or estimate.low < 0 else "z.1f"
     return f"{100 * estimate.low:{style}} to {100 * estimate.high:{style}}"
 
 

@@ -10,7 +10,7 @@ from metrics.intervals import Estimate
 from metrics.rouge import KEYS
 from reporting.compare import read_out
 from reporting.runs import read_runs
-from reporting.tables import make_row
+from reporting.tables import format_estimate, format_interval, make_row
 from run_folder import RunFolder
 
 
@@ -188,3 +188,9 @@ def test_summary_stays_the_runs_own(tmp_path: Path) -> None:
     before = json.loads((path / "summary.json").read_text())
     report.main(["compare", str(path), "--out", str(tmp_path / "report")])
     assert json.loads((path / "summary.json").read_text()) == before
+
+
+def test_a_rounded_zero_has_no_minus() -> None:
+    nothing = Estimate(-0.0002, 9, -0.0004, 0.0)
+    assert format_estimate(nothing, sign=True) == "+0.0"
+    assert format_interval(nothing) == "+0.0 to +0.0"
