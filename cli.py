@@ -9,12 +9,14 @@ from typing import Any
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
 from callbacks.export import ExportCallback
 from callbacks.loggers import ResumeMetrics, RunCSVLogger
 from callbacks.plots import PlotCallback
+from callbacks.progress import RunProgress
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback
@@ -31,12 +33,34 @@ class SettingsError(ValueError):
 
 
 class RunConfig(SaveConfigCallback):
-    """Save the whole configuration: ``config.yaml``, or ``config.test.yaml`` beside a fit's."""
+    """Save the whole configuration: ``config.yaml``, or ``config.test.yaml`` beside a fit's.
+
+    Lightning saves it before the model is built; here it is saved once that went well, so that a
+    setting which the model refuses leaves no run folder behind.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose a name that is free, then save."""
-        folder = RunFolder(trainer.default_root_dir)
-        if folder.config.exists() and stage != "fit":
+        """Wait for the start."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save as ``config.yaml``."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless this validation is a part of a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._save_beside(trainer, pl_module, "validate")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save under a name that is free."""
+        self._save_beside(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save under a name that is free."""
+        self._save_beside(trainer, pl_module, "predict")
+
+    def _save_beside(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if RunFolder(trainer.default_root_dir).config.exists():
             self.config_filename = f"config.{stage}.yaml"
         super().setup(trainer, pl_module, stage)
 
@@ -125,7 +149,7 @@ class AlignsumCLI(LightningCLI):
             raise SettingsError(
                 f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
             )
-        if settings.overwrite and rank_zero_only.rank == 0:
+        if settings.overwrite and getattr(rank_zero_only, "rank", 0) == 0:
             self.make_room(folder)
 
     def find_setting_problems(self) -> list[str]:
@@ -134,11 +158,12 @@ class AlignsumCLI(LightningCLI):
         problems = [find_precision_problem(settings.trainer.precision)]
         data = settings.data
         model = settings.model
-        for what, name, kind in (
+        roles: tuple[tuple[str, str | None, Any], ...] = (
             ("backbone", model.init_args.get("backbone"), import_class(model.class_path).kind),
             ("reward model", model.init_args.get("reward_model"), "classifier"),
             ("toxicity classifier", settings.toxicity.get("model"), "classifier"),
-        ):
+        )
+        for what, name, kind in roles:
             if name is not None:
                 problems.append(hub.find_model_problem(resolve_model(name, kind), what))
         problems += import_class(data.class_path).find_problems(data.init_args)
@@ -155,7 +180,7 @@ class AlignsumCLI(LightningCLI):
     def find_folder_problems(self, folder: RunFolder) -> list[str]:
         """List what keeps this command from writing into its run folder, and choose its weights."""
         settings, overwrite = self.settings, self.settings.overwrite
-        if rank_zero_only.rank > 0:
+        if getattr(rank_zero_only, "rank", 0) > 0:
             return []  # rank 0 has looked, and may have begun to write
         if self.subcommand == "fit":
             if settings.resume:
@@ -212,6 +237,7 @@ class AlignsumCLI(LightningCLI):
         extra = configured if isinstance(configured, list) else [configured]
         loggers = [RunCSVLogger(run_dir), *(log for log in extra if log not in (None, True, False))]
         always = [
+            RunProgress(),
             ResumeMetrics(),
             SummaryCallback(command=f"python train.py {' '.join(self.arguments)}"),
             ExportCallback(),

@@ -48,7 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("ALIGNSUM_DEBUG"):
             raise
         # No markup: the message may hold text from files, and brackets in it are meant.
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, style="red")
+        # No wrapping either: a path broken over two lines cannot be copied.
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"error: {error}", markup=False, highlight=False, style="red")
         sys.exit(2)
 
 

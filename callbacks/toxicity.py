@@ -18,8 +18,9 @@ class ToxicityCallback(TextMetricCallback):
     likewise. In validation `val/toxicity` and `val/reward` are logged.
 
     Args:
-        model: Hub id, folder or `mini`: a sequence classifier. It may be another one than PPO was
-            trained against, which shows whether the policy only learned to please its own reward.
+        model: Hub id, folder or `mini`: a sequence classifier; None scores no toxicity. It may be
+            another one than PPO was trained against, which shows whether the policy only learned
+            to please its own reward.
         batch_size: Texts in one forward pass.
         label: The label whose raw logit is the reward.
         toxic_label: The label whose probability is the toxicity.
@@ -27,7 +28,7 @@ class ToxicityCallback(TextMetricCallback):
 
     def __init__(
         self,
-        model: str,
+        model: str | None = None,
         batch_size: int = 64,
         label: str = "nothate",
         toxic_label: str = "hate",
@@ -41,11 +42,13 @@ class ToxicityCallback(TextMetricCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the classifier, so that a wrong name is known before any work."""
-        if self._scorer is None:
+        if self._scorer is None and self.model is not None:
             self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
+        if self.model is None:
+            return {}
         columns = self._classify(pl_module, [row["prediction"] for row in rows])
         if "prediction_before" in rows[0]:
             before = self._classify(pl_module, [row["prediction_before"] for row in rows])

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import lightning as L
 import numpy as np
@@ -18,7 +19,8 @@ from datamodules.sources import DataError, Split
 from lightning_modules.backbones import resolve_model
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True)
+class Ranking:
     """Completions of one dialogue with their ranks, 1 the best; equal ranks are ties."""
 
     index: int
@@ -133,7 +135,11 @@ class PreferenceDataModule(L.LightningDataModule):
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
         )
-        return ResumableLoader(rankings, batch_sampler=sampler, collate_fn=self.collate)
+        return ResumableLoader(
+            rankings,  # type: ignore[arg-type] # a list is data set enough
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+        )
 
     def collate(self, rankings: Sequence[Ranking]) -> PreferenceBatch:
         """Tokenise the completions of some rankings and lay out their pairs."""

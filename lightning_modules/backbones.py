@@ -126,7 +126,8 @@ def set_dropout(model: nn.Module, rate: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = rate
         elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = rate  # attention layers hand this number to a functional dropout
+            # Attention layers hand this number to a functional dropout.
+            setattr(module, "dropout", rate)  # noqa: B010 (mypy takes any attribute for a module)
     config: Any = getattr(model, "config", None)
     for name in ("dropout_rate", "dropout", "attention_dropout", "hidden_dropout_prob"):
         if isinstance(getattr(config, name, None), float):

@@ -86,7 +86,7 @@ class SummarizationModule(BaseModule):
         super().__init__(backbone, **kwargs)
         self.decoding = decoding or Decoding()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """Take one step of teacher-forced cross-entropy."""
         loss_sum, tokens = self.token_loss(batch)
         self.log("train/loss", loss_sum.detach() / tokens, prog_bar=True, batch_size=int(tokens))

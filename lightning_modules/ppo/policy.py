@@ -136,7 +136,8 @@ class PPOPolicy(SummarizationModule):
         if self.model is not None:
             return
         super().configure_model()
-        self.value_head = ValueHead(self.model.config.d_model)
+        policy: Any = self.model
+        self.value_head = ValueHead(policy.config.d_model)
         self.scorer = RewardScorer(self.reward_model_name, self.reward_label)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -158,7 +159,7 @@ class PPOPolicy(SummarizationModule):
 
     # The loop -----------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
         """Roll out, score, shape the rewards, estimate advantages, and update in minibatches.
 
         Returns:

@@ -1,0 +1,243 @@
+"""The command line as its users meet it: run folders, resuming, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hub
+import train
+from run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+MINI = str(CONFIGS / "overlays" / "mini.yaml")
+
+ROWS = [
+    {
+        "id": f"r{number}",
+        "dialogue": f"#Person1#: Is room {number} free?\n#Person2#: Yes, from {number} o'clock.",
+        "summary": f"Room {number} is free from {number} o'clock.",
+    }
+    for number in range(8)
+]
+
+
+def write_rows(folder: Path, **splits: list[dict]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for split, rows in splits.items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "data", train=ROWS, validation=ROWS[:4], test=ROWS[4:])
+
+
+@pytest.fixture
+def base(t5: str, roberta: str, data: Path, tmp_path: Path) -> list[str]:
+    """A tiny LoRA run from folders in the hub's layout."""
+    return [
+        "--config", str(CONFIGS / "lora.yaml"), "--model.backbone", t5,
+        "--toxicity.model", roberta, "--data.source", str(data), "--trainer.precision", "32-true",
+        "--trainer.accelerator", "cpu", "--model.decoding.max_new_tokens", "8",
+        "--trainer.max_epochs", "1", "--run_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must be refused; give what it said."""
+
+    def run(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments)
+        assert stop.value.code not in (0, None)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err + said.out
+        return " ".join((said.err + said.out).split())
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def test_a_used_run_folder_is_refused_and_left_alone(
+    base: list[str], tmp_path: Path, fails: Fails
+) -> None:
+    train.main(["fit", *base])
+    before = snapshot(tmp_path / "run")
+    said = fails("fit", *base)
+    assert "holds another run" in said
+    assert "--resume auto" in said
+    assert snapshot(tmp_path / "run") == before
+
+    train.main(["test", *base])
+    before = snapshot(tmp_path / "run")
+    assert "earlier test" in fails("test", *base)
+    assert snapshot(tmp_path / "run") == before
+    train.main(["test", *base, "--overwrite", "true"])
+    assert snapshot(tmp_path / "run")["predictions.jsonl"] == before["predictions.jsonl"]
+
+
+def test_overwrite_removes_the_run_and_nothing_else(base: list[str], tmp_path: Path) -> None:
+    train.main(["fit", *base])
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    train.main(["fit", *base, "--overwrite", "true"])
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    assert RunFolder(tmp_path / "run").export.is_dir()
+
+
+def test_resume_goes_on_where_the_run_stopped(
+    base: list[str], tmp_path: Path, fails: Fails
+) -> None:
+    assert "no checkpoint" in fails("fit", *base, "--resume", "auto")
+    train.main(["fit", *base])
+    train.main(["fit", *base, "--trainer.max_epochs", "3", "--resume", "auto"])
+    rows = RunFolder(tmp_path / "run").read_metrics_csv()
+    assert [int(row["epoch"]) for row in rows if row.get("val/loss")] == [0, 1, 2]
+
+
+def test_a_test_needs_something_trained(base: list[str], fails: Fails) -> None:
+    said = fails("test", *base)
+    assert "there is no trained model in" in said
+    assert "`fit`" in said
+
+
+def test_a_test_can_take_another_runs_checkpoint(base: list[str], tmp_path: Path) -> None:
+    train.main(["fit", *base])
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    elsewhere = [*base[:-1], str(tmp_path / "elsewhere")]
+    train.main(["test", *elsewhere, "--ckpt_path", str(best)])
+    assert RunFolder(tmp_path / "elsewhere").predictions.is_file()
+
+
+def test_the_default_run_folder_is_named_after_the_config(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train.main(["fit", *base[:-2]])
+    assert RunFolder(tmp_path / "runs" / "lora").holds_run()
+
+
+def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: Path) -> None:
+    train.main(["fit", *base])
+    ppo = [
+        "--config", str(CONFIGS / "ppo.yaml"), *base[2:-2],
+        "--model.reward_model", roberta, "--model.adapter", str(tmp_path / "run" / "export"),
+        "--model.ppo.max_new_tokens", "8", "--data.min_dialogue_chars", "0",
+        "--run_dir", str(tmp_path / "ppo"),
+    ]  # fmt: skip
+    train.main(["fit", *ppo])
+    train.main(["test", *ppo])
+    metrics = RunFolder(tmp_path / "ppo").read_summary()["metrics"]
+    before, after, change = (
+        metrics[f"test/toxicity_{name}"] for name in ("before", "after", "change")
+    )
+    assert change["value"] == pytest.approx(after["value"] - before["value"], abs=1e-6)
+    assert change["low"] <= change["value"] <= change["high"]
+    assert metrics["test/toxicity"] == after
+    rows = RunFolder(tmp_path / "ppo").read_metrics_csv()
+    assert abs(float(rows[0]["objective/kl"])) < 1e-4
+
+
+def test_without_a_hub_everything_missing_is_named_at_once(tmp_path: Path, fails: Fails) -> None:
+    run = tmp_path / "run"
+    said = fails("fit", "--config", str(CONFIGS / "ppo.yaml"), "--run_dir", str(run))
+    for name in (
+        "google/flan-t5-base", "facebook/roberta-hate-speech-dynabench-r4-target",
+        "knkarthick/dialogsum", hub.OVERLAY,
+    ):  # fmt: skip
+        assert name in said
+    assert not run.exists()
+
+
+def bad_data(folder: Path, kind: str) -> None:
+    file = folder / "train.jsonl"
+    good = file.read_bytes().splitlines(keepends=True)
+    if kind == "missing column":
+        rows = [{"id": row["id"], "text": row["dialogue"]} for row in ROWS]
+        write_rows(folder, train=rows)
+    elif kind == "empty dialogue":
+        good[2] = json.dumps(ROWS[2] | {"dialogue": "  "}).encode() + b"\n"
+        file.write_bytes(b"".join(good))
+    elif kind == "broken json":
+        good[2] = b'{"id": "r2", "dialogue": \n'
+        file.write_bytes(b"".join(good))
+    elif kind == "not utf-8":
+        good[2] = good[2].replace(b"room", b"\xff\xfe")
+        file.write_bytes(b"".join(good))
+    elif kind == "empty split":
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing column", ["dialogue", "train.jsonl"]),
+        ("empty dialogue", ["train.jsonl:3", "dialogue is empty"]),
+        ("broken json", ["train.jsonl:3", "JSON"]),
+        ("not utf-8", ["train.jsonl:3", "UTF-8"]),
+        ("empty split", ["train.jsonl"]),
+    ],
+)
+def test_bad_data_is_refused_with_its_place(
+    kind: str, words: list[str], base: list[str], data: Path, tmp_path: Path, fails: Fails
+) -> None:
+    bad_data(data, kind)
+    said = fails("fit", *base)
+    for word in words:
+        assert word in said, said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trainer.precision", "16-mixed"], ["fp16", "bf16-mixed"]),
+        (["--model.init_args.rank", "3"], ["rank"]),
+        (["--data.source", "no/such folder"], ["no/such folder"]),
+        (["--model.backbone", "./nowhere"], ["./nowhere"]),
+        (["--model.r", "0"], ["r >= 1"]),
+        (["--data.batch_size", "0"], ["batch_size"]),
+        (["--model.target_modules", "[query]"], ["query"]),
+        (["--model.decoding.temperature", "0.5"], ["do_sample"]),
+        (["--config", "configs/missing.yaml"], ["missing.yaml"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_bad_settings_are_refused(
+    arguments: list[str], words: list[str], base: list[str], tmp_path: Path, fails: Fails
+) -> None:
+    said = fails("fit", *base, *arguments)
+    for word in words:
+        assert word in said, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_a_file_is_refused(base: list[str], tmp_path: Path, fails: Fails) -> None:
+    extra = tmp_path / "extra.yaml"
+    extra.write_text("trainer: {max_epoch: 3}")
+    assert "max_epoch" in fails("fit", *base, "--config", str(extra))
+
+
+def test_several_problems_come_in_one_message(base: list[str], fails: Fails) -> None:
+    said = fails(
+        "fit", *base, "--trainer.precision", "16-mixed", "--model.backbone", "./nowhere",
+        "--toxicity.model", "./gone",
+    )  # fmt: skip
+    assert "3 reason(s)" in said
+    assert all(word in said for word in ("fp16", "./nowhere", "./gone"))

@@ -1,0 +1,132 @@
+"""Every shipped YAML parses; every one runs on the miniature through fit and test."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from overlays import choose_sections
+from run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "overlays").rglob("*.yaml"))
+MINI = str(ROOT / "configs" / "overlays" / "mini.yaml")
+
+
+def print_config(capsys: pytest.CaptureFixture[str], *files: Path | str) -> dict:
+    arguments = ["fit", "--print_config"]
+    for file in files:
+        arguments[1:1] = []
+        arguments += ["--config", str(file)]
+    # --print_config shows what stands before it.
+    arguments.append(arguments.pop(1))
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_the_shipped_files_are_found() -> None:
+    assert {file.stem for file in CONFIGS} == {
+        "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
+    }  # fmt: skip
+    assert {file.stem for file in OVERLAYS} == {"debug", "mini", "wandb"}
+
+
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda file: file and file.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_parses_with_every_overlay(
+    config: Path, overlay: Path | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed = print_config(capsys, config, *([overlay] if overlay else []))
+    own = yaml.safe_load(config.read_text())
+    assert parsed["model"]["class_path"].endswith(own["model"]["class_path"])
+    if overlay is not None and overlay.stem == "mini":
+        assert parsed["model"]["init_args"]["backbone"] == "mini"
+        assert parsed["data"]["init_args"]["source"] == "mini"
+    else:
+        assert parsed["model"]["init_args"]["backbone"] == own["model"]["init_args"]["backbone"]
+
+
+def test_full_size_configs_name_what_the_project_is_about() -> None:
+    for config in CONFIGS:
+        own = yaml.safe_load(config.read_text())
+        if config.stem == "reward":
+            continue
+        assert own["model"]["init_args"]["backbone"] == "google/flan-t5-base"
+        assert own["data"]["init_args"]["source"] == "knkarthick/dialogsum"
+        assert own["toxicity"]["model"] == "facebook/roberta-hate-speech-dynabench-r4-target"
+        assert own["trainer"]["precision"] == "bf16-mixed"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
+def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / config.stem
+    settings = [
+        "--config", str(config), "--config", MINI, "--run_dir", str(run),
+        "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.limit_test_batches", "1", "--data.batch_size", "4",
+    ]  # fmt: skip
+    if config.stem != "in_context":
+        settings += ["--trainer.max_epochs", "1"]
+    if config.stem == "ppo":
+        settings += ["--model.ppo.epochs", "1"]
+    train.main(["fit", *settings])
+    train.main(["test", *settings])
+    folder = RunFolder(run)
+    for entry in (folder.config, folder.metrics_csv, folder.summary, folder.predictions):
+        assert entry.is_file(), entry
+    assert any(folder.export.iterdir())
+    assert any(folder.plots.glob("*.png"))
+    assert (run / "config.test.yaml").is_file()
+    summary = json.loads(folder.summary.read_text())
+    assert set(summary) >= {
+        "command", "versions", "seed", "backbone", "method", "parameters", "peak_memory_bytes",
+        "seconds", "metrics",
+    }  # fmt: skip
+    assert summary["command"].startswith("python train.py fit --config")
+    names = set(summary["metrics"])
+    if config.stem == "reward":
+        assert "test/accuracy" in names
+    else:
+        assert names >= {f"test/rouge{k}" for k in ("1", "2", "L", "Lsum")} | {"test/toxicity"}
+        assert summary["metrics"]["test/rouge1"]["n"] == 4
+    if config.stem == "ppo":
+        assert names >= {f"test/toxicity_{k}" for k in ("before", "after", "change")}
+    if config.stem != "in_context":
+        assert (folder.checkpoints / "best.ckpt").is_file()
+        assert (folder.checkpoints / "last.ckpt").exists()
+
+
+def test_an_overlay_gives_each_class_its_section(tmp_path: Path) -> None:
+    config, overlay = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    config.write_text("model: {class_path: lightning_modules.LoRA, init_args: {r: 4}}")
+    overlay.write_text(
+        "trainer: {precision: 32-true, devices: 1}\n"
+        "per_model:\n"
+        "  LoRA: {model: {init_args: {r: 2}}, trainer: {devices: 2}}\n"
+        "  FullFT: {trainer: {devices: 3}}\n"
+    )
+    for arguments in (
+        ["fit", "--config", str(config), "--config", str(overlay), "--run_dir", "x"],
+        ["fit", f"--config={config}", f"--config={overlay}", "--run_dir", "x"],
+    ):
+        chosen = choose_sections(arguments)
+        assert chosen[0] == "fit"
+        assert chosen[-2:] == ["--run_dir", "x"]
+        text = next(part for part in chosen if "32-true" in part).removeprefix("--config=")
+        assert yaml.safe_load(text) == {
+            "trainer": {"precision": "32-true", "devices": 2},
+            "model": {"init_args": {"r": 2}},
+        }
+
+
+def test_an_overlay_without_the_class_is_refused(tmp_path: Path) -> None:
+    config, overlay = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    config.write_text("model: {class_path: SoftPrompt}")
+    overlay.write_text("per_model: {LoRA: {}}")
+    with pytest.raises(ValueError, match="no entry for SoftPrompt; it has LoRA"):
+        choose_sections(["fit", "-c", str(config), "-c", str(overlay)])
