@@ -1,12 +1,14 @@
 """The whole story on the embedded miniature: every method trained, tested and compared.
 
-    python -m demo               # all of it, into runs/demo: what `make demo` runs
-    python -m demo lora ppo      # these only, in this order
+    python -m demo                            # all of it, into runs/demo: what `make demo` runs
+    python -m demo lora ppo                   # these only, in this order
+    python -m demo lora ppo --root runs/b --seed 2
 
 Every run is two commands that anyone can type; they are printed before they run. Fit and test of a
 run share one process, and every run has its own, so that its peak memory is its own.
 """
 
+import argparse
 import subprocess
 import sys
 import time
@@ -14,7 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-ROOT = Path("runs/demo")
 MINI = ["--config", "configs/overlays/mini.yaml"]
 
 RUNS: dict[str, list[str]] = {
@@ -26,21 +27,25 @@ RUNS: dict[str, list[str]] = {
     "soft_prompt": ["--config", "configs/soft_prompt.yaml", *MINI],
     "reward": ["--config", "configs/reward.yaml", *MINI],
     # PPO goes on from the LoRA that was just tuned.
-    "ppo": [
-        "--config", "configs/ppo.yaml", *MINI,
-        "--model.adapter", str(ROOT / "lora" / "export"),
-    ],
-}  # fmt: skip
+    "ppo": ["--config", "configs/ppo.yaml", *MINI, "--model.adapter", "{root}/lora/export"],
+}
 """Name of each run and its settings."""
 
-console = Console()
+console = Console(soft_wrap=True)
 
 
-def run_one(name: str) -> None:
-    """Fit and test one method in this process."""
+def run_one(name: str, root: str, seed: int) -> None:
+    """Fit and test one method in this process.
+
+    Args:
+        name: A key of RUNS.
+        root: Folder of the run folders.
+        seed: Seed of everything random in the run.
+    """
     import train  # takes seconds to import, and the parent process has no use for it
 
-    settings = [*RUNS[name], "--run_dir", str(ROOT / name)]
+    settings = [part.format(root=root) for part in RUNS[name]]
+    settings += ["--run_dir", str(Path(root) / name), "--seed_everything", str(seed)]
     for command in ("fit", "test"):
         # The demo's folder is the demo's: a second demo replaces the first.
         arguments = [command, *settings, "--overwrite", "true"]
@@ -48,30 +53,33 @@ def run_one(name: str) -> None:
         train.main(arguments)
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run the named methods, or all, each in a process of its own, then compare them.
 
     Returns:
         0, or the exit code of the first command that failed.
     """
-    chosen = names or list(RUNS)
-    if unknown := [name for name in chosen if name not in RUNS]:
-        console.print(f"no such run: {', '.join(unknown)}; there are {', '.join(RUNS)}")
-        return 2
+    parser = argparse.ArgumentParser(description="Every method on the embedded miniature.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)}; all if none")
+    parser.add_argument("--root", default="runs/demo", help="folder of the run folders")
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args(arguments)
+    if unknown := set(options.runs) - set(RUNS):
+        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
     started = time.monotonic()
+    chosen = options.runs or list(RUNS)
     for place, name in enumerate(chosen, start=1):
         console.rule(f"[bold]{place} of {len(chosen)}: {name}")
-        code = subprocess.call([sys.executable, "-c", f"import demo; demo.run_one({name!r})"])  # noqa: S603
-        if code:
+        program = f"import demo; demo.run_one({name!r}, {options.root!r}, {options.seed})"
+        if code := subprocess.call([sys.executable, "-c", program]):  # noqa: S603
             console.print(f"{name} failed with exit code {code}", style="red")
             return code
     console.rule("[bold]comparison")
-    runs = [str(ROOT / name) for name in RUNS if (ROOT / name).is_dir()]
-    compare = [sys.executable, "report.py", "compare", *runs, "--out", str(ROOT / "report")]
-    code = subprocess.call(compare)  # noqa: S603
-    console.print(
-        f"{(time.monotonic() - started) / 60:.1f} minutes in all; everything is in {ROOT}"
-    )
+    runs = [f"{options.root}/{name}" for name in RUNS if Path(options.root, name).is_dir()]
+    report = ["report.py", "compare", *runs, "--out", f"{options.root}/report"]
+    code = subprocess.call([sys.executable, *report])  # noqa: S603
+    minutes = (time.monotonic() - started) / 60
+    console.print(f"{minutes:.1f} minutes in all; everything is in {options.root}")
     return code
 
 

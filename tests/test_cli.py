@@ -1,6 +1,11 @@
 """The command line as its users meet it: run folders, resuming, and what it refuses."""
 
+import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,3 +246,78 @@ def test_several_problems_come_in_one_message(base: list[str], fails: Fails) -> 
     )  # fmt: skip
     assert "3 reason(s)" in said
     assert all(word in said for word in ("fp16", "./nowhere", "./gone"))
+
+
+def lay_out_hub_cache(home: Path, kind: str, repo: str, files: Path) -> None:
+    """The folders that huggingface_hub writes when it downloads."""
+    folder = home / "hub" / f"{kind}s--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123456789abcdef0123456789abcdef01234567")
+    shutil.copytree(files, folder / "snapshots" / "0123456789abcdef0123456789abcdef01234567")
+
+
+def test_a_hub_cache_is_enough(t5: str, roberta: str, tmp_path: Path) -> None:
+    """The shipped config, its names unchanged, with tiny models under the big ones' names."""
+    home, rows = tmp_path / "home", tmp_path / "rows"
+    rows.mkdir()
+    for split, dialogues in (("train", ROWS), ("validation", ROWS[:2]), ("test", ROWS[:2])):
+        # The hub's form: one row a reference.
+        with (rows / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["id", "dialogue", "summary", "topic"])
+            writer.writeheader()
+            for row in dialogues:
+                for number in (1, 2, 3) if split == "test" else (1,):
+                    summary = f"{number}: {row['summary']}"
+                    writer.writerow(
+                        row | {"id": f"{row['id']}_{number}", "summary": summary, "topic": "a room"}
+                    )
+    lay_out_hub_cache(home, "model", "google/flan-t5-base", Path(t5))
+    lay_out_hub_cache(
+        home, "model", "facebook/roberta-hate-speech-dynabench-r4-target", Path(roberta)
+    )
+    lay_out_hub_cache(home, "dataset", "knkarthick/dialogsum", rows)
+    settings = [
+        "--config", "configs/lora.yaml", "--run_dir", str(tmp_path / "run"),
+        "--trainer.max_epochs", "1", "--trainer.precision", "32-true",
+        "--trainer.accelerator", "cpu", "--model.decoding.max_new_tokens", "8",
+    ]  # fmt: skip
+    program = (
+        f"import train; train.main(['fit', *{settings!r}]); train.main(['test', *{settings!r}])"
+    )
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    predictions = RunFolder(tmp_path / "run").read_predictions()
+    assert [len(row["references"]) for row in predictions] == [3, 3]
+    adapter = json.loads((tmp_path / "run" / "export" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "google/flan-t5-base"
+
+
+@pytest.mark.parametrize("config", ["lora", "ppo"])
+def test_two_ranks_see_every_row_once(
+    config: str, t5: str, roberta: str, data: Path, tmp_path: Path
+) -> None:
+    write_rows(data, test=[row | {"id": f"t{n}"} for n, row in enumerate(ROWS[:7])])
+    run = tmp_path / config
+    settings = [
+        "--config", f"configs/{config}.yaml", "--model.backbone", t5, "--toxicity.model", roberta,
+        "--data.source", str(data), "--data.batch_size", "2", "--run_dir", str(run),
+        "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+        "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1",
+        "--model.decoding.max_new_tokens", "8",
+    ]  # fmt: skip
+    if config == "ppo":
+        settings += [
+            "--model.reward_model", roberta, "--model.ppo.max_new_tokens", "8",
+            "--data.min_dialogue_chars", "0",
+        ]  # fmt: skip
+    for command in ("fit", "test"):
+        subprocess.run(
+            [sys.executable, "train.py", command, *settings],
+            cwd=ROOT, check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+    assert [row["id"] for row in RunFolder(run).read_predictions()] == [f"t{n}" for n in range(7)]
+    assert RunFolder(run).read_summary()["metrics"]["test/rouge1"]["n"] == 7
