@@ -15,6 +15,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+# Before anything else that may spell the type Optional[Union[float, int]]: Python keeps the first
+# spelling for all, and with it `--trainer.limit_test_batches 1` would mean 1.0, all batches.
+import lightning  # isort: skip
 import transformers
 from rich.console import Console
 from rich.logging import RichHandler
@@ -26,7 +29,7 @@ from cli import AlignsumCLI
 from lightning_modules.ppo.invariants import GateError
 from overlays import choose_sections
 
-__all__ = ["datamodules", "lightning_modules", "main"]
+__all__ = ["datamodules", "lightning", "lightning_modules", "main"]
 
 
 def main(args: Sequence[str] | None = None) -> None:

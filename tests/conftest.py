@@ -7,6 +7,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from pathlib import Path
 
+import lightning  # noqa: F401 (first: see train.py)  # isort: skip
 import pytest
 import torch
 

@@ -1,6 +1,8 @@
 """Every shipped YAML parses; every one runs on the miniature through fit and test."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ def print_config(capsys: pytest.CaptureFixture[str], *files: Path | str) -> dict
         train.main(arguments)
     assert stop.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_a_whole_number_of_batches_stays_one(tmp_path: Path) -> None:
+    """In a process of its own: what else was imported decides (see train.py)."""
+    command = ["train.py", "fit", "--config", "configs/lora.yaml"]
+    command += ["--trainer.limit_test_batches", "1", "--print_config"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert "limit_test_batches: 1\n" in done.stdout
 
 
 def test_the_shipped_files_are_found() -> None:
@@ -69,11 +81,12 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
         "--config", str(config), "--config", MINI, "--run_dir", str(run),
         "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
         "--trainer.limit_test_batches", "1", "--data.batch_size", "4",
+        "--trainer.log_every_n_steps", "1",
     ]  # fmt: skip
     if config.stem != "in_context":
         settings += ["--trainer.max_epochs", "1"]
     if config.stem == "ppo":
-        settings += ["--model.ppo.epochs", "1"]
+        settings += ["--model.ppo.epochs", "1", "--trainer.val_check_interval", "1.0"]
     train.main(["fit", *settings])
     train.main(["test", *settings])
     folder = RunFolder(run)
