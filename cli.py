@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback
 from callbacks.toxicity import ToxicityCallback
-from lightning_modules.backbones import find_precision_problem, resolve_model
-from overlays import first_config
+from lightning_modules.backbones import find_precision_problem
+from lightning_modules.base import BaseModule
+from overlays import choose_sections, first_config
 from run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -35,16 +37,20 @@ class SettingsError(ValueError):
 class RunConfig(SaveConfigCallback):
     """Save the whole configuration: ``config.yaml``, or ``config.test.yaml`` beside a fit's.
 
-    Lightning saves it before the model is built; here it is saved once that went well, so that a
-    setting which the model refuses leaves no run folder behind.
+    Lightning saves it before the model is built; here it is saved once that went well, and what
+    was to be overwritten goes only then: a command that is refused changes nothing. The options of
+    this one call (``--overwrite``, ``--resume`` and the checkpoint) are not saved: who starts from
+    the file later did not ask for them.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait for the start."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save as ``config.yaml``."""
-        super().setup(trainer, pl_module, "fit")
+        """Make room where told to, and save as ``config.yaml``."""
+        if self.config.overwrite and trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).clear()
+        self._save(trainer, pl_module, "fit")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless this validation is a part of a fit."""
@@ -52,16 +58,28 @@ class RunConfig(SaveConfigCallback):
             self._save_beside(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save under a name that is free."""
+        """Make room where told to, and save under a name that is free."""
+        self._replace_predictions(trainer)
         self._save_beside(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save under a name that is free."""
+        """Make room where told to, and save under a name that is free."""
+        self._replace_predictions(trainer)
         self._save_beside(trainer, pl_module, "predict")
 
     def _save_beside(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if RunFolder(trainer.default_root_dir).config.exists():
             self.config_filename = f"config.{stage}.yaml"
+        self._save(trainer, pl_module, stage)
+
+    def _replace_predictions(self, trainer: Trainer) -> None:
+        if self.config.overwrite and trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).predictions.unlink(missing_ok=True)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.config = self.config.clone()
+        for name, default in (("overwrite", False), ("resume", None), ("ckpt_path", None)):
+            self.config[name] = default
         super().setup(trainer, pl_module, stage)
 
 
@@ -69,7 +87,7 @@ class AlignsumCLI(LightningCLI):
     """Fit, validate, test or predict; one run, one folder.
 
     Args:
-        arguments: The command line, overlays already chosen.
+        arguments: The command line.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -85,7 +103,7 @@ class AlignsumCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             # The datamodule deals the rows out to the ranks itself, each exactly once.
             trainer_defaults={"use_distributed_sampler": False},
-            args=self.arguments,
+            args=choose_sections(self.arguments),
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -149,50 +167,79 @@ class AlignsumCLI(LightningCLI):
             raise SettingsError(
                 f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
             )
-        if settings.overwrite and getattr(rank_zero_only, "rank", 0) == 0:
-            self.make_room(folder)
 
     def find_setting_problems(self) -> list[str]:
-        """List what cannot be had or cannot work: models, data, precision."""
+        """List what cannot be had or cannot work: precision, models, data."""
         settings = self.settings
-        problems = [find_precision_problem(settings.trainer.precision)]
-        data = settings.data
-        model = settings.model
-        roles: tuple[tuple[str, str | None, Any], ...] = (
-            ("backbone", model.init_args.get("backbone"), import_class(model.class_path).kind),
-            ("reward model", model.init_args.get("reward_model"), "classifier"),
-            ("toxicity classifier", settings.toxicity.get("model"), "classifier"),
-        )
-        for what, name, kind in roles:
-            if name is not None:
-                problems.append(hub.find_model_problem(resolve_model(name, kind), what))
-        problems += import_class(data.class_path).find_problems(data.init_args)
+        if not hub.reachable():
+            hub.use_cache_only()
+        problems = [
+            find_precision_problem(settings.trainer.precision),
+            *self.model_type.find_problems(settings.model.init_args, settings.trainer),
+            *import_class(settings.data.class_path).find_problems(settings.data.init_args),
+        ]
+        if (judge := settings.toxicity.get("model")) is not None:
+            judge = hub.resolve_model(judge, "classifier")
+            problems.append(hub.find_model_problem(judge, "toxicity classifier"))
         found = list(dict.fromkeys(problem for problem in problems if problem))
         if any("hub cache" in problem for problem in found):
             found.append(
                 f"the hub at {hub.constants.ENDPOINT} does not answer; connect, or name folders "
                 f"in place of hub ids, or add the offline overlay: --config {hub.OVERLAY}"
             )
-        elif not hub.reachable():
-            hub.use_cache_only()
+        return found
+
+    @property
+    def model_type(self) -> type[BaseModule]:
+        """The class of the model that is asked for.
+
+        Raises:
+            SettingsError: If it is none of ours.
+        """
+        found = import_class(self.settings.model.class_path)
+        if not issubclass(found, BaseModule):
+            raise SettingsError(
+                f"model: {found.__name__} is no BaseModule of lightning_modules/base.py, "
+                "which says what a run asks of a model; derive from it"
+            )
         return found
 
     def find_folder_problems(self, folder: RunFolder) -> list[str]:
         """List what keeps this command from writing into its run folder, and choose its weights."""
-        settings, overwrite = self.settings, self.settings.overwrite
-        if getattr(rank_zero_only, "rank", 0) > 0:
-            return []  # rank 0 has looked, and may have begun to write
+        settings = self.settings
         if self.subcommand == "fit":
-            if settings.resume:
-                return self.resume(folder)
-            if folder.holds_run() and not overwrite:
-                return [
-                    f"run folder {folder.path} holds another run; name another with --run_dir, go "
-                    "on with it by --resume auto, or replace it by --overwrite true"
-                ]
-            return []
+            problems = self.find_fit_problems(folder)
+        else:
+            problems = self.find_evaluation_problems(folder)
+        if settings.resume and (self.subcommand != "fit" or settings.overwrite):
+            problems.append(
+                "--resume goes on with a fit: it has no part in other commands, nor beside "
+                "--overwrite true, which would remove what it goes on from"
+            )
+        return problems
+
+    def find_fit_problems(self, folder: RunFolder) -> list[str]:
+        """List what keeps a fit from its folder; choose the checkpoint that it goes on from."""
+        wanted = self.settings.resume
+        if wanted:
+            path = folder.checkpoints / "last.ckpt" if wanted == "auto" else Path(wanted)
+            if not path.is_file():
+                return [f"--resume {wanted}: there is no checkpoint {path}"]
+            logger.info("Resuming from %s", path)
+            self.settings.ckpt_path = str(path)
+        elif folder.holds_run() and not self.settings.overwrite and is_first_rank():
+            return [
+                f"run folder {folder.path} holds another run; name another with --run_dir, go on "
+                "with it by --resume auto, or replace it by --overwrite true"
+            ]
+        return []
+
+    def find_evaluation_problems(self, folder: RunFolder) -> list[str]:
+        """List what keeps a test or its like from its folder; choose the checkpoint to load."""
+        settings = self.settings
         problems = []
-        if self.subcommand == "test" and folder.predictions.exists() and not overwrite:
+        writes = self.subcommand in ("test", "predict")
+        if writes and folder.predictions.exists() and not settings.overwrite and is_first_rank():
             problems.append(
                 f"{folder.predictions} holds the results of an earlier test; replace them by "
                 "--overwrite true, or name another folder with --run_dir"
@@ -200,33 +247,12 @@ class AlignsumCLI(LightningCLI):
         best = folder.checkpoints / "best.ckpt"
         if settings.ckpt_path is None and best.is_file():
             settings.ckpt_path = str(best)
-        elif settings.ckpt_path is None and self.needs_training():
+        elif settings.ckpt_path is None and self.model_type.needs_training:
             problems.append(
                 f"there is no trained model in {folder.path} ({best.name} was looked for); run "
                 "`fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
             )
         return problems
-
-    def resume(self, folder: RunFolder) -> list[str]:
-        """Choose the checkpoint that a fit goes on from; list what is wrong with it."""
-        wanted = self.settings.resume
-        path = folder.checkpoints / "last.ckpt" if wanted == "auto" else Path(wanted)
-        if not path.is_file():
-            return [f"--resume {wanted}: there is no checkpoint {path}"]
-        logger.info("Resuming from %s", path)
-        self.settings.ckpt_path = str(path)
-        return []
-
-    def needs_training(self) -> bool:
-        """Whether the method is of use only with trained weights."""
-        return import_class(self.settings.model.class_path).needs_training
-
-    def make_room(self, folder: RunFolder) -> None:
-        """Remove what the command was told to replace, and nothing else."""
-        if self.subcommand == "fit":
-            folder.clear()
-        elif self.subcommand == "test":
-            folder.predictions.unlink(missing_ok=True)
 
     # The Trainer --------------------------------------------------------------------------------
 
@@ -239,7 +265,7 @@ class AlignsumCLI(LightningCLI):
         always = [
             RunProgress(),
             ResumeMetrics(),
-            SummaryCallback(command=f"python train.py {' '.join(self.arguments)}"),
+            SummaryCallback(command=shlex.join(["python", "train.py", *self.arguments])),
             ExportCallback(),
             PlotCallback(),
         ]
@@ -254,6 +280,11 @@ class AlignsumCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Lightning's default for a local checkpoint is a full unpickling, which runs code.
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def is_first_rank() -> bool:
+    """Whether this is rank 0. The other ranks start when it has looked, and may have written."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def import_class(path: str) -> Any:

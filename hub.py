@@ -1,14 +1,16 @@
-"""What the Hugging Face hub, or its cache on this disk, can give: asked before anything starts."""
+"""Models by name: a folder, the Hugging Face hub or its cache, or the embedded miniature."""
 
 import functools
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +18,26 @@ OVERLAY = "configs/overlays/mini.yaml"
 """The overlay that runs everything on the embedded miniature, offline."""
 
 _PROBE_SECONDS = 5.0
+
+_ASSETS = Path(__file__).resolve().parent / "assets" / "mini"
+_MINI = {"seq2seq": _ASSETS / "t5", "classifier": _ASSETS / "roberta"}
+
+
+def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq") -> str:
+    """Turn ``mini`` into the embedded model's folder, and a relative folder into an absolute one.
+
+    An absolute path is what an exported adapter has to name, so that it finds its backbone from
+    whatever folder it is loaded.
+    """
+    if name == "mini":
+        return str(_MINI[kind])
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a backbone (hub id, folder, or ``mini``)."""
+    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)
 
 
 @functools.cache

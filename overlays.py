@@ -24,7 +24,8 @@ def choose_sections(args: Sequence[str]) -> list[str]:
             text of its merged content, which jsonargparse takes in a file's place.
 
     Raises:
-        ValueError: If the section does not name the class of this command.
+        ValueError: If the section does not name the class of this command, or no file before it
+            says what that class is.
     """
     args = list(args)
     model: str | None = None
@@ -34,14 +35,14 @@ def choose_sections(args: Sequence[str]) -> list[str]:
         model = _class_of(content) or model
         if section is None:
             continue
-        merged = content
-        if model is not None:
-            if model not in section:
-                raise ValueError(
-                    f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
-                    f"Add one (it may be empty: `{model}: {{}}`)"
-                )
-            merged = _merge(content, section[model] or {})
+        if model is None:
+            raise ValueError(f"{value} is an overlay: name it behind the method's own --config")
+        if model not in section:
+            raise ValueError(
+                f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
+                f"Add one (it may be empty: `{model}: {{}}`)"
+            )
+        merged = _merge(content, section[model] or {})
         text = yaml.safe_dump(merged, sort_keys=False)
         flag = args[position].partition("=")[0]
         args[position] = f"{flag}={text}" if "=" in args[position][: len(flag) + 1] else text

@@ -27,7 +27,6 @@ import datamodules
 import lightning_modules
 from cli import AlignsumCLI
 from lightning_modules.ppo.invariants import GateError
-from overlays import choose_sections
 
 __all__ = ["datamodules", "lightning", "lightning_modules", "main"]
 
@@ -46,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Lightning's own use of torch's pytree, not ours.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     try:
-        AlignsumCLI(choose_sections(sys.argv[1:] if args is None else args))
+        AlignsumCLI(sys.argv[1:] if args is None else args)
     except (ValueError, OSError, FloatingPointError, GateError) as error:
         if os.environ.get("ALIGNSUM_DEBUG"):
             raise

@@ -59,7 +59,11 @@ def make_rows(batch: Any, outputs: Any) -> list[dict[str, Any]]:
     for place, index in enumerate(batch["index"].tolist()):
         ranks, rewards = batch["ranks"][place], outputs["rewards"][place]
         pairs = [(a, b) for a, b in combinations(range(len(ranks)), 2) if ranks[a] != ranks[b]]
-        right = sum((ranks[a] < ranks[b]) == (rewards[a] > rewards[b]) for a, b in pairs)
+        # A tie in the rewards is half right: it is what a coin would get.
+        right = sum(
+            0.5 if rewards[a] == rewards[b] else (ranks[a] < ranks[b]) == (rewards[a] > rewards[b])
+            for a, b in pairs
+        )
         rows.append(
             {
                 "index": index,

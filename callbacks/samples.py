@@ -25,15 +25,13 @@ class SampleTexts(TextCollector):
     and sent to Weights & Biases as a table where its logger is in use.
 
     Args:
-        count: Number of examples: the first ones of the split.
+        count: Number of examples, the first ones of the split; 0 shows none.
     """
 
     def __init__(self, count: int = 3) -> None:
         super().__init__()
-        if count < 1:
-            raise ValueError(
-                f"SampleTexts: count must be at least 1, got {count}; for none, drop the callback."
-            )
+        if count < 0:
+            raise ValueError(f"SampleTexts: count must be 0 or more, got {count}.")
         self.count = count
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -39,11 +39,13 @@ class ToxicityCallback(TextMetricCallback):
         self.label = label
         self.toxic_label = toxic_label
         self._scorer: RewardScorer | None = None
+        self._toxic_column = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the classifier, so that a wrong name is known before any work."""
         if self._scorer is None and self.model is not None:
             self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
+            self._toxic_column = self._scorer.find_column(self.toxic_label)
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
@@ -68,7 +70,8 @@ class ToxicityCallback(TextMetricCallback):
         if self._scorer is None:
             raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
         scorer = self._scorer.to(pl_module.device)
+        logits = scorer.all_logits(texts)
         return {
-            "toxicity": scorer.probability(texts, self.toxic_label).tolist(),
-            "reward": scorer.logits(texts).tolist(),
+            "toxicity": logits.softmax(dim=-1)[:, self._toxic_column].tolist(),
+            "reward": logits[:, scorer.column].tolist(),
         }

@@ -16,7 +16,7 @@ from datamodules.encoding import Encoded, Encoder, default_cache_dir, encode_cac
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader
-from lightning_modules.backbones import load_tokenizer, resolve_model
+from hub import load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
 

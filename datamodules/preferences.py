@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from datamodules.batching import LengthBatchSampler, ResumableLoader, pad
 from datamodules.mini.generator import generate_rankings
 from datamodules.sources import DataError, Split
-from lightning_modules.backbones import resolve_model
+from hub import resolve_model
 
 
 @dataclass(frozen=True)

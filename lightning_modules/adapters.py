@@ -9,7 +9,8 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_m
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.backbones import resolve_model, set_dropout
+from hub import resolve_model
+from lightning_modules.backbones import set_dropout
 
 POLICY = "default"
 """Name of the adapter that is trained; PEFT writes the one of this name at a folder's top."""

@@ -3,42 +3,21 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
+
+from hub import resolve_model
 
 logger = logging.getLogger(__name__)
 
-_ASSETS = Path(__file__).resolve().parent.parent / "assets" / "mini"
-_MINI = {"seq2seq": _ASSETS / "t5", "classifier": _ASSETS / "roberta"}
-
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
-
-
-def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq") -> str:
-    """Turn ``mini`` into the embedded model's folder, and a relative folder into an absolute one.
-
-    An absolute path is what an exported adapter has to name, so that it finds its backbone from
-    whatever folder it is loaded.
-    """
-    if name == "mini":
-        return str(_MINI[kind])
-    folder = Path(name).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else name
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a backbone (hub id, folder, or ``mini``)."""
-    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)
 
 
 def find_precision_problem(precision: str | int | None) -> str | None:

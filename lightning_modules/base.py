@@ -13,8 +13,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
+import hub
 from lightning_modules.adapters import POLICY, count_parameters
-from lightning_modules.backbones import find_precision_problem, load_backbone, load_tokenizer
+from lightning_modules.backbones import find_precision_problem, load_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,16 @@ class BaseModule(L.LightningModule):
         self.model: Any = None
         self.tokenizer: Any = None
 
+    @classmethod
+    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
+        """List, before anything is loaded, what cannot work; None stands for what can.
+
+        Args:
+            init_args: Settings of this module as they were parsed.
+            trainer: Settings of the Trainer.
+        """
+        return [hub.find_model_problem(hub.resolve_model(init_args.backbone, cls.kind), "backbone")]
+
     # What a subclass says -----------------------------------------------------------------------
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
@@ -85,7 +96,7 @@ class BaseModule(L.LightningModule):
         """Load the tokenizer and the backbone, and attach what is trained; does so once."""
         if self.model is not None:
             return
-        self.tokenizer = load_tokenizer(self.backbone_name)
+        self.tokenizer = hub.load_tokenizer(self.backbone_name)
         self.model = self.attach(load_backbone(self.backbone_name, self.dropout))
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
         # without this, dropout would never be on, nor gradient checkpointing.
@@ -101,9 +112,10 @@ class BaseModule(L.LightningModule):
         )  # fmt: skip
         optimizer = self.optimizer(self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(
-            self.schedule, optimizer, round(self.warmup_fraction * steps), steps
-        )
+        # transformers' own "constant" leaves the warm-up out without a word.
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        warmup = round(self.warmup_fraction * steps)
+        scheduler = get_scheduler(name, optimizer, warmup, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from datamodules.preferences import PreferenceBatch
-from lightning_modules.backbones import resolve_model, set_dropout
+from hub import resolve_model
+from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
 
 
@@ -40,13 +41,18 @@ class RewardScorer(nn.Module):
         set_dropout(self.model, 0.0)
         self.label = label
         self.batch_size = batch_size
-        self.column = 0 if self.model.config.num_labels == 1 else self._column(label)
+        self.column = 0 if self.model.config.num_labels == 1 else self.find_column(label)
 
-    def _column(self, label: str) -> int:
-        labels = {str(text).lower(): index for text, index in self.model.config.label2id.items()}
+    def find_column(self, label: str) -> int:
+        """Give the column of a label in :meth:`all_logits`.
+
+        Raises:
+            ValueError: If the model has no such label; the message names those that it has.
+        """
+        labels = name_labels(self.model.config)
         if label.lower() not in labels:
             raise ValueError(
-                f"reward model {self.model.name_or_path!r} has no label {label!r}; "
+                f"classifier {self.model.name_or_path!r} has no label {label!r}; "
                 f"its labels are {sorted(labels)}"
             )
         return labels[label.lower()]
@@ -66,7 +72,9 @@ class RewardScorer(nn.Module):
                 max_length=self._max_length(),
                 return_tensors="pt",
             ).to(self.model.device)
-            parts.append(self.model(**tokens).logits.float())
+            # In fp32 whatever the precision around: a reward rounded to bf16 is rounded to 1/256.
+            with torch.autocast(self.model.device.type, enabled=False):
+                parts.append(self.model(**tokens).logits)
         logits = torch.cat(parts)
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
@@ -80,17 +88,31 @@ class RewardScorer(nn.Module):
 
     def probability(self, texts: Sequence[str], label: str = "hate") -> Tensor:
         """Give the softmax probability of a label for each text: fp32 [B], in [0, 1]."""
-        return self.all_logits(texts).softmax(dim=-1)[:, self._column(label)]
+        return self.all_logits(texts).softmax(dim=-1)[:, self.find_column(label)]
+
+
+def name_labels(config: Any) -> dict[str, int]:
+    """Give the columns of a classifier's labels by their names in lower case."""
+    return {str(text).lower(): column for text, column in config.label2id.items()}
+
+
+def find_label_problem(name: str, label: str) -> str | None:
+    """Say why a classifier cannot give the reward of a label, or return None where it can."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    labels = name_labels(config)
+    if config.num_labels == 1 or label.lower() in labels:
+        return None
+    return f"reward_label: {name!r} has no label {label!r}; its labels are {sorted(labels)}"
 
 
 class RewardModel(BaseModule):
     """A classifier with one output, trained so that preferred completions score higher.
 
     The pairwise loss of Bradley and Terry, -log sigmoid(r_j - r_k) for y_j preferred to y_k
-    (Stiennon et al. 2020, "Learning to summarize from human feedback", equation 1). All pairs of a
-    ranking come from one forward pass over its completions and weigh as much together as any other
-    ranking's, so that long rankings do not dominate. Completions are scored by themselves, as
-    :class:`RewardScorer` does in PPO.
+    (Ouyang et al. 2022, "Training language models to follow instructions with human feedback",
+    equation 1). All pairs of a ranking come from one forward pass over its completions, and weigh
+    together as much as any other ranking's, so that long rankings do not dominate. Completions are
+    scored by themselves, as :class:`RewardScorer` does in PPO.
 
     Args:
         backbone: A classifier or an encoder such as roberta-base: hub id, folder, or ``mini``.

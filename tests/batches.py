@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.batching import Batch, Collator, Example
-from lightning_modules.backbones import load_tokenizer
+from hub import load_tokenizer
 
 TEXTS = [
     "#Person1#: Hello, Ann. Are you well?",

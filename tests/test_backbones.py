@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, RobertaConfig, T5Config, T5ForConditionalGeneration
 
+from hub import resolve_model
 from lightning_modules import FullFT, LoRA
 from lightning_modules.backbones import (
     find_precision_problem,
     head_is_tied,
     load_backbone,
-    resolve_model,
     set_dropout,
 )
 from lightning_modules.summarization import Decoding

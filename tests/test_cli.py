@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hub
 import train
@@ -96,6 +98,39 @@ def test_a_used_run_folder_is_refused_and_left_alone(
     assert snapshot(tmp_path / "run") == before
     train.main(["test", *base, "--overwrite", "true"])
     assert snapshot(tmp_path / "run")["predictions.jsonl"] == before["predictions.jsonl"]
+
+
+def test_a_command_that_is_refused_overwrites_nothing(
+    base: list[str], data: Path, tmp_path: Path, fails: Fails
+) -> None:
+    train.main(["fit", *base])
+    train.main(["test", *base])
+    before = snapshot(tmp_path / "run")
+    fails("fit", *base, "--overwrite", "true", "--model.r", "0")
+    fails("fit", *base, "--overwrite", "true", "--model.target_modules", "[query]")
+    assert "--resume" in fails("fit", *base, "--overwrite", "true", "--resume", "auto")
+    assert "earlier test" in fails("predict", *base)
+    bad_data(data, "broken json")
+    fails("fit", *base, "--overwrite", "true")
+    (data / "test.jsonl").write_text("{")
+    fails("test", *base, "--overwrite", "true")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_the_saved_config_does_not_repeat_the_options_of_one_call(
+    base: list[str], tmp_path: Path, fails: Fails
+) -> None:
+    train.main(["fit", *base])
+    train.main(["fit", *base, "--overwrite", "true"])
+    train.main(["fit", *base, "--trainer.max_epochs", "2", "--resume", "auto"])
+    run = RunFolder(tmp_path / "run")
+    saved = yaml.safe_load(run.config.read_text())
+    assert (saved["overwrite"], saved["resume"], saved["ckpt_path"]) == (False, None, None)
+    assert "holds another run" in fails("fit", "--config", str(run.config))
+    train.main(["test", "--config", str(run.config)])
+    command = shlex.split(run.read_summary()["command"])
+    assert command[:4] == ["python", "train.py", "fit", "--config"]
+    assert command[4].endswith("lora.yaml")
 
 
 def test_overwrite_removes_the_run_and_nothing_else(base: list[str], tmp_path: Path) -> None:
@@ -221,6 +256,7 @@ def test_bad_data_is_refused_with_its_place(
         (["--model.target_modules", "[query]"], ["query"]),
         (["--model.decoding.temperature", "0.5"], ["do_sample"]),
         (["--config", "configs/missing.yaml"], ["missing.yaml"]),
+        (["--toxicity.toxic_label", "rude"], ["no label 'rude'", "nothate"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
@@ -297,7 +333,7 @@ def test_a_hub_cache_is_enough(t5: str, roberta: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["lora", "ppo"])
-def test_two_ranks_see_every_row_once(
+def test_two_ranks_see_every_row_once_with_the_trained_weights(
     config: str, t5: str, roberta: str, data: Path, tmp_path: Path
 ) -> None:
     write_rows(data, test=[row | {"id": f"t{n}"} for n, row in enumerate(ROWS[:7])])
@@ -308,6 +344,7 @@ def test_two_ranks_see_every_row_once(
         "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
         "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1",
         "--model.decoding.max_new_tokens", "8",
+        "--model.optimizer.init_args.lr", "0.05",  # enough to change every text
     ]  # fmt: skip
     if config == "ppo":
         settings += [
@@ -319,5 +356,11 @@ def test_two_ranks_see_every_row_once(
             [sys.executable, "train.py", command, *settings],
             cwd=ROOT, check=True, capture_output=True, timeout=300,
         )  # fmt: skip
-    assert [row["id"] for row in RunFolder(run).read_predictions()] == [f"t{n}" for n in range(7)]
+    predictions = RunFolder(run).read_predictions()
+    two = [row["prediction"] for row in predictions]
+    assert [row["id"] for row in predictions] == [f"t{n}" for n in range(7)]
     assert RunFolder(run).read_summary()["metrics"]["test/rouge1"]["n"] == 7
+    # One rank tests the same weights: both of the two had loaded the checkpoint.
+    train.main(["test", *settings, "--trainer.devices", "1", "--overwrite", "true"])
+    one = [row["prediction"] for row in RunFolder(run).read_predictions()]
+    assert one == two

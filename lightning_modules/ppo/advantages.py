@@ -9,7 +9,7 @@ from torch import Tensor
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Estimate advantages and returns (Schulman et al. 2016, "GAE", equations 11, 12 and 16).
+    """Estimate advantages and returns (Schulman et al. 2016, "GAE", equation 16).
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; after the last real
     token both V and A are 0.

@@ -20,7 +20,7 @@ def objective(rollout: Rollout, scores: Tensor, beta: float) -> dict[str, Tensor
 
     Args:
         rollout: B responses.
-        scores: Of the reward model, [B].
+        scores: Of the reward model, less any penalty for not ending, [B].
         beta: Weight of the KL.
     """
     logprobs, reference, mask = rollout.logprobs, rollout.ref_logprobs, rollout.mask

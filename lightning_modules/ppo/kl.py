@@ -38,8 +38,8 @@ def per_sequence(values: Tensor, mask: Tensor) -> Tensor:
 class KLCoefficient:
     """The weight beta of the KL in the reward: fixed, or led towards a target.
 
-    Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2:
-    e = clip(KL / target - 1, -0.2, 0.2) and beta <- beta (1 + e n / horizon).
+    Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2, with the
+    constant of their code: e = clip(KL / target - 1, -0.2, 0.2), beta <- beta (1 + e n / horizon).
 
     Args:
         beta: Present value.

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import hub
 from datamodules.batching import Batch
 from lightning_modules.adapters import (
     attach_lora,
@@ -29,7 +30,7 @@ from lightning_modules.ppo.losses import policy_loss, value_loss
 from lightning_modules.ppo.rewards import penalise_unfinished, shape_rewards
 from lightning_modules.ppo.rollout import Prompts, Rollout, Sampling, roll_out, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_model import RewardScorer, find_label_problem
 from lightning_modules.summarization import Decoding, SummarizationModule
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,24 @@ class PPOPolicy(SummarizationModule):
         self.gate_passed = False
         # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
         self.automatic_optimization = False
+
+    @classmethod
+    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
+        """List, before anything is loaded, what cannot work; None stands for what can."""
+        judge = hub.resolve_model(init_args.reward_model, "classifier")
+        problems = super().find_problems(init_args, trainer)
+        problems.append(
+            hub.find_model_problem(judge, "reward model")
+            or find_label_problem(judge, init_args.reward_label)
+        )
+        if init_args.adapter is not None:
+            problems.append(find_adapter_problem(init_args.adapter, init_args.backbone))
+        if trainer.gradient_clip_val is not None or trainer.accumulate_grad_batches != 1:
+            problems.append(
+                "PPO takes its optimizer steps itself: in place of trainer.gradient_clip_val and "
+                "trainer.accumulate_grad_batches set model.ppo.max_grad_norm and minibatch_size"
+            )
+        return problems
 
     # Construction -------------------------------------------------------------------------------
 
@@ -273,13 +292,15 @@ class PPOPolicy(SummarizationModule):
     def minibatches(self, rows: int) -> Iterator[Tensor]:
         """Cut the rows into shuffled minibatches, anew in every epoch.
 
-        Every rank cuts as many as the fullest one, since each is a step that all take together.
+        Every rank cuts as many, since each is a step that all take together: as many as the fullest
+        rank needs, but no more than the emptiest has rows.
         """
-        fullest = rows
+        most = least = rows
         if self.trainer.world_size > 1:
             count = torch.tensor(rows, device=self.device)
-            fullest = int(self.trainer.strategy.reduce(count, reduce_op="max"))
-        parts = -(-fullest // self.ppo.minibatch_size)
+            most = int(self.trainer.strategy.reduce(count.clone(), reduce_op="max"))
+            least = int(self.trainer.strategy.reduce(count.clone(), reduce_op="min"))
+        parts = min(-(-most // self.ppo.minibatch_size), least)
         for _ in range(self.ppo.epochs):
             yield from torch.randperm(rows, device=self.device).tensor_split(parts)
 

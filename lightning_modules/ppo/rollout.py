@@ -91,6 +91,11 @@ def sample(
         encoder_outputs=encoded,
         attention_mask=prompts.attention_mask,
         do_sample=True,
+        # What the backbone's own generation config may ask for.
+        num_beams=1,
+        num_return_sequences=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
         temperature=settings.temperature,
         top_k=0,
         top_p=1.0,

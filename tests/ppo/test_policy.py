@@ -219,17 +219,24 @@ def test_the_test_step_gives_texts_of_before_and_after(
         {"max_grad_norm": 1e-4},
         {"ratio_guard": 1.0000001},
         {"max_new_tokens": 5},
+        {"kl_target": 0.1, "kl_horizon": 10.0},
+        {"module": {"value_lr": 0.5}},
+        {"module": {"reward_label": "hate"}},
+        {"module": {"schedule": "linear"}},
+        {"module": {"warmup_fraction": 0.5}},
+        {"module": {"lora": LoRAShape(r=4, alpha=16)}},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: str(next(iter(change.get("module", change)))),
 )
 def test_every_setting_changes_the_outcome(
     t5: str, roberta: str, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    def outcome(**settings: Any) -> torch.Tensor:
+    def outcome(module: dict[str, Any] | None = None, **settings: Any) -> torch.Tensor:
         torch.manual_seed(7)
         batch = make_batch(t5)
         ppo = PPOConfig(**({"max_new_tokens": 10, "minibatch_size": 4, "epochs": 2} | settings))
-        module = settle(make_policy(t5, roberta, ppo=ppo, optimizer=adamw(0.02)))
+        arguments = {"ppo": ppo, "optimizer": adamw(0.02)} | (module or {})
+        module = settle(make_policy(t5, roberta, **arguments))
         torch.manual_seed(8)
         make_trainer(tmp_path).fit(module, loader(batch, batch))
         weights = [p.detach().flatten() for p in module.parameters() if p.requires_grad]
