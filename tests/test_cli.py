@@ -352,10 +352,11 @@ def test_two_ranks_see_every_row_once_with_the_trained_weights(
             "--data.min_dialogue_chars", "0",
         ]  # fmt: skip
     for command in ("fit", "test"):
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "train.py", command, *settings],
-            cwd=ROOT, check=True, capture_output=True, timeout=300,
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     predictions = RunFolder(run).read_predictions()
     two = [row["prediction"] for row in predictions]
     assert [row["id"] for row in predictions] == [f"t{n}" for n in range(7)]
