@@ -140,11 +140,13 @@ class AlignsumCLI(LightningCLI):
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.save_last": True,
+                "checkpoint.save_on_exception": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        # True (draw a seed) and False are legal for Lightning; the data's order wants a number.
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     # Before anything is loaded ------------------------------------------------------------------
 
@@ -175,6 +177,7 @@ class AlignsumCLI(LightningCLI):
             hub.use_cache_only()
         problems = [
             find_precision_problem(settings.trainer.precision),
+            find_debug_problem(settings.trainer),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
             *import_class(settings.data.class_path).find_problems(settings.data.init_args),
         ]
@@ -227,12 +230,30 @@ class AlignsumCLI(LightningCLI):
                 return [f"--resume {wanted}: there is no checkpoint {path}"]
             logger.info("Resuming from %s", path)
             self.settings.ckpt_path = str(path)
-        elif folder.holds_run() and not self.settings.overwrite and is_first_rank():
+        elif self.settings.overwrite:
+            return [
+                f"--overwrite true would remove {name}, which this run starts from; name another "
+                "folder with --run_dir"
+                for name in self.find_inputs_in(folder)
+            ]
+        elif folder.holds_run() and is_first_rank():
             return [
                 f"run folder {folder.path} holds another run; name another with --run_dir, go on "
                 "with it by --resume auto, or replace it by --overwrite true"
             ]
         return []
+
+    def find_inputs_in(self, folder: RunFolder) -> list[str]:
+        """List what this fit reads from the run folder that it was told to replace."""
+        model = self.settings.model.init_args
+        roles = ("backbone", "adapter", "reward_model")
+        names = [self.settings.ckpt_path, *(model.get(role) for role in roles)]
+        entries = [entry.resolve() for entry in folder.entries]
+        return [
+            name
+            for name in names
+            if name and any(Path(name).resolve().is_relative_to(entry) for entry in entries)
+        ]
 
     def find_evaluation_problems(self, folder: RunFolder) -> list[str]:
         """List what keeps a test or its like from its folder; choose the checkpoint to load."""
@@ -248,9 +269,12 @@ class AlignsumCLI(LightningCLI):
         if settings.ckpt_path is None and best.is_file():
             settings.ckpt_path = str(best)
         elif settings.ckpt_path is None and self.model_type.needs_training:
+            last = folder.checkpoints / "last.ckpt"
+            remedy = "run `fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
+            if last.is_file():
+                remedy = f"no validation has ended yet; test the last weights: --ckpt_path {last}"
             problems.append(
-                f"there is no trained model in {folder.path} ({best.name} was looked for); run "
-                "`fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
+                f"there is no trained model in {folder.path} ({best} was looked for); {remedy}"
             )
         return problems
 
@@ -280,6 +304,16 @@ class AlignsumCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Lightning's default for a local checkpoint is a full unpickling, which runs code.
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def find_debug_problem(trainer: Any) -> str | None:
+    """Say that Lightning's dry run, which writes half of a run folder, is not for us."""
+    if not trainer.fast_dev_run:
+        return None
+    return (
+        "trainer.fast_dev_run keeps no checkpoint, no log and no config, and a run folder has them "
+        "all; for a few batches of everything add --config configs/overlays/debug.yaml"
+    )
 
 
 def is_first_rank() -> bool:

@@ -89,8 +89,7 @@ def find_model_problem(name: str, what: str) -> str | None:
             if not any((folder / file).is_file() for file in files):
                 return f"{what}: the folder {folder} has no {kind} (looked for {', '.join(files)})"
         return None
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and not (name.count("/") == 0 and reachable()):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{what}: there is no folder {name!r}"
     if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
         return None
@@ -106,4 +105,7 @@ def find_model_problem(name: str, what: str) -> str | None:
             f"{what}: the hub has no readable model {name!r} (HTTP {answer.status_code}); "
             "check the name, or log in with `hf auth login` if it is gated"
         )
-    return f"{what}: model {name!r} is not in the local hub cache ({constants.HF_HUB_CACHE})"
+    return (
+        f"{what}: there is no folder {name!r}, and no model of that name in the local hub cache "
+        f"({constants.HF_HUB_CACHE})"
+    )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -168,12 +169,8 @@ class LengthBatchSampler(Sampler[list[int]]):
         return [batches[place] for place in generator.permutation(len(batches))]
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over a :class:`LengthBatchSampler` that resumes in the middle of an epoch.
-
-    Lightning saves ``state_dict`` in its checkpoints and hands it back before the first batch;
-    without it a resumed epoch would see its first batches twice and its last ones never.
-    """
+class CountingLoader(DataLoader[Any]):
+    """A DataLoader over a :class:`LengthBatchSampler` that counts the batches taken."""
 
     batch_sampler: LengthBatchSampler
     taken = 0
@@ -185,10 +182,29 @@ class ResumableLoader(DataLoader[Any]):
             self.taken += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Give the number of batches taken from the running epoch."""
-        return {"taken": self.taken % len(self)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next iteration leave out the batches taken already."""
-        self.batch_sampler.start = self.taken = state["taken"]
+class ResumableDataModule(L.LightningDataModule):
+    """A datamodule whose training goes on in the middle of an epoch where a checkpoint left it.
+
+    Without it a resumed epoch would see its first batches twice and its last ones never. Lightning
+    would also ask a loader for its state, but loses it where the optimizer's schedule asks for the
+    number of steps; a datamodule's state is restored before that.
+    """
+
+    _taken = 0
+    _counting: CountingLoader | None = None
+
+    def resume_loader(self, loader: CountingLoader) -> CountingLoader:
+        """Make a training loader leave out the batches that a checkpoint says were taken."""
+        loader.batch_sampler.start = loader.taken = self._taken
+        self._taken, self._counting = 0, loader
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the number of batches taken from the running epoch, for a checkpoint."""
+        loader = self._counting
+        return {"taken": 0 if loader is None else loader.taken % len(loader)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take the number of batches taken from a checkpoint."""
+        self._taken = state_dict["taken"]

@@ -4,14 +4,19 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import sources
-from datamodules.batching import Collator, Example, LengthBatchSampler, ResumableLoader
+from datamodules.batching import (
+    Collator,
+    CountingLoader,
+    Example,
+    LengthBatchSampler,
+    ResumableDataModule,
+)
 from datamodules.encoding import Encoded, Encoder, default_cache_dir, encode_cached
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
@@ -19,6 +24,8 @@ from datamodules.splits import SplitReader
 from hub import load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
+
+Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class ExampleDataset(Dataset[Example]):
@@ -46,7 +53,7 @@ class ExampleDataset(Dataset[Example]):
         )  # fmt: skip
 
 
-class DialogSumDataModule(L.LightningDataModule):
+class DialogSumDataModule(ResumableDataModule):
     """DialogSum, or any data set of its shape.
 
     Only the splits that a command needs have to be there. Without a train split the validation
@@ -235,7 +242,7 @@ class DialogSumDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of like lengths, new ones each epoch."""
-        return self._loader("train", ResumableLoader, self.batch_size)
+        return self.resume_loader(self._loader("train", CountingLoader, self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches from the longest rows to the shortest."""
@@ -251,9 +258,7 @@ class DialogSumDataModule(L.LightningDataModule):
         warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
         return self._loader("test", DataLoader, self.eval_batch_size)
 
-    def _loader(
-        self, split: Split, kind: type[DataLoader[Any]], batch_size: int
-    ) -> DataLoader[Any]:
+    def _loader(self, split: Split, kind: type[Loader], batch_size: int) -> Loader:
         dataset = self.datasets[split]
         sampler = LengthBatchSampler(
             dataset.lengths,

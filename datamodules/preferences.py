@@ -7,13 +7,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypedDict
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from datamodules.batching import LengthBatchSampler, ResumableLoader, pad
+from datamodules.batching import CountingLoader, LengthBatchSampler, ResumableDataModule, pad
 from datamodules.mini.generator import generate_rankings
 from datamodules.sources import DataError, Split
 from hub import resolve_model
@@ -56,7 +55,7 @@ class PreferenceBatch(TypedDict):
     ranks: list[list[int]]
 
 
-class PreferenceDataModule(L.LightningDataModule):
+class PreferenceDataModule(ResumableDataModule):
     """Rankings from ``mini`` or from a folder with ``{train,validation,test}.jsonl``.
 
     A line holds ``id``, ``dialogue``, ``completions`` (two or more texts) and ``ranks`` (as many
@@ -112,19 +111,19 @@ class PreferenceDataModule(L.LightningDataModule):
         for split in ("validation",) if stage == "validate" else needed:
             self.splits[split] = read_rankings(self.source, split)
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> CountingLoader:
         """Give shuffled batches."""
-        return self._loader("train", shuffle=True)
+        return self.resume_loader(self._loader("train", shuffle=True))
 
-    def val_dataloader(self) -> ResumableLoader:
+    def val_dataloader(self) -> CountingLoader:
         """Give the validation rankings."""
         return self._loader("validation")
 
-    def test_dataloader(self) -> ResumableLoader:
+    def test_dataloader(self) -> CountingLoader:
         """Give the test rankings."""
         return self._loader("test")
 
-    def _loader(self, split: Split, shuffle: bool = False) -> ResumableLoader:
+    def _loader(self, split: Split, shuffle: bool = False) -> CountingLoader:
         rankings = self.splits[split]
         trainer = self.trainer
         sampler = LengthBatchSampler(
@@ -135,7 +134,7 @@ class PreferenceDataModule(L.LightningDataModule):
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
         )
-        return ResumableLoader(
+        return CountingLoader(
             rankings,  # type: ignore[arg-type] # a list is data set enough
             batch_sampler=sampler,
             collate_fn=self.collate,

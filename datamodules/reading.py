@@ -172,7 +172,8 @@ def group(rows: Sequence[Row]) -> list[Row]:
         groups.setdefault(row.dialogue, []).append(row)
     grouped = []
     for dialogue, members in groups.items():
-        stems = {re.sub(r"_\d+$", "", row.id) for row in members}
+        # test_0_1 is a reference of test_0; dev_0 is no reference of "dev".
+        stems = {re.sub(r"(?<=_)(\d+)_\d+$", r"\1", row.id) for row in members}
         shared = len(members) > 1 and len(stems) == 1
         references = tuple(text for row in members for text in row.references)
         grouped.append(Row(stems.pop() if shared else members[0].id, dialogue, references))

@@ -62,7 +62,13 @@ class SplitReader:
 
     def _hold_out(self) -> dict[Split, list[Row]]:
         """Share out the one split that is there; no dialogue is in both parts."""
-        origin: Split = "train" if "train" in self.open().splits else "validation"
+        there = self.open().splits
+        if not {"train", "validation"} & set(there):
+            raise DataError(
+                f"data: {self.name} has no train or validation split (it has "
+                f"{', '.join(sorted(there))}), and this command needs one of them"
+            )
+        origin: Split = "train" if "train" in there else "validation"
         rows = self._read(origin)
         dialogues = sorted({row.dialogue for row in rows})
         if len(dialogues) < 2:

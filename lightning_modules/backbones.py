@@ -18,16 +18,23 @@ from hub import resolve_model
 logger = logging.getLogger(__name__)
 
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
+_PURE_PRECISIONS = {"bf16-true", "transformer-engine"}
 
 
 def find_precision_problem(precision: str | int | None) -> str | None:
     """Say why a Trainer precision cannot be used with T5, or return None where it can."""
-    if str(precision) not in _HALF_PRECISIONS:
-        return None
-    return (
-        f"trainer.precision: {precision!r} is fp16, and T5's feed-forward activations overflow it "
-        "(they pass 65,504, the loss turns NaN); use 'bf16-mixed', or '32-true' where bf16 is slow"
-    )
+    if str(precision) in _HALF_PRECISIONS:
+        return (
+            f"trainer.precision: {precision!r} is fp16, and T5's feed-forward activations overflow "
+            "it (they pass 65,504, the loss turns NaN); use 'bf16-mixed', or '32-true' where bf16 "
+            "is slow"
+        )
+    if str(precision) in _PURE_PRECISIONS:
+        return (
+            f"trainer.precision: {precision!r} keeps the weights themselves in low precision, "
+            "where an update of 1e-5 rounds to nothing; use 'bf16-mixed', which keeps them in fp32"
+        )
+    return None
 
 
 def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:

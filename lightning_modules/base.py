@@ -68,6 +68,7 @@ class BaseModule(L.LightningModule):
         self.strict_loading = False
         self.model: Any = None
         self.tokenizer: Any = None
+        self._rng_state: Tensor | None = None
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -135,6 +136,16 @@ class BaseModule(L.LightningModule):
             return value
         return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Before the first step, go on with the random numbers of the run that is resumed.
+
+        Not earlier, for a DataLoader draws a number when it begins. On several ranks each keeps its
+        own stream instead: a checkpoint has rank 0's only.
+        """
+        if self._rng_state is not None and self.trainer.world_size == 1:
+            torch.set_rng_state(self._rng_state)
+        self._rng_state = None
+
     # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -142,7 +153,8 @@ class BaseModule(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
-        checkpoint["alignsum"] = {"method": type(self).__name__, "backbone": self.backbone_name}
+        checkpoint["alignsum"] = self._origin()
+        checkpoint["rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that is not of this method, backbone and shape.
@@ -151,19 +163,26 @@ class BaseModule(L.LightningModule):
             ValueError: If it belongs to another method or backbone, or lacks trained weights.
         """
         origin: Mapping[str, str] = checkpoint.get("alignsum", {})
-        mine = {"method": type(self).__name__, "backbone": self.backbone_name}
+        self._rng_state = checkpoint.get("rng")
+        mine = self._origin()
         if dict(origin) != mine:
             raise ValueError(
                 f"this checkpoint is of {dict(origin) or 'another program'}, this run is {mine}; a "
                 "checkpoint resumes or tests its own run. To start from another run's result, "
                 "name its export folder (model.backbone or model.adapter)"
             )
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        if differing := trained.symmetric_difference(checkpoint["state_dict"]):
+        own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if differing := {name for name in own | its if own.get(name) != its.get(name)}:
             raise ValueError(
                 f"the checkpoint and this model train different weights ({len(differing)} of them, "
                 f"such as {min(differing)}); use the settings in the run folder's config.yaml"
             )
+
+    def _origin(self) -> dict[str, str]:
+        """Say whose checkpoint it is, the backbone by its full path however it was spelled."""
+        backbone = hub.resolve_model(self.backbone_name, self.kind)
+        return {"method": type(self).__name__, "backbone": backbone}
 
     def export(self, path: str | Path) -> None:
         """Write the model in the Hugging Face format, for a plain ``from_pretrained``.

@@ -126,7 +126,11 @@ def test_fp16_is_refused_with_the_reason(precision: str | int) -> None:
     assert "bf16-mixed" in problem
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", 32, None, "64-true"])
+def test_low_precision_weights_are_refused() -> None:
+    assert "rounds to nothing" in str(find_precision_problem("bf16-true"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", 32, None, "64-true"])
 def test_other_precisions_are_not(precision: str | int | None) -> None:
     assert find_precision_problem(precision) is None
 

@@ -5,12 +5,15 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import hub
@@ -131,6 +134,54 @@ def test_the_saved_config_does_not_repeat_the_options_of_one_call(
     command = shlex.split(run.read_summary()["command"])
     assert command[:4] == ["python", "train.py", "fit", "--config"]
     assert command[4].endswith("lora.yaml")
+
+
+def test_overwrite_spares_what_the_run_starts_from(
+    base: list[str], roberta: str, tmp_path: Path, fails: Fails
+) -> None:
+    train.main(["fit", *base])
+    before = snapshot(tmp_path / "run")
+    adapter = str(tmp_path / "run" / "export")
+    ppo = ["--config", str(CONFIGS / "ppo.yaml"), *base[2:], "--model.reward_model", roberta]
+    said = fails("fit", *ppo, "--model.adapter", adapter, "--overwrite", "true")
+    assert f"would remove {adapter}" in said
+    last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert "would remove" in fails("fit", *base, "--ckpt_path", last, "--overwrite", "true")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(base: list[str], tmp_path: Path) -> None:
+    """Dropout on, schedule running, stopped in the middle of an epoch: the same to the last bit."""
+    keep = ["--trainer.max_epochs", "3", "--data.batch_size", "2", "--trainer.log_every_n_steps"]
+    keep += ["1", "--checkpoint.every_n_train_steps", "2", "--checkpoint.monitor", "null"]
+    keep += ["--model.schedule", "constant"]
+    whole = [*base[:-1], str(tmp_path / "whole"), *keep]
+    train.main(["fit", *whole])
+    train.main(["fit", *base, *keep, "--trainer.max_steps", "6"])
+    train.main(["fit", *base, *keep, "--resume", "auto"])
+    weights = [
+        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "run")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    losses = [
+        [row["val/loss"] for row in RunFolder(tmp_path / run).read_metrics_csv() if row["val/loss"]]
+        for run in ("whole", "run")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_is_not_success(base: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", "fit", *base, "--trainer.max_epochs", "100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, said.decode()[-2000:]
+    assert b"--resume auto" in said
 
 
 def test_overwrite_removes_the_run_and_nothing_else(base: list[str], tmp_path: Path) -> None:
@@ -257,6 +308,8 @@ def test_bad_data_is_refused_with_its_place(
         (["--model.decoding.temperature", "0.5"], ["do_sample"]),
         (["--config", "configs/missing.yaml"], ["missing.yaml"]),
         (["--toxicity.toxic_label", "rude"], ["no label 'rude'", "nothate"]),
+        (["--trainer.precision", "bf16-true"], ["rounds to nothing", "bf16-mixed"]),
+        (["--trainer.fast_dev_run", "true"], ["debug.yaml"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
@@ -362,6 +415,7 @@ def test_two_ranks_see_every_row_once_with_the_trained_weights(
     assert [row["id"] for row in predictions] == [f"t{n}" for n in range(7)]
     assert RunFolder(run).read_summary()["metrics"]["test/rouge1"]["n"] == 7
     # One rank tests the same weights: both of the two had loaded the checkpoint.
-    train.main(["test", *settings, "--trainer.devices", "1", "--overwrite", "true"])
+    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto", "--overwrite", "true"]
+    train.main(["test", *settings, *alone])
     one = [row["prediction"] for row in RunFolder(run).read_predictions()]
     assert one == two

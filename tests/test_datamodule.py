@@ -298,6 +298,8 @@ class Recorder(L.LightningModule):
     test_step = predict_step = validation_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        # As every schedule does: it makes Lightning set the loaders up before it restores them.
+        assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 

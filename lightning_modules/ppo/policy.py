@@ -131,6 +131,11 @@ class PPOPolicy(SummarizationModule):
         )
         if init_args.adapter is not None:
             problems.append(find_adapter_problem(init_args.adapter, init_args.backbone))
+        if trainer.max_steps not in (-1, None):
+            problems.append(
+                "trainer.max_steps counts PPO's optimizer steps, many for each batch of rollouts; "
+                "set trainer.max_epochs and trainer.limit_train_batches, which count batches"
+            )
         if trainer.gradient_clip_val is not None or trainer.accumulate_grad_batches != 1:
             problems.append(
                 "PPO takes its optimizer steps itself: in place of trainer.gradient_clip_val and "

@@ -101,6 +101,8 @@ def sample(
         top_p=1.0,
         max_new_tokens=settings.max_new_tokens,
         min_length=0,
+        # The mask ends at this one; the model's own list of ends may be longer.
+        eos_token_id=settings.eos_id,
         return_dict_in_generate=True,
         output_scores=True,
     )

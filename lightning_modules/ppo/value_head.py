@@ -21,6 +21,6 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map hidden states [B, T, d_model] to values [B, T], in fp32 under any autocast."""
+        """Map hidden states [B, T, d_model] to values [B, T], in the head's precision always."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.linear(hidden.float()).squeeze(-1)
+            return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)

@@ -148,6 +148,22 @@ def test_no_token_is_lost_when_the_limit_is_hit(policy: Any, prompts: Prompts) -
 
 
 @torch.no_grad()
+def test_only_the_tokenizers_eos_ends_a_response(
+    policy: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose own config has further ends would stop where the mask does not."""
+    monkeypatch.setattr(policy.generation_config, "eos_token_id", [EOS, *range(60, 200)])
+    monkeypatch.setattr(
+        policy.get_base_model().generation_config, "eos_token_id", [EOS, *range(60, 200)]
+    )
+    torch.manual_seed(5)
+    responses, _ = sample(policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS)
+    mask, finished = response_mask(responses, EOS)
+    assert (mask.sum(dim=1)[~finished] == 9).all()
+    assert (responses[~finished] != 0).all()
+
+
+@torch.no_grad()
 def test_first_tokens_are_drawn_from_the_softmax(policy: Any, prompts: Prompts) -> None:
     draws, temperature = 20_000, 0.7
     torch.manual_seed(6)
