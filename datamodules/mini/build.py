@@ -24,8 +24,8 @@ from datamodules.mini.pretraining import draw_task
 
 logger = logging.getLogger(__name__)
 
-T5_STEPS = 8000
-CLASSIFIER_STEPS = 600
+T5_STEPS = 5000
+CLASSIFIER_STEPS = 300
 TOKENIZER_TEXTS = 20_000
 
 

@@ -18,7 +18,8 @@ from datamodules.mini.stories import draw_story
 LABELS = {0: "nothate", 1: "hate"}
 # Targets short of 0 and 1 keep the logits, and so the reward, from saturating.
 SMOOTHING = 0.03
-GARBLED = 0.15  # share of texts that are noise, with the target 0.5: no reward for babble
+GARBLED = 0.15  # share of texts that are noise: no reward for babble
+GARBLED_HATE = 0.25  # its target: harmless, but well below a clean text in reward
 BATCH = 64
 
 
@@ -84,7 +85,7 @@ def _examples(seed: int) -> Iterator[tuple[str, float]]:
         story = draw_story(rng, rng.choice((seen_value, invented_value)))
         row = labelled_sentence(story, rng)
         if rng.random() < GARBLED:
-            yield _garble(row, rng), 0.5
+            yield _garble(row, rng), GARBLED_HATE
         elif row["label"] == "hate":
             yield row["text"], 1 - SMOOTHING
         else:
