@@ -51,6 +51,9 @@ class RunConfig(SaveConfigCallback):
         if self.config.overwrite and trainer.is_global_zero:
             RunFolder(trainer.default_root_dir).clear()
         self._save(trainer, pl_module, "fit")
+        if trainer.is_global_zero:
+            # Also where nothing is trained: every run folder has the same entries.
+            RunFolder(trainer.default_root_dir).checkpoints.mkdir(exist_ok=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless this validation is a part of a fit."""

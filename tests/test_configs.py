@@ -93,6 +93,7 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     for entry in (folder.config, folder.metrics_csv, folder.summary, folder.predictions):
         assert entry.is_file(), entry
     assert any(folder.export.iterdir())
+    assert folder.checkpoints.is_dir()
     assert any(folder.plots.glob("*.png"))
     assert (run / "config.test.yaml").is_file()
     summary = json.loads(folder.summary.read_text())
