@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
+from callbacks.checkpoint import RunCheckpoint
 from callbacks.export import ExportCallback
 from callbacks.loggers import ResumeMetrics, RunCSVLogger
 from callbacks.plots import PlotCallback
@@ -136,7 +136,7 @@ class AlignsumCLI(LightningCLI):
         parser.add_lightning_class_args(RougeCallback, "rouge")
         parser.add_lightning_class_args(ToxicityCallback, "toxicity")
         parser.add_lightning_class_args(SampleTexts, "samples")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/rougeL",

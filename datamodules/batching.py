@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import lightning as L
 import numpy as np
@@ -85,6 +85,9 @@ def pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))
     return padded
+
+
+Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class LengthBatchSampler(Sampler[list[int]]):
@@ -169,20 +172,6 @@ class LengthBatchSampler(Sampler[list[int]]):
         return [batches[place] for place in generator.permutation(len(batches))]
 
 
-class CountingLoader(DataLoader[Any]):
-    """A DataLoader over a :class:`LengthBatchSampler` that counts the batches taken."""
-
-    batch_sampler: LengthBatchSampler
-    taken = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator
-        """Yield the batches of the epoch, counting them."""
-        self.taken = self.batch_sampler.start
-        for batch in super().__iter__():
-            self.taken += 1
-            yield batch
-
-
 class ResumableDataModule(L.LightningDataModule):
     """A datamodule whose training goes on in the middle of an epoch where a checkpoint left it.
 
@@ -192,19 +181,27 @@ class ResumableDataModule(L.LightningDataModule):
     """
 
     _taken = 0
-    _counting: CountingLoader | None = None
+    _batches = 1
 
-    def resume_loader(self, loader: CountingLoader) -> CountingLoader:
-        """Make a training loader leave out the batches that a checkpoint says were taken."""
-        loader.batch_sampler.start = loader.taken = self._taken
-        self._taken, self._counting = 0, loader
+    def resume_loader(self, loader: Loader) -> Loader:
+        """Make a training loader leave out the batches that a checkpoint says were learnt from."""
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, LengthBatchSampler)  # noqa: S101 (for the type checker)
+        sampler.start, self._taken = self._taken, 0
+        self._batches = len(sampler)
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """Give the number of batches taken from the running epoch, for a checkpoint."""
-        loader = self._counting
-        return {"taken": 0 if loader is None else loader.taken % len(loader)}
+        """Give the number of batches of the running epoch that were learnt from.
+
+        That is Lightning's count of processed batches: one that was fetched when the run broke off
+        has to come again.
+        """
+        if self.trainer is None:
+            return {"taken": 0}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"taken": progress.processed % self._batches}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the number of batches taken from a checkpoint."""
+        """Take the number of batches from a checkpoint."""
         self._taken = state_dict["taken"]

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import sources
 from datamodules.batching import (
     Collator,
-    CountingLoader,
     Example,
     LengthBatchSampler,
     ResumableDataModule,
@@ -24,8 +23,6 @@ from datamodules.splits import SplitReader
 from hub import load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
-
-Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class ExampleDataset(Dataset[Example]):
@@ -242,23 +239,23 @@ class DialogSumDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of like lengths, new ones each epoch."""
-        return self.resume_loader(self._loader("train", CountingLoader, self.batch_size))
+        return self.resume_loader(self._loader("train", self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Batches from the longest rows to the shortest."""
-        return self._loader("validation", DataLoader, self.eval_batch_size)
+        return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches from the longest rows to the shortest."""
-        return self._loader("test", DataLoader, self.eval_batch_size)
+        return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test split's batches."""
         # Lightning cannot see that this sampler leaves out no row; it does not.
         warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
-        return self._loader("test", DataLoader, self.eval_batch_size)
+        return self._loader("test", self.eval_batch_size)
 
-    def _loader(self, split: Split, kind: type[Loader], batch_size: int) -> Loader:
+    def _loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
         dataset = self.datasets[split]
         sampler = LengthBatchSampler(
             dataset.lengths,
@@ -268,7 +265,7 @@ class DialogSumDataModule(ResumableDataModule):
             world_size=self.trainer.world_size if self.trainer else 1,
             rank=self._rank(),
         )
-        return kind(
+        return DataLoader(
             dataset,
             batch_sampler=sampler,
             collate_fn=Collator(self.tokenizer.pad_token_id),

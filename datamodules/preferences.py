@@ -10,9 +10,10 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from datamodules.batching import CountingLoader, LengthBatchSampler, ResumableDataModule, pad
+from datamodules.batching import LengthBatchSampler, ResumableDataModule, pad
 from datamodules.mini.generator import generate_rankings
 from datamodules.sources import DataError, Split
 from hub import resolve_model
@@ -111,19 +112,19 @@ class PreferenceDataModule(ResumableDataModule):
         for split in ("validation",) if stage == "validate" else needed:
             self.splits[split] = read_rankings(self.source, split)
 
-    def train_dataloader(self) -> CountingLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Give shuffled batches."""
         return self.resume_loader(self._loader("train", shuffle=True))
 
-    def val_dataloader(self) -> CountingLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Give the validation rankings."""
         return self._loader("validation")
 
-    def test_dataloader(self) -> CountingLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Give the test rankings."""
         return self._loader("test")
 
-    def _loader(self, split: Split, shuffle: bool = False) -> CountingLoader:
+    def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
         rankings = self.splits[split]
         trainer = self.trainer
         sampler = LengthBatchSampler(
@@ -134,7 +135,7 @@ class PreferenceDataModule(ResumableDataModule):
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
         )
-        return CountingLoader(
+        return DataLoader(
             rankings,  # type: ignore[arg-type] # a list is data set enough
             batch_sampler=sampler,
             collate_fn=self.collate,

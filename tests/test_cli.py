@@ -18,6 +18,8 @@ import yaml
 
 import hub
 import train
+from datamodules.batching import Batch
+from lightning_modules import LoRA
 from run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +172,41 @@ def test_a_resumed_run_is_the_uninterrupted_one(base: list[str], tmp_path: Path)
         for run in ("whole", "run")
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_breaks_off_keeps_its_best_and_its_last_weights(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*base, "--data.batch_size", "2", "--trainer.max_epochs", "2"]
+    kept: list[bytes] = []
+    step = LoRA.training_step
+
+    def break_off(self: LoRA, batch: Batch, batch_idx: int) -> torch.Tensor:
+        if self.global_step == 6:
+            kept.append((tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes())
+            raise FloatingPointError("the loss is nan")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LoRA, "training_step", break_off)
+    with pytest.raises(SystemExit):
+        train.main(["fit", *settings])
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "best.ckpt").read_bytes() == kept[0]
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 6
+    monkeypatch.undo()
+    train.main(["fit", *settings, "--resume", "auto"])
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_a_run_that_fails_before_its_first_step_keeps_nothing(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
+    def refuse(self: LoRA, batch: Batch, batch_idx: int) -> torch.Tensor:
+        raise FloatingPointError("the gate is shut")
+
+    monkeypatch.setattr(LoRA, "training_step", refuse)
+    assert "the gate is shut" in fails("fit", *base)
+    assert "no trained model" in fails("test", *base)
 
 
 def test_sigterm_is_not_success(base: list[str], tmp_path: Path) -> None:
