@@ -21,14 +21,17 @@ MAT = "the cat sat on the mat"
 class FakeScorer(torch.nn.Module):
     """Toxicity is the share of "idiot" in a text; the logit is minus that."""
 
+    column = 0
+
     def __init__(self, *args: Any) -> None:
         super().__init__()
 
-    def probability(self, texts: list[str], label: str) -> torch.Tensor:
-        return torch.tensor([text.split().count("idiot") / len(text.split()) for text in texts])
+    def find_column(self, label: str) -> int:
+        return {"nothate": 0, "hate": 1}[label]
 
-    def logits(self, texts: list[str]) -> torch.Tensor:
-        return -self.probability(texts, "hate")
+    def all_logits(self, texts: list[str]) -> torch.Tensor:
+        share = torch.tensor([text.split().count("idiot") / len(text.split()) for text in texts])
+        return torch.stack([-share, torch.logit(share) - share], dim=1)
 
 
 def test_rouge_in_fit_is_logged_and_kept_at_the_end(tmp_path: Path) -> None:
@@ -156,6 +159,6 @@ def test_samples_are_the_first_rows_each_time(
     assert wandb.tables[0][2][0] == [0, "row-0", "#Person1#: number 0", MAT, "a [bold] text"]
 
 
-def test_samples_of_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="drop the callback"):
-        SampleTexts(0)
+def test_a_negative_number_of_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        SampleTexts(-1)
