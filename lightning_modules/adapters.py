@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hub import resolve_model
-from lightning_modules.backbones import set_dropout
 
 POLICY = "default"
 """Name of the adapter that is trained; PEFT writes the one of this name at a folder's top."""
@@ -131,11 +130,6 @@ def reference_policy(model: PeftModel) -> Iterator[None]:
         yield
     finally:
         model.base_model.set_adapter(POLICY)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, those inside adapters included."""
-    set_dropout(model, 0.0)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

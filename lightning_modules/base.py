@@ -1,7 +1,7 @@
 """BaseModule: what every trained model has in common, whatever it is trained for."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -145,6 +145,29 @@ class BaseModule(L.LightningModule):
         if self._rng_state is not None and self.trainer.world_size == 1:
             torch.set_rng_state(self._rng_state)
         self._rng_state = None
+
+    def mean_over_ranks(self, loss_sum: Tensor, count: Tensor, ids: Sequence[str]) -> Tensor:
+        """Turn this rank's sum of losses into the loss to step on: the mean over all ranks.
+
+        DDP averages the gradients of the ranks: times ranks, over all that was counted, makes each
+        token (or ranking) count the same however the rows were dealt out.
+
+        Args:
+            loss_sum: Sum of losses on this rank, a scalar with gradient.
+            count: How many losses are in it, a scalar.
+            ids: Of the rows, for the message.
+
+        Raises:
+            FloatingPointError: If the loss is not finite, with the rows.
+        """
+        loss = loss_sum * self.trainer.world_size / self.sum_over_ranks(count)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"train/loss is {loss.item()} at step {self.global_step}, on rows "
+                f"{', '.join(ids[:8])}; the last checkpoint is untouched. "
+                "Try a lower learning rate, or precision 32-true"
+            )
+        return loss
 
     # What a run leaves --------------------------------------------------------------------------
 

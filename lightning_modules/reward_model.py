@@ -154,14 +154,7 @@ class RewardModel(BaseModule):
         rankings = len(batch["ids"])
         loss = pairwise_loss(self.rewards(batch), batch["pairs"], batch["weights"])
         self.log("train/loss", loss.detach() / rankings, prog_bar=True, batch_size=rankings)
-        everywhere = self.sum_over_ranks(loss.new_tensor(rankings))
-        loss = loss * self.trainer.world_size / everywhere
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"train/loss is {loss.item()} at step {self.global_step}, on rankings "
-                f"{', '.join(batch['ids'][:8])}; the last checkpoint is untouched"
-            )
-        return loss
+        return self.mean_over_ranks(loss, loss.new_tensor(rankings), batch["ids"])
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Measure loss and rewards; see :meth:`evaluation_step`."""

@@ -90,17 +90,7 @@ class SummarizationModule(BaseModule):
         """Take one step of teacher-forced cross-entropy."""
         loss_sum, tokens = self.token_loss(batch)
         self.log("train/loss", loss_sum.detach() / tokens, prog_bar=True, batch_size=int(tokens))
-        # DDP averages the gradients of the ranks: times ranks, over all tokens, makes each token
-        # count the same however the rows were dealt out.
-        all_tokens = self.sum_over_ranks(tokens)
-        loss = loss_sum * self.trainer.world_size / all_tokens
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"train/loss is {loss.item()} at step {self.global_step}, on rows "
-                f"{', '.join(batch['ids'][:8])}; the last checkpoint is untouched. "
-                "Try a lower learning rate, or precision 32-true"
-            )
-        return loss
+        return self.mean_over_ranks(loss_sum, tokens, batch["ids"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Measure the loss and generate the summaries that callbacks score."""

@@ -95,7 +95,7 @@ def measure(
         settings: How to sample.
         minibatch_size: Rows that the update scores together.
     """
-    rollout, sampler_logits = roll_out(model, value_head, prompts, settings)
+    rollout, sampler_logits = roll_out(model, value_head, prompts, settings, keep_logits=True)
     gaps = []
     for rows in torch.arange(len(rollout.responses)).split(minibatch_size):
         part = rollout.rows(rows.to(rollout.responses.device))

@@ -18,10 +18,10 @@ from lightning_modules.adapters import (
     attach_lora,
     attach_trained_lora,
     count_parameters,
-    disable_dropout,
     find_adapter_problem,
     reference_policy,
 )
+from lightning_modules.backbones import set_dropout
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import gae, whiten
 from lightning_modules.ppo.config import PPOConfig
@@ -152,7 +152,7 @@ class PPOPolicy(SummarizationModule):
             model = attach_lora(backbone, shape.r, shape.alpha, 0.0, list(shape.target_modules))
         else:
             model = attach_trained_lora(backbone, self.adapter)
-        disable_dropout(model)
+        set_dropout(model, 0.0)
         return model
 
     def configure_model(self) -> None:

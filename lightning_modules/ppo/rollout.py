@@ -76,7 +76,11 @@ def encode(model: Any, prompts: Prompts) -> BaseModelOutput:
 
 @torch.no_grad()
 def sample(
-    model: Any, prompts: Prompts, encoded: BaseModelOutput, settings: Sampling
+    model: Any,
+    prompts: Prompts,
+    encoded: BaseModelOutput,
+    settings: Sampling,
+    keep_logits: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Sample one response a prompt from the policy's own distribution, nothing filtered out.
 
@@ -84,8 +88,8 @@ def sample(
     the log-probabilities are about.
 
     Returns:
-        Token ids [B, T] without the start token, pad after EOS; and, for checks, the T sets of
-        logits [B, V] that the sampler drew from.
+        Token ids [B, T] without the start token, pad after EOS; and, if they are kept, the T sets
+        of logits [B, V] that the sampler drew from (large: only checks want them).
     """
     output = model.generate(
         encoder_outputs=encoded,
@@ -104,9 +108,9 @@ def sample(
         # The mask ends at this one; the model's own list of ends may be longer.
         eos_token_id=settings.eos_id,
         return_dict_in_generate=True,
-        output_scores=True,
+        output_scores=keep_logits,
     )
-    return output.sequences[:, 1:], list(output.scores)
+    return output.sequences[:, 1:], list(output.scores or ())
 
 
 def response_mask(responses: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -165,7 +169,11 @@ def score_tokens(
 
 @torch.no_grad()
 def roll_out(
-    model: Any, value_head: ValueHead, prompts: Prompts, settings: Sampling
+    model: Any,
+    value_head: ValueHead,
+    prompts: Prompts,
+    settings: Sampling,
+    keep_logits: bool = False,
 ) -> tuple[Rollout, list[Tensor]]:
     """Sample a response to each prompt and score its tokens under policy and reference.
 
@@ -178,12 +186,15 @@ def roll_out(
         value_head: Of the policy.
         prompts: B prompts.
         settings: How to sample.
+        keep_logits: Give the sampler's own logits too.
 
     Returns:
-        The rollout, and for checks the sampler's own logits, T times [B, V].
+        The rollout, and the sampler's own logits, T times [B, V], if they are kept.
     """
     encoded = encode(model, prompts)
-    responses, sampler_logits = sample(model.get_base_model(), prompts, encoded, settings)
+    responses, sampler_logits = sample(
+        model.get_base_model(), prompts, encoded, settings, keep_logits
+    )
     mask, finished = response_mask(responses, settings.eos_id)
     old = score_tokens(model, prompts, responses, settings.temperature, value_head, encoded)
     with reference_policy(model):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import attach_lora, disable_dropout, reference_policy
-from lightning_modules.backbones import load_backbone
+from lightning_modules.adapters import attach_lora, reference_policy
+from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.ppo.rollout import (
     Prompts,
     Sampling,
@@ -30,7 +30,7 @@ def policy(t5: str) -> Any:
     """A LoRA policy that is no longer its reference."""
     torch.manual_seed(0)
     model = attach_lora(load_backbone(t5), r=4, alpha=8, dropout=0.1, target_modules=["q", "v"])
-    disable_dropout(model)
+    set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -140,7 +140,9 @@ def test_reference_is_the_backbone_alone_for_a_fresh_lora(
 @torch.no_grad()
 def test_no_token_is_lost_when_the_limit_is_hit(policy: Any, prompts: Prompts) -> None:
     torch.manual_seed(5)
-    responses, logits = sample(policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS)
+    responses, logits = sample(
+        policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS, True
+    )
     assert responses.shape[1] == len(logits) <= 9
     mask, finished = response_mask(responses, EOS)
     assert (mask.sum(dim=1)[~finished] == 9).all()
