@@ -297,7 +297,9 @@ class AlignsumCLI(LightningCLI):
             PlotCallback(),
         ]
         config = self._get(self.config_init, "trainer")
-        config["callbacks"] = [*(config["callbacks"] or []), *always]
+        configured = config["callbacks"] or []  # Lightning takes a single one too
+        configured = configured if isinstance(configured, list) else [configured]
+        config["callbacks"] = [*configured, *always]
         if not self.model.generates:
             # Callbacks that score texts have nothing to do with a model that writes none.
             for key in ("rouge", "toxicity", "samples"):

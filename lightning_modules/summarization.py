@@ -133,9 +133,14 @@ class SummarizationModule(BaseModule):
         return loss_sum, (labels != IGNORED_LABEL).sum()
 
     @torch.no_grad()
-    def generate(self, batch: Batch) -> list[str]:
-        """Generate one summary for each row of a batch, with the settings of ``decoding``."""
-        tokens = self.model.generate(
+    def generate(self, batch: Batch, model: Any = None) -> list[str]:
+        """Generate one summary for each row of a batch, with the settings of ``decoding``.
+
+        Args:
+            batch: The rows.
+            model: Who generates; None is the model that is trained.
+        """
+        tokens = (self.model if model is None else model).generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             **self.decoding.arguments(),
