@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
-from lightning_modules import LoRA, PPOPolicy, SoftPrompt
+from lightning_modules import PPOPolicy
 from lightning_modules.adapters import reference_policy
 from lightning_modules.ppo import losses
 from lightning_modules.ppo import policy_kinds as kinds_module
@@ -40,16 +40,6 @@ def sgd(lr: float) -> Any:
 
 def adamw(lr: float) -> Any:
     return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
-
-
-@pytest.fixture(scope="module")
-def trained_adapter(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The export of a LoRA that no longer is the bare backbone."""
-    folder = tmp_path_factory.mktemp("lora")
-    module = LoRA(backbone=t5, r=4, alpha=8, decoding=DECODING, optimizer=adamw(0.05))
-    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
-    module.export(folder / "export")
-    return str(folder / "export")
 
 
 def make_policy(t5: str, roberta: str, **settings: Any) -> PPOPolicy:
@@ -92,16 +82,6 @@ kinds_and_estimators = pytest.mark.parametrize(
         ("decoder LoRA", "rloo"),
     ],
 )
-
-
-@pytest.fixture(scope="module")
-def trained_soft_prompt(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The export of a soft prompt that was trained."""
-    folder = tmp_path_factory.mktemp("soft")
-    module = SoftPrompt(backbone=t5, virtual_tokens=5, decoding=DECODING, optimizer=adamw(0.5))
-    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
-    module.export(folder / "export")
-    return str(folder / "export")
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train
 from run_folder import RunFolder
-from tests.ppo.test_policy import trained_adapter, trained_soft_prompt  # noqa: F401 (fixtures)
 
 SETTINGS = {
     "fresh LoRA": ["--model.policy.r", "4"],
@@ -62,7 +62,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     base: list[str],
     tmp_path: Path,
     kind: str,
-    trained_adapter: str,  # noqa: F811
+    trained_adapter: str,
 ) -> None:
     own = [trained_adapter if word == "lora" else word for word in SETTINGS[kind]]
     whole, broken = ([*base, *own, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
@@ -87,7 +87,7 @@ def test_another_reference_is_refused(
     base: list[str],
     tmp_path: Path,
     trained_adapter: str,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -95,8 +95,6 @@ def test_another_reference_is_refused(
         (adapter / file.name).write_bytes(file.read_bytes())
     run = [*base, "--model.adapter", str(adapter), "--run_dir", str(tmp_path / "run")]
     train.main(["fit", *run, "--trainer.max_epochs", "1"])
-    from safetensors.torch import load_file, save_file
-
     weights = adapter / "adapter_model.safetensors"
     save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
     with pytest.raises(SystemExit):
