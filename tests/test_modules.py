@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
-from lightning_modules.adapters import attach_lora, count_parameters
+from lightning_modules.adapters import LoRASettings, attach_lora, count_parameters
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -24,6 +24,12 @@ METHODS: dict[str, Any] = {
     "soft_prompt": lambda t5, **kw: SoftPrompt(
         backbone=t5, virtual_tokens=5, decoding=DECODING, **kw
     ),
+}
+ADAPTERS: dict[str, Any] = {
+    "lora": METHODS["lora"],
+    "dora": lambda t5, **kw: METHODS["lora"](t5, use_dora=True, **kw),
+    "rslora": lambda t5, **kw: METHODS["lora"](t5, use_rslora=True, **kw),
+    "soft_prompt": METHODS["soft_prompt"],
 }
 
 
@@ -46,7 +52,7 @@ def flan_t5_base() -> T5ForConditionalGeneration:
 def test_parameter_counts_of_flan_t5_base() -> None:
     backbone = flan_t5_base()
     assert count_parameters(backbone) == (247_577_856, 247_577_856)
-    lora = attach_lora(backbone, r=32, alpha=32, dropout=0.05, target_modules=["q", "v"])
+    lora = attach_lora(backbone, LoRASettings(r=32, alpha=32, dropout=0.05))
     assert count_parameters(lora) == (3_538_944, 251_116_800)
     assert count_parameters(ValueHead(768)) == (769, 769)
     # The LoRA's export is its trained weights: 1.43 % of the backbone's bytes.
@@ -165,31 +171,6 @@ def test_an_export_gives_the_same_text_in_another_process(
     assert module.decode(torch.load(tmp_path / "out.pt")) == texts
     plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
     assert texts != plain.generate(batch)
-
-
-def test_soft_prompt_off_is_the_backbone(t5: str, tmp_path: Path) -> None:
-    module = METHODS["soft_prompt"](t5, optimizer=adamw(0.5))
-    batch = make_batch(t5)
-    make_trainer(tmp_path).fit(module, loader(batch))
-    module.eval()
-    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    off = module.model.get_base_model().generate(**inputs, max_new_tokens=8)
-    assert module.decode(off) == plain.generate(batch)
-
-
-def test_soft_prompt_can_start_from_a_text(t5: str) -> None:
-    module = settle(SoftPrompt(backbone=t5, virtual_tokens=4, init_text="Summarize"))
-    assert isinstance(module.model, PeftModel)
-    embeddings = module.model.get_base_model().get_input_embeddings()
-    first = module.tokenizer("Summ", add_special_tokens=False)["input_ids"]
-    weight = module.model.prompt_encoder["default"].embedding.weight
-    torch.testing.assert_close(weight, embeddings(torch.tensor(first)))
-
-
-def test_unknown_target_modules_are_named(t5: str) -> None:
-    with pytest.raises(ValueError, match=r"no linear layer is named \['query'\].*'q'"):
-        settle(LoRA(backbone=t5, target_modules=["q", "query"]))
 
 
 @pytest.mark.parametrize(

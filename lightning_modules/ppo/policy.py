@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import hub
 from datamodules.batching import Batch
 from lightning_modules.adapters import (
+    LoRASettings,
     attach_lora,
     attach_trained_lora,
     count_parameters,
@@ -149,7 +150,8 @@ class PPOPolicy(SummarizationModule):
         """Put the policy's adapter, and the reference's if there is one, on the backbone."""
         if self.adapter is None:
             shape = self.lora
-            model = attach_lora(backbone, shape.r, shape.alpha, 0.0, list(shape.target_modules))
+            settings = LoRASettings(shape.r, shape.alpha, 0.0, shape.target_modules)
+            model = attach_lora(backbone, settings)
         else:
             model = attach_trained_lora(backbone, self.adapter)
         set_dropout(model, 0.0)

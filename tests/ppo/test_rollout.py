@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import attach_lora, reference_policy
+from lightning_modules.adapters import LoRASettings, attach_lora, reference_policy
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.ppo.rollout import (
     Prompts,
@@ -29,7 +29,7 @@ SETTINGS = Sampling(max_new_tokens=9, temperature=0.7, eos_id=EOS)
 def policy(t5: str) -> Any:
     """A LoRA policy that is no longer its reference."""
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), r=4, alpha=8, dropout=0.1, target_modules=["q", "v"])
+    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, dropout=0.1))
     set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
