@@ -1,13 +1,23 @@
-"""Load what a run exported, whatever the method: a whole model, a LoRA or a soft prompt."""
+"""Load what a run exported, whatever the method, and merge an adapter into its backbone."""
 
+import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import hub
-from lightning_modules.adapters import POLICY, load_adapters, read_adapter_config
+from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
 from lightning_modules.backbones import load_backbone
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Largest difference of logits after a merge, as a share of the largest logit, that is rounding."""
 
 
 def load_exported(
@@ -67,3 +77,68 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
             "adapter_config.json)"
         )
     return None
+
+
+def merge_export(path: str | Path, out: str | Path, backbone: str | None = None) -> float:
+    """Write an exported LoRA and its backbone as one whole model, which needs neither PEFT nor us.
+
+    Args:
+        path: Export folder of a LoRA (DoRA and rsLoRA too).
+        out: Folder to write; it must not exist. It appears whole or not at all.
+        backbone: See :func:`load_exported`.
+
+    Returns:
+        The largest difference that merging made to a logit, on a probe: rounding, in fp32.
+
+    Raises:
+        ValueError: If there is nothing to merge, ``out`` exists, or the merged model computes
+            something else.
+    """
+    folder, target = Path(path).expanduser(), Path(out).expanduser()
+    if problem := find_merge_problem(folder, target, backbone):
+        raise ValueError(problem)
+    model, tokenizer = load_exported(folder, backbone)
+    before = probe(model, tokenizer)
+    merged = merge_adapter(model)
+    difference = float((probe(merged, tokenizer) - before).abs().max())
+    if not difference <= TOLERANCE * float(before.abs().max()):
+        raise ValueError(
+            f"merging {str(folder)!r} would change its logits by {difference:.3g}; nothing was "
+            "written. Use the adapter as it is"
+        )
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, target)
+    logger.info("Merged %s into %s; logits differ by at most %.2g", folder, target, difference)
+    return difference
+
+
+def find_merge_problem(folder: Path, target: Path, backbone: str | None) -> str | None:
+    """Say why an export cannot be merged into a folder, or return None where it can."""
+    if problem := find_export_problem(folder, backbone):
+        return problem
+    config = read_adapter_config(folder)
+    if config is None:
+        return f"{str(folder)!r} is a whole model: it has no adapter to merge"
+    if config.get("peft_type") != "LORA":
+        return (
+            f"{str(folder)!r} is a {config.get('peft_type')} adapter, and only a LORA is an update "
+            "of weights: a soft prompt is a part of the input and cannot be merged. Use the export "
+            "as it is"
+        )
+    if target.exists():
+        return f"{str(target)!r} exists and stays as it is; name another folder"
+    return None
+
+
+@torch.no_grad()
+def probe(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Give the logits [1, T, V] of a model in eval mode for a fixed dialogue and summary."""
+    dialogue = tokenizer("#Person1#: Is the room free?\n#Person2#: From nine.", return_tensors="pt")
+    labels = tokenizer("The room is free from nine.", return_tensors="pt")["input_ids"]
+    logits: Tensor = model(
+        input_ids=dialogue["input_ids"], attention_mask=dialogue["attention_mask"], labels=labels
+    ).logits
+    return logits

@@ -195,29 +195,26 @@ def test_targets_from_the_command_line(
 ) -> None:
     config = str(ROOT / "configs" / "lora.yaml")
     with pytest.raises(SystemExit) as stop:
-        train.main(
-            ["fit", "--config", config, "--model.target_modules", given]
-            + ["--model.use_dora", "true", "--print_config"]
-        )
+        train.main(["fit", "--config", config, f"--model.target_modules={given}", "--print_config"])
     assert stop.value.code == 0
     settings = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
     assert settings["target_modules"] == parsed
-    assert settings["use_dora"] is True
 
 
 def test_targets_are_checked_before_anything_is_loaded(
     t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(tmp_path) / "rows").mkdir()
+    arguments = [
+        "fit", "--config", str(ROOT / "configs" / "lora.yaml"), "--model.backbone", t5,
+        "--model.target_modules", "[q, query]", "--data.source", "nowhere",
+        "--run_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
-        train.main(
-            ["fit", "--config", str(ROOT / "configs" / "lora.yaml"), "--model.backbone", t5]
-            + ["--model.target_modules", "[q, query]", "--data.source", str(tmp_path / "rows")]
-            + ["--run_dir", str(tmp_path / "run")]
-        )
+        train.main(arguments)
     assert stop.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "nothing was started" in said
+    assert "nothing was started, for" in said
+    assert "nowhere" in said
     assert "no layer is named ['query']" in said
     assert not (tmp_path / "run").exists()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
