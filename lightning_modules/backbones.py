@@ -13,12 +13,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hub import resolve_model
 
 logger = logging.getLogger(__name__)
 
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
+_CHECKPOINTED = (GradientCheckpointingLayer, PreTrainedModel)
 _PURE_PRECISIONS = {"bf16-true", "transformer-engine"}
 
 
@@ -92,6 +94,13 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         # Its new name came only after the oldest transformers that setup.cfg allows.
         warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers gives the embedded input a gradient, and T5's attention its bias of zeros, both
+    # for the reentrant kind. With the first the backward pass would go through all of a backbone
+    # that is trained at its end only; with the second cross-attention would not be fused.
+    model.disable_input_require_grads()
+    for module in model.modules():
+        if "gradient_checkpointing" in vars(module) and not isinstance(module, _CHECKPOINTED):
+            module.gradient_checkpointing = False
 
 
 @contextmanager
