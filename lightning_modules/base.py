@@ -39,7 +39,7 @@ class BaseModule(L.LightningModule):
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
-            them: less memory, about a third more time, the same gradients.
+            them: less memory, one more forward pass, the same gradients.
 
     Raises:
         ValueError: If a setting is out of range.

@@ -25,10 +25,11 @@ KINDS: dict[str, Callable[..., Any]] = {
         backbone=t5, r=4, alpha=1, use_rslora=True, target_modules="all-linear"
     ),
     "head": lambda t5: LoRA(backbone=t5, r=2, alpha=4, target_modules=["lm_head", "q"]),
+    "bias": lambda t5: LoRA(backbone=t5, r=2, alpha=4, target_modules=["relative_attention_bias"]),
     "short": lambda t5: SoftPrompt(backbone=t5, virtual_tokens=3),
     "long": lambda t5: SoftPrompt(backbone=t5, virtual_tokens=9, init="random"),
 }
-LORAS, PROMPTS = ["lora", "dora", "rslora", "head"], ["short", "long"]
+LORAS, PROMPTS = ["lora", "dora", "rslora", "head", "bias"], ["short", "long"]
 
 
 @pytest.fixture(scope="module")
