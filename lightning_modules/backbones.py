@@ -1,6 +1,7 @@
 """Load, check and export the pretrained encoder-decoder that every method starts from."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +13,14 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hub import resolve_model
 
 logger = logging.getLogger(__name__)
 
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
+_CHECKPOINTED = (GradientCheckpointingLayer, PreTrainedModel)
 _PURE_PRECISIONS = {"bf16-true", "transformer-engine"}
 
 
@@ -65,6 +68,39 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
         set_dropout(model, dropout)
     record_head(model)
     return model
+
+
+def sketch_backbone(name: str) -> PreTrainedModel:
+    """Build an encoder-decoder on the meta device, from its config alone: names and shapes only.
+
+    Whether its head is tied shows in the weights only; see :func:`record_head`.
+    """
+    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the input of each block for the backward pass, which computes the block again.
+
+    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. It engages
+    in training mode only. Not the reentrant kind, which gives no gradient where a block's input
+    needs none: all of a frozen backbone's blocks below its first adapter.
+
+    Args:
+        model: A backbone, with or without adapters.
+    """
+    with warnings.catch_warnings():
+        # Its new name came only after the oldest transformers that setup.cfg allows.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers gives the embedded input a gradient, and T5's attention its bias of zeros, both
+    # for the reentrant kind. With the first the backward pass would go through all of a backbone
+    # that is trained at its end only; with the second cross-attention would not be fused.
+    model.disable_input_require_grads()
+    for module in model.modules():
+        if "gradient_checkpointing" in vars(module) and not isinstance(module, _CHECKPOINTED):
+            module.gradient_checkpointing = False
 
 
 @contextmanager

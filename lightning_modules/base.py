@@ -15,7 +15,11 @@ from transformers import PreTrainedModel, get_scheduler
 
 import hub
 from lightning_modules.adapters import POLICY, count_parameters
-from lightning_modules.backbones import find_precision_problem, load_backbone
+from lightning_modules.backbones import (
+    checkpoint_activations,
+    find_precision_problem,
+    load_backbone,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +27,9 @@ logger = logging.getLogger(__name__)
 class BaseModule(L.LightningModule):
     """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
 
-    A subclass overrides :meth:`attach`. The backbone is loaded in ``configure_model``, once the
+    A subclass overrides :meth:`attach`, the one place that says what the method trains: there
+    parameters are frozen, freed or added, and everything else (optimizer, counts, checkpoints)
+    follows their ``requires_grad``. The backbone is loaded in ``configure_model``, once the
     Trainer has checked everything else, so that building the module costs nothing.
 
     Args:
@@ -32,6 +38,8 @@ class BaseModule(L.LightningModule):
         schedule: Course of the learning rate after the warm-up, over the whole fit.
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping
+            them: less memory, one more forward pass, the same gradients.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -53,6 +61,7 @@ class BaseModule(L.LightningModule):
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_fraction: float = 0.0,
         dropout: float | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -64,6 +73,7 @@ class BaseModule(L.LightningModule):
         self.schedule = schedule
         self.warmup_fraction = warmup_fraction
         self.dropout = dropout
+        self.gradient_checkpointing = gradient_checkpointing
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -86,6 +96,10 @@ class BaseModule(L.LightningModule):
         """Make the model to train from the backbone; trained parameters need gradients."""
         raise NotImplementedError
 
+    def load_backbone(self) -> PreTrainedModel:
+        """Load the backbone in fp32."""
+        return load_backbone(self.backbone_name, self.dropout)
+
     # Construction -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -97,8 +111,10 @@ class BaseModule(L.LightningModule):
         """Load the tokenizer and the backbone, and attach what is trained; does so once."""
         if self.model is not None:
             return
-        self.tokenizer = hub.load_tokenizer(self.backbone_name)
-        self.model = self.attach(load_backbone(self.backbone_name, self.dropout))
+        self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
+        self.model = self.attach(self.load_backbone())
+        if self.gradient_checkpointing:
+            checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
         # without this, dropout would never be on, nor gradient checkpointing.
         self.model.train()

@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from datamodules.preferences import PreferenceBatch
 from hub import resolve_model
@@ -134,15 +139,16 @@ class RewardModel(BaseModule):
     def __init__(self, backbone: str, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
 
-    def configure_model(self) -> None:
-        """Load the encoder, with a fresh head of one output; does so once."""
-        if self.model is not None:
-            return
-        path = resolve_model(self.backbone_name, "classifier")
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    def attach(self, backbone: PreTrainedModel) -> nn.Module:
+        """Train all of the encoder and its head."""
+        return backbone.requires_grad_(True)
+
+    def load_backbone(self) -> PreTrainedModel:
+        """Load the encoder in fp32, with a fresh head of one output."""
+        path = resolve_model(self.backbone_name, self.kind)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.num_labels = 1
-        self.model = AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -151,8 +157,8 @@ class RewardModel(BaseModule):
             ignore_mismatched_sizes=True,
         )
         if self.dropout is not None:
-            set_dropout(self.model, self.dropout)
-        self.model.train()
+            set_dropout(model, self.dropout)
+        return model
 
     def rewards(self, batch: PreferenceBatch) -> Tensor:
         """Score all completions of a batch of rankings: fp32 [N]."""

@@ -10,13 +10,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_modules.adapters import (
+    POLICY,
+    LoRASettings,
+    Start,
     attach_lora,
     attach_soft_prompt,
     attach_soft_prompt_reference,
     attach_trained_lora,
     find_adapter_problem,
+    find_start_problem,
+    load_adapters,
+    merge_adapter,
 )
-from lightning_modules.backbones import record_head
 
 
 class PolicyKind(ABC):
@@ -53,18 +58,24 @@ class LoRAPolicy(PolicyKind):
 
     Args:
         r: Rank of a fresh LoRA's updates; a trained one has its own shape.
-        alpha: Numerator of their scale alpha / r.
-        target_modules: Linear layers that get one: ends of their names, or a regular expression
-            over whole names. With layers of the decoder only, such as ``.*decoder.*\.(q|v)``, the
-            encoder runs once for policy, reference, all samples and all epochs.
+        alpha: Numerator of their scale.
+        target_modules: Layers that get one, as PEFT takes them. With layers of the decoder only,
+            such as ``.*decoder.*\.(q|v)``, the encoder runs once for policy, reference, all samples
+            and all epochs.
+        use_dora: See :class:`LoRASettings`.
+        use_rslora: See :class:`LoRASettings`.
     """
 
     def __init__(
-        self, r: int = 32, alpha: int = 32, target_modules: Sequence[str] | str = ("q", "v")
+        self,
+        r: int = 32,
+        alpha: int = 32,
+        target_modules: Sequence[str] | str = ("q", "v"),
+        use_dora: bool = False,
+        use_rslora: bool = False,
     ) -> None:
-        self.r = r
-        self.alpha = alpha
-        self.target_modules = target_modules
+        # No dropout: rollout and update are to see one function.
+        self.lora = LoRASettings(r, alpha, 0.0, target_modules, use_dora, use_rslora)
 
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
@@ -72,13 +83,7 @@ class LoRAPolicy(PolicyKind):
         """Attach it."""
         if adapter is not None:
             return attach_trained_lora(backbone, adapter), None
-        return self.attach_fresh(backbone), None
-
-    def attach_fresh(self, backbone: PreTrainedModel) -> PeftModel:
-        """Attach a LoRA that changes nothing yet."""
-        targets = self.target_modules
-        targets = targets if isinstance(targets, str) else list(targets)
-        return attach_lora(backbone, self.r, self.alpha, 0.0, targets)
+        return attach_lora(backbone, self.lora), None
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
         """Say why an adapter cannot be gone on with."""
@@ -94,6 +99,8 @@ class MergedPolicy(LoRAPolicy):
         r: Rank of the fresh LoRA.
         alpha: Numerator of its scale.
         target_modules: See :class:`LoRAPolicy`.
+        use_dora: See :class:`LoRASettings`.
+        use_rslora: See :class:`LoRASettings`.
     """
 
     def attach(
@@ -102,9 +109,8 @@ class MergedPolicy(LoRAPolicy):
         """Merge, and attach."""
         if adapter is None:
             raise ValueError(self.find_problem(adapter, ""))
-        merged: Any = PeftModel.from_pretrained(backbone, adapter).merge_and_unload()
-        record_head(merged)
-        return self.attach_fresh(merged), None
+        merged = merge_adapter(load_adapters(backbone, {POLICY: adapter}))
+        return attach_lora(merged, self.lora), None
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
         """Say why there is nothing to merge."""
@@ -114,9 +120,7 @@ class MergedPolicy(LoRAPolicy):
 
     def finish(self, model: Any) -> Any:
         """Merge the policy too: as an adapter it would need a backbone that exists nowhere."""
-        merged = copy.deepcopy(model).merge_and_unload()
-        record_head(merged)
-        return merged
+        return merge_adapter(copy.deepcopy(model))
 
 
 class SoftPromptPolicy(PolicyKind):
@@ -125,19 +129,28 @@ class SoftPromptPolicy(PolicyKind):
     Not the backbone alone: a soft prompt changes the model from the start.
 
     Args:
-        virtual_tokens: Number of trained vectors of a fresh one.
-        init_text: Text whose embeddings are the start; None starts from random vocabulary rows.
+        virtual_tokens: Number of trained vectors.
+        init: Where those of a fresh one start: ``random``, ``vocabulary`` or ``text``.
+        init_text: The text for ``text``.
     """
 
-    def __init__(self, virtual_tokens: int = 100, init_text: str | None = None) -> None:
+    def __init__(
+        self,
+        virtual_tokens: int = 100,
+        init: Start = "vocabulary",
+        init_text: str | None = None,
+    ) -> None:
+        if problem := find_start_problem(virtual_tokens, init, init_text):
+            raise ValueError(problem)
         self.virtual_tokens = virtual_tokens
+        self.init: Start = init
         self.init_text = init_text
 
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
         """Attach it, and the copy."""
-        model = attach_soft_prompt(backbone, self.virtual_tokens, self.init_text)
+        model = attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)
         if adapter is not None:
             # PEFT refuses to load a soft prompt for training, so its weights are taken over.
             trained = PeftModel.from_pretrained(backbone, adapter)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_modules import adapters, backbones
-from lightning_modules.adapters import attach_lora
+from lightning_modules.adapters import LoRASettings, attach_lora
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.ppo import invariants, rollout, sampling
 from lightning_modules.ppo.invariants import FP32, GateError, StepZero, check, measure
@@ -21,7 +21,7 @@ GOOD = StepZero(kl=0.0, log_ratio=0.0, mask_errors=0, sampler_gap=1e-6)
 
 def fresh_policy(t5: str, dropout: float = 0.0) -> Any:
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), r=4, alpha=8, dropout=0.0, target_modules=["q", "v"])
+    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8))
     set_dropout(model, 0.0)
     if dropout:
         model.get_base_model().decoder.dropout.p = dropout

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import attach_lora, reference_policy
+from lightning_modules.adapters import LoRASettings, attach_lora, reference_policy
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.ppo import rollout as rollout_module
 from lightning_modules.ppo.rollout import (
@@ -40,7 +40,7 @@ def policy(t5: str) -> Any:
     """A LoRA policy that is no longer its reference."""
     torch.manual_seed(0)
     backbone = likely_to_end(load_backbone(t5))
-    model = attach_lora(backbone, r=4, alpha=8, dropout=0.1, target_modules=["q", "v"])
+    model = attach_lora(backbone, LoRASettings(r=4, alpha=8, dropout=0.1))
     set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
