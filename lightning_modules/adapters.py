@@ -1,9 +1,11 @@
 """Attach a LoRA or a soft prompt to a backbone; switch between policy and reference."""
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from torch import nn
@@ -81,15 +83,73 @@ def attach_soft_prompt(
     return get_peft_model(backbone, config, adapter_name=POLICY)
 
 
+def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
+    """Read what PEFT wrote about an exported adapter; None where the folder holds none.
+
+    Raises:
+        ValueError: If the file is not a JSON object.
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); export the adapter again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no JSON object; export the adapter again")
+    return config
+
+
+def load_adapters(backbone: PreTrainedModel, folders: Mapping[str, str | Path]) -> PeftModel:
+    """Load exported adapters onto one backbone, frozen; the first is active.
+
+    Args:
+        backbone: The model that all of them were trained on.
+        folders: Export folder of each adapter by the name that it is to have.
+
+    Raises:
+        ValueError: If there is none, they are not of one kind, or one does not fit the backbone.
+    """
+    configs = {name: read_adapter_config(folder) for name, folder in folders.items()}
+    if missing := [str(folders[name]) for name, config in configs.items() if config is None]:
+        raise ValueError(f"no adapter_config.json in {', '.join(missing)}: no exported adapter")
+    kinds = {name: str((config or {}).get("peft_type")) for name, config in configs.items()}
+    if len(set(kinds.values())) != 1:
+        raise ValueError(
+            f"a backbone takes one adapter or more, all of one kind; got {kinds or 'none'}"
+        )
+    model: PeftModel | None = None
+    for name, folder in folders.items():
+        with _strict_loading(folder):
+            if model is None:
+                model = PeftModel.from_pretrained(
+                    backbone, str(folder), adapter_name=name, torch_device="cpu"
+                )
+            elif lost := model.load_adapter(str(folder), name, torch_device="cpu").missing_keys:
+                raise ValueError(f"weights are missing: {lost[:3]}")
+    return model
+
+
+@contextmanager
+def _strict_loading(folder: str | Path) -> Iterator[None]:
+    """Turn PEFT's warning about missing weights, and torch's errors, into one clear error."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            yield
+    except (RuntimeError, UserWarning, ValueError) as error:
+        raise ValueError(f"the adapter in {folder} does not fit the backbone: {error}") from error
+
+
 def find_adapter_problem(path: str, backbone: str) -> str | None:
     """Say why an exported LoRA cannot start a run on this backbone, or return None where it can."""
-    file = Path(path) / "adapter_config.json"
-    if not file.is_file():
+    config = read_adapter_config(path)
+    if config is None:
         return (
             f"adapter: {path!r} is no exported adapter (no adapter_config.json in it); "
             "name the export folder of a LoRA run, such as runs/lora/export"
         )
-    config = json.loads(file.read_text())
     if config.get("peft_type") != "LORA":
         return f"adapter: {path!r} is a {config.get('peft_type')} adapter; a PPO policy takes LORA"
     made_on, wanted = config.get("base_model_name_or_path"), resolve_model(backbone)
