@@ -132,7 +132,6 @@ class SummarizationModule(BaseModule):
         )
         return loss_sum, (labels != IGNORED_LABEL).sum()
 
-    @torch.no_grad()
     def generate(self, batch: Batch, model: Any = None) -> list[str]:
         """Generate one summary for each row of a batch, with the settings of ``decoding``.
 
@@ -140,16 +139,30 @@ class SummarizationModule(BaseModule):
             batch: The rows.
             model: Who generates; None is the model that is trained.
         """
-        tokens = (self.model if model is None else model).generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            **self.decoding.arguments(),
+        model = self.model if model is None else model
+        return generate_texts(
+            model, self.tokenizer, batch["input_ids"], batch["attention_mask"], self.decoding
         )
-        return self.decode(tokens)
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Turn token ids [B, T] into texts, special tokens and outer white space left out."""
-        texts = self.tokenizer.batch_decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return [text.strip() for text in texts]
+        return decode_texts(self.tokenizer, tokens)
+
+
+@torch.no_grad()
+def generate_texts(
+    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding
+) -> list[str]:
+    """Generate a text for each of B prompts [B, S]."""
+    tokens = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, **decoding.arguments()
+    )
+    return decode_texts(tokenizer, tokens)
+
+
+def decode_texts(tokenizer: Any, tokens: Tensor) -> list[str]:
+    """Turn token ids [B, T] into texts, special tokens and outer white space left out."""
+    texts = tokenizer.batch_decode(
+        tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in texts]

@@ -9,12 +9,15 @@ from metrics.rouge import KEYS
 from reporting.runs import Run
 
 LABELS = dict(zip(KEYS, ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), strict=True))
-_COLUMNS = ("run", "n", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes")
+_COLUMNS = (
+    "run", "n", "refs", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes",
+)  # fmt: skip
 _NONE = "-"
 _CAPTION = (
     "ROUGE F1 and toxicity x 100 on the test split, with 95 % bootstrap intervals over n "
-    "dialogues; time is that of training (of the test where nothing is trained), memory the peak "
-    "of the GPU's tensors (of the whole process where there is no GPU)."
+    "dialogues; ROUGE is the mean over the references (refs) of a dialogue; time is that of "
+    "training (of the test where nothing is trained), memory the peak of the GPU's tensors (of the "
+    "whole process where there is no GPU)."
 )
 
 
@@ -25,6 +28,7 @@ def make_row(run: Run) -> list[str]:
     return [
         run.name,
         _NONE if n is None else str(n),
+        _references(run),
         *(_cell(one, n) for one in rouge),
         _toxicity(run, n),
         _trainable(run),
@@ -37,7 +41,11 @@ def make_row(run: Run) -> list[str]:
 def make_notes(run: Run) -> list[str]:
     """What is special about a run."""
     notes = []
-    if (run.summary.get("parameters") or {}).get("trainable") == 0:
+    if run.summary.get("method") == "human":
+        notes.append("each reference against the others")
+    elif not run.has_model:
+        notes.append("no model")
+    elif (run.summary.get("parameters") or {}).get("trainable") == 0:
         notes.append("no training")
     tests = [name for name in run.metrics if name.startswith("test/")]
     if not tests:
@@ -100,6 +108,13 @@ def _cell(estimate: Estimate | None, n: int | None) -> str:
     return "\n".join(
         part for part in (format_estimate(estimate), format_interval(estimate), own) if part
     )
+
+
+def _references(run: Run) -> str:
+    if run.references is None:
+        return _NONE
+    fewest, most = run.references
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def _toxicity(run: Run, n: int | None) -> str:
