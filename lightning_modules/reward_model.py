@@ -101,9 +101,24 @@ class RewardScorer(nn.Module):
         """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
         return self.all_logits(texts, contexts)[:, self.column]
 
-    def probability(self, texts: Sequence[str], label: str = "hate") -> Tensor:
-        """Give the softmax probability of a label for each text: fp32 [B], in [0, 1]."""
-        return self.all_logits(texts).softmax(dim=-1)[:, self.find_column(label)]
+    def rate(self, texts: Sequence[str], toxic_label: str = "hate") -> dict[str, list[float]]:
+        """Give each text's toxicity and reward, under these names.
+
+        Args:
+            texts: Texts [B].
+            toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
+
+        Returns:
+            "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
+
+        Raises:
+            ValueError: If the model has no such label.
+        """
+        logits = self.all_logits(texts)
+        return {
+            "toxicity": logits.softmax(dim=-1)[:, self.find_column(toxic_label)].tolist(),
+            "reward": logits[:, self.column].tolist(),
+        }
 
 
 def name_labels(config: Any) -> dict[str, int]:

@@ -87,17 +87,17 @@ def make_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def format_estimate(estimate: Estimate, sign: bool = False) -> str:
-    """The value x 100 with one decimal."""
-    return f"{100 * estimate.value:+z.1f}" if sign else f"{100 * estimate.value:z.1f}"
+def format_estimate(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
+    """The value x 100, or another scale, with one decimal."""
+    return f"{scale * estimate.value:+z.1f}" if sign else f"{scale * estimate.value:z.1f}"
 
 
-def format_interval(estimate: Estimate, sign: bool = False) -> str:
-    """The interval x 100, e.g. "40.1 to 42.0"; empty where there is none."""
+def format_interval(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
+    """The interval x 100, or another scale, e.g. "40.1 to 42.0"; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
     style = "+z.1f" if sign or estimate.low < 0 else "z.1f"
-    return f"{100 * estimate.low:{style}} to {100 * estimate.high:{style}}"
+    return f"{scale * estimate.low:{style}} to {scale * estimate.high:{style}}"
 
 
 def _cell(estimate: Estimate | None, n: int | None) -> str:
