@@ -1,5 +1,6 @@
 """Runs as a table: rows of texts, then for a terminal (rich) and for a page (Markdown)."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -47,6 +48,7 @@ def make_notes(run: Run) -> list[str]:
         notes.append("no model")
     elif (run.summary.get("parameters") or {}).get("trainable") == 0:
         notes.append("no training")
+    notes += _shots(run)
     tests = [name for name in run.metrics if name.startswith("test/")]
     if not tests:
         notes.append("not tested")
@@ -128,6 +130,16 @@ def _toxicity(run: Run, n: int | None) -> str:
         f"{format_estimate(before)} → {format_estimate(after)}\n"
         f"{format_estimate(change, sign=True)} ({format_interval(change, sign=True)})"
     )
+
+
+def _shots(run: Run) -> list[str]:
+    """How many examples stood before a question, where that is fewer than were asked for."""
+    data = (run.summary.get("data") or {}).get("test") or {}
+    asked, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
+    if fitted >= asked:
+        return []
+    # Not rounded up: 2.96 of 3 are not all of them.
+    return [f"{math.floor(10 * fitted) / 10:.1f} of {asked} examples fit"]
 
 
 def _trainable(run: Run) -> str:

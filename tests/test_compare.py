@@ -71,6 +71,22 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
     assert rows[1][-3] == "1 h 06 min"
 
 
+@pytest.mark.parametrize(
+    ("data", "notes"),
+    [
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 2.4}}, "2.4 of 3 examples fit"),
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 2.996}}, "2.9 of 3 examples fit"),
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 3.0}}, ""),
+        ({"test": {"shots_asked": 0, "shots_fitted_mean": 0.0}}, ""),
+        ({"train": {"shots_asked": 3, "shots_fitted_mean": 1.0}}, ""),
+    ],
+)
+def test_examples_that_did_not_fit_are_noted(tmp_path: Path, data: dict, notes: str) -> None:
+    lay_run(tmp_path / "few_shot", [0.2, 0.2], data=data)
+    (run,), _ = read_runs([tmp_path / "few_shot"])
+    assert make_row(run)[-1] == notes
+
+
 def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [str(lay_run(tmp_path / name, [0.5, 0.5])) for name in ("lora", "full_ft")]
     out = tmp_path / "report"
