@@ -107,14 +107,16 @@ class Encoder:
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
-    def encode(self, rows: Sequence[Row], picks: np.ndarray) -> Encoded:
+    def encode(self, rows: Sequence[Row], picks: np.ndarray | None = None) -> Encoded:
         """Tokenise N rows.
 
         Args:
             rows: The rows.
             picks: [N, K] examples wanted before each question, by their places in ``examples``, the
-                most wanted first; a negative number is none.
+                most wanted first; a negative number is none. None shows no examples.
         """
+        if picks is None:
+            picks = np.empty((len(rows), 0), dtype=np.int32)
         wanted = [[int(place) for place in row if place >= 0] for row in picks]
         texts = [self.ask(row, places) for row, places in zip(rows, wanted, strict=True)]
         sources = self.tokenize(texts)
