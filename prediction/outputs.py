@@ -172,7 +172,7 @@ def count_rows(path: Path) -> tuple[int, int]:
             content = _parse(line)
             if half is None and content is None:
                 half = number
-            elif half is None and isinstance(content, dict) and {"id", "prediction"} <= set(content):
+            elif half is None and isinstance(content, dict) and {"id", "prediction"} <= {*content}:
                 rows, end = rows + 1, end + len(line)
             else:
                 raise ValueError(f"{path}:{half or number} is no line of summaries; {_REMEDY}")

@@ -271,7 +271,7 @@ def test_settings_of_the_run_stand_below_those_given(t5: str, tmp_path: Path) ->
     )  # fmt: skip
     config["model"]["init_args"]["decoding"]["beams"] = 2
     (root / "config.yaml").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="not understood.*beams"):
+    with pytest.raises(ValueError, match=r"not understood.*beams"):
         predict.parse([str(root), *arguments])
     (root / "config.yaml").write_text("[]")
     with pytest.raises(ValueError, match="no configuration of a run"):
@@ -324,7 +324,8 @@ def test_standard_output_and_pipes(
 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    piped = [*base, "--input", str(pipe), "--format", "jsonl", "--output", str(tmp_path / "t.jsonl")]
+    piped = [*base, "--input", str(pipe), "--format", "jsonl"]
+    piped += ["--output", str(tmp_path / "t.jsonl")]
 
     def feed() -> None:
         pipe.write_text(dialogues.read_text())
@@ -371,7 +372,7 @@ def test_progress_says_how_far_and_how_long() -> None:
     now = 0.0
     file = io.StringIO()
     progress = PredictProgress(Console(file=file), 1000, done=200, clock=lambda: now)
-    for now in (1.0, 4.0, 10.0):
+    for now in (1.0, 4.0, 10.0):  # noqa: B007 (the clock reads it)
         progress.advance(20)
     assert file.getvalue() == "[0:10] 260/1000 dialogues, 6.0/s, 2:03 left\n"
     progress = PredictProgress(Console(file=file), None, clock=lambda: now)
