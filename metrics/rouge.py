@@ -198,3 +198,32 @@ class Rouge(Metric):
         scores = [self._scorer.score(split_sentences(text), prediction) for text in references]
         values = [[float(score[key].fmeasure) for score in scores] for key in KEYS]
         return [*(sum(one) / len(one) for one in values), *map(max, values)]
+
+
+def rouge(
+    predictions: Sequence[str],
+    dialogues: Sequence[str],
+    references: Sequence[Sequence[str]],
+    key: str = "rougeL",
+    use_stemmer: bool = True,
+) -> list[float]:
+    """Give the ROUGE of each prediction, in the form in which PPO takes a reward.
+
+    Args:
+        predictions: B texts.
+        dialogues: B texts; they play no part.
+        references: B lists of at least one text.
+        key: One of `KEYS`, or one with "_best" behind it.
+        use_stemmer: Compare Porter stems instead of words.
+
+    Returns:
+        B numbers in [0, 1].
+
+    Raises:
+        ValueError: There is no such key.
+    """
+    if key.removesuffix(BEST) not in KEYS:
+        raise ValueError(f"ROUGE has no {key!r}; there are {', '.join(KEYS)}, each with {BEST} too")
+    metric = Rouge(use_stemmer)
+    metric.update(predictions, references)
+    return metric.per_example()[key].tolist()

@@ -108,7 +108,7 @@ class FunctionReward(RewardTerm):
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"reward: there is no function {function!r} ({error}); give its dotted path, such "
-                "as metrics.rewards.rouge1"
+                "as metrics.rouge.rouge"
             ) from error
         self.path = function
         self.arguments = dict(arguments or {})

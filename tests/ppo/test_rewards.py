@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -97,6 +99,22 @@ def words(predictions: list[str], dialogues: list[str], references: list[list[st
 def test_any_function_over_texts_is_a_reward() -> None:
     texts = Texts(("a b", "c"), ("", ""), (("x",), ("y",)))
     assert FunctionReward(f"{__name__}.words").score(texts, CPU).tolist() == [2.0, 1.0]
+
+
+def test_rouge_and_the_faithfulness_checks_are_rewards() -> None:
+    dialogue = "#Person1#: Is Ann in?\n#Person2#: No."
+    texts = Texts(
+        ["Ann is out.", "Bob is out, says #Person7#."], [dialogue] * 2, [["Ann is out."]] * 2
+    )
+
+    def score(function: str, **arguments: Any) -> list[float]:
+        return FunctionReward(function, arguments).score(texts, CPU).tolist()
+
+    assert score("metrics.rouge.rouge", key="rouge1")[0] == 1.0 > score("metrics.rouge.rouge")[1]
+    assert score("metrics.faithfulness.unfaithful_name") == [0.0, 1.0]
+    assert score("metrics.faithfulness.unfaithful_speaker") == [0.0, 1.0]
+    with pytest.raises(ValueError, match="ROUGE has no 'rouge9'"):
+        score("metrics.rouge.rouge", key="rouge9")
 
 
 @pytest.mark.parametrize("path", ["no_such_module.f", "tests.ppo.test_rewards.no_such", "words"])
