@@ -116,14 +116,14 @@ def score(
         examples = read_examples(Inputs(*files, *columns, dialogue_column, match))
         pairs = choose_pairs(list(examples.predictions), baseline)
         rate = load_toxicity(toxicity, toxic_label) if toxicity else None
-    except ValueError as error:
+        scores = score_examples(examples, stemmer, rate)
+        found = estimate(scores, pairs)
+        write_scores(Path(out), found)
+        if target:
+            write_per_example(target, describe_examples(examples, scores))
+    except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2
-    scores = score_examples(examples, stemmer, rate)
-    found = estimate(scores, pairs)
-    write_scores(Path(out), found)
-    if target:
-        write_per_example(target, describe_examples(examples, scores))
     console = _console()
     console.print(make_score_table(found))
     if pairs:

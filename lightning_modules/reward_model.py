@@ -114,9 +114,10 @@ class RewardScorer(nn.Module):
         Raises:
             ValueError: If the model has no such label.
         """
+        toxic = self.find_column(toxic_label)
         logits = self.all_logits(texts)
         return {
-            "toxicity": logits.softmax(dim=-1)[:, self.find_column(toxic_label)].tolist(),
+            "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
             "reward": logits[:, self.column].tolist(),
         }
 

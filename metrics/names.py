@@ -17,23 +17,8 @@ _WORD = re.compile(r"[^\W\d_]+")
 _OPENERS = frozenset('.!?:;"([\u201c\u2018')
 # "Ital-ian" and "Ital-y", "America-n" and "America": a stem so long, and what may follow it.
 _SHORTEST_STEM = 4
-_ENDINGS = (
-    "",
-    "a",
-    "an",
-    "ans",
-    "er",
-    "ers",
-    "ese",
-    "i",
-    "ian",
-    "ians",
-    "ish",
-    "n",
-    "ns",
-    "s",
-    "y",
-)
+_SUFFIXES = "a an ans er ers ese i ian ians ish n ns s y"
+_ENDINGS = frozenset(_SUFFIXES.split()) | {""}
 
 _TITLES_AND_DATES = """
     mr mrs ms miss dr prof professor doctor sir madam mom mum mommy mummy dad daddy mother father
@@ -42,23 +27,26 @@ _TITLES_AND_DATES = """
     july august september october november december am pm
 """
 _SENTENCE_OPENERS = """
-    a about above according across actually additionally after afterwards again against all along
-    also although always among an and another any anybody anyone anything apparently around as at
-    basically because before behind being below beneath beside besides between beyond both but by
-    can certainly compared considering could couldn currently despite did didn do does doesn doing
-    don down due during each either even eventually every everybody everyone everything except
-    few finally first firstly for fortunately from furthermore generally given going had hadn has
-    hasn have haven he hence her here hers him his hopefully how however if in initially inside
-    instead into is isn it its just last lastly later let like luckily many may maybe me meanwhile
-    might mine moreover most much must my near neither never next no nobody none nor not nothing
-    now of off often ok okay on once one only onto or originally other others otherwise our ours
-    out outside over past people perhaps please probably recently second secondly several shall
-    she should since so some somebody someone something sometimes soon still such suddenly
+    a able about above according across actually additionally afraid after afterwards again
+    against all along also although always among an and another any anybody anyone anything
+    apparently around as asked at aware based basically because before behind being below
+    beneath beside besides between beyond bored born both but by bye can certainly compared
+    congratulations considering could couldn currently dear despite did didn do does doesn doing
+    don down due during each eager either even eventually every everybody everyone everything
+    except few finally fine first firstly for fortunately from furthermore generally given going
+    good goodbye great had hadn happy has hasn have haven he hello hence her here hers hey hi
+    him his hopefully how however if in initially inside instead into is isn it its just last
+    lastly later let like luckily many may maybe me meanwhile might mine moreover most moved
+    much must my near neither never next nice no nobody none nor not nothing now of off often oh
+    ok okay on once one only onto or originally other others otherwise our ours out outside over
+    past people perhaps please probably recently second secondly seen several shall she should
+    since so some somebody someone something sometimes soon sorry still such suddenly sure
     surprisingly thank thanks that the their theirs them then there therefore these they third
-    thirdly this those though three through throughout thus till to today together tomorrow
-    tonight too toward towards two under unfortunately unless unlike until up upon us using
-    usually via was we were what when whenever where whereas wherever whether which while who
-    whom whose why will with within without won would wouldn yes yesterday yet you your yours
+    thirdly this those though three through throughout thus till tired to today together told
+    tomorrow tonight too toward towards two unable under unfortunately unless unlike until up
+    upon upset us used using usually via was we welcome well were what when whenever where
+    whereas wherever whether which while who whom whose why will with within without won would
+    wouldn wow yes yesterday yet you your yours
 """
 _NOT_NAMES = frozenset((_TITLES_AND_DATES + _SENTENCE_OPENERS).split())
 
@@ -123,7 +111,7 @@ def _is_known(name: str, known: set[str], names: set[str]) -> bool:
         names: Those that it has with a capital.
     """
     name = name.lower()
-    if name in known or f"{name}s" in known or name.removesuffix("s") in known:
+    if name in known or name.removesuffix("s") in known:
         return True
     cuts = range(_SHORTEST_STEM, len(name) + 1)
     stems = [name[:cut] for cut in cuts if name[cut:] in _ENDINGS]

@@ -49,7 +49,7 @@ def novelty(
     """Give the share of each prediction's n-grams that its dialogue does not have.
 
     Each occurrence counts. A text of fewer than n words has no n-gram, and so nothing new: 0.
-    Source: See et al. (2017), "Get To The Point", section 6.2.
+    Source: See et al. (2017), "Get To The Point: Summarization with Pointer-Generator Networks".
     """
     shares = []
     for prediction, dialogue in zip(predictions, dialogues, strict=True):
@@ -64,8 +64,9 @@ def copy_rate(
 ) -> list[float]:
     """Give the share of each prediction's words that lie in fragments copied from its dialogue.
 
-    The extractive fragment coverage of Grusky et al. (2018), "Newsroom", equation 1. A fragment may
-    be a single word, so this is 1 - novelty of 1-grams; `copy_density` tells long ones apart.
+    The extractive fragment coverage of Grusky et al. (2018), "Newsroom: A Dataset of 1.3 Million
+    Summaries with Diverse Extractive Strategies". A fragment may be a single word, so this is
+    1 - novelty of 1-grams; `copy_density` tells long ones apart.
     """
     return [
         sum(lengths) / max(count, 1) for lengths, count in _fragments_of(predictions, dialogues)
@@ -77,8 +78,8 @@ def copy_density(
 ) -> list[float]:
     """Give the mean length, over each prediction's words, of the copied fragment that a word is in.
 
-    The density of Grusky et al. (2018), equation 2: the sum of squared lengths of the fragments
-    over the number of words. A text copied whole has its own length, one of new words 0.
+    The density of Grusky et al. (2018): the sum of the fragments' squared lengths over the number
+    of words. A text copied whole has its own length, one of new words 0.
     """
     return [
         sum(length**2 for length in lengths) / max(count, 1)
@@ -90,7 +91,7 @@ def fragment_lengths(summary: Tokens, source: Tokens) -> list[int]:
     """Find the fragments that a summary copies from a source.
 
     From left to right, each time the longest sequence of words that begins here and stands
-    somewhere in the source (Grusky et al. 2018, section 4.1).
+    somewhere in the source (Grusky et al. 2018).
 
     Args:
         summary: The words of the summary.

@@ -11,7 +11,7 @@ TEXT = "prediction"
 """What the one column of a text file is called."""
 
 _IDS = ("id", "fname")
-_REFERENCES = re.compile(r"(summary|reference)(\d+)")
+_REFERENCES = re.compile(r"(summary|reference)\d+")
 _NO_PREDICTIONS = re.compile(r"id|fname|dialogue|references?\d*|summary\d+|topic\d*")
 
 
@@ -48,6 +48,12 @@ class Table(NamedTuple):
                     f"{self.path}, line {line}: column {column!r} {what}; "
                     "a text or a list of texts belongs there."
                 )
+            try:
+                "".join(found).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"{self.path}, line {line}: column {column!r} is not UTF-8, {error}."
+                ) from error
             texts.append(found)
         return texts
 
@@ -121,9 +127,8 @@ def choose_references(table: Table, names: Sequence[str], taken: Sequence[str]) 
     """
     columns = [name for name in table.columns if name not in taken] or table.columns
     found = [match for name in columns if (match := _REFERENCES.fullmatch(name))]
-    numbered = [match[0] for match in sorted(found, key=lambda match: (match[1], int(match[2])))]
-    if not names and numbered and len({match[1] for match in found}) == 1:
-        return numbered
+    if not names and len({match[1] for match in found}) == 1:
+        return [match[0] for match in found]
     usual = [[name] for name in ("references", "reference", "summary") if name in columns]
     others = [name for name in columns if name not in (*_IDS, "dialogue")]
     return _choose(table, names, [*usual, others, columns], "--reference_columns")

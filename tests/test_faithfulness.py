@@ -16,7 +16,7 @@ from metrics.names import find_unknown_names
 
 DIALOGUE = """#Person1#: Good morning, Mr. O'Brien. Did you fly to New York on monday?
 #Person2#: No, Karen took the Americans to china. Ms. Mc Donald's plane was late.
-#Person1#: And Jean-Paul? He has left microsoft, hasn't he?"""
+#Person1#: And Jean-Paul, Tim? He has left microsoft, hasn't he?"""
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,9 @@ DIALOGUE = """#Person1#: Good morning, Mr. O'Brien. Did you fly to New York on m
         "Ms. McDonald is late. Jean-Paul left Microsoft.",  # two halves; hyphen
         "They met on Friday, the 1st of March, with Dad and Aunt Karen.",  # dates, kinship
         "After that, Both of them leave. Having left, Karen rests. Worried, she calls.",
+        "Tims is late.",  # a short name and an s
         "The CEO of the USA's TV buys a T-shirt.",  # abbreviations
-        "people wait. People wait at the gate.",  # in small letters elsewhere
+        "customers wait. Customers wait at the gate.",  # in small letters elsewhere
         "I'm told He doesn't know. Don't ask. They've left.",
         'He says: "However, no." (Perhaps not.)',
         "#Person1# and Person2 talk.",
@@ -49,6 +50,7 @@ def test_names_that_the_dialogue_has_and_words_that_are_none(summary: str) -> No
         ("Anne-Marie knows D'Angelo.", ["Anne", "Marie", "Angelo"]),
         ("Zoë met José and Ёлка.", ["Zoë", "José", "Ёлка"]),
         ("Ming, Alfred and Emily are late. Ming left.", ["Ming", "Alfred", "Emily"]),
+        ("Karen asks Sterling. Sterling waits.", ["Sterling"]),  # a participle opens sentences only
         ("She says \u201cTom\u2019s late\u201d.", ["Tom"]),
         ("Parker is late.", ["Parker"]),
     ],

@@ -134,12 +134,13 @@ def test_nothing_has_no_score(method: str) -> None:
 
 def test_forward_gives_the_batch_and_compute_all() -> None:
     rouge = Rouge()
-    assert rouge(["the cat sat"], [[MAT, "dogs"]])["rouge1_best"].item() == pytest.approx(2 / 3)
+    first = rouge(["the cat sat", "dogs"], [[MAT, "dogs"], ["dogs"]])
+    assert first["rouge1_best"].item() == pytest.approx((2 / 3 + 1) / 2)
     second = rouge([MAT], [[MAT]])
     assert second["rouge1"].item() == 1
     assert set(second) == set(KEYS)  # no several references in this batch
-    assert rouge.compute()["rouge1"].item() == pytest.approx((1 / 3 + 1) / 2)
-    assert rouge.compute()["rouge1_best"].item() == pytest.approx((2 / 3 + 1) / 2)
+    assert rouge.compute()["rouge1"].item() == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert rouge.compute()["rouge1_best"].item() == pytest.approx((2 / 3 + 1 + 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,7 @@ def test_text_files_have_line_numbers_for_ids(tmp_path: Path) -> None:
         ("p.jsonl", b'{"a": "x"}\n{"a": null}\n', "a", "p.jsonl, line 2: column 'a' holds None"),
         ("p.jsonl", b'{"a": "x"}\n\n{"b": "y"}\n', "a", "p.jsonl, line 3: column 'a' is missing"),
         ("p.jsonl", b'{"a": 3}\n{"a": 4}\n', "a", "p.jsonl, line 1: column 'a' holds 3"),
+        ("p.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "a", "line 2: column 'a' is not UTF-8"),
         ("p.csv", b"a,b\n1,2\n3\n", "a", "p.csv, line 3: 1 cells where the header has 2"),
         ("p.csv", b"a,b\n", "a", "empty but for its column names"),
         ("p.csv", b'a,b\n"1"x,2\n', "a", "p.csv, line 2: broken CSV"),
