@@ -135,6 +135,7 @@ class DialogSumDataModule(ResumableDataModule):
         self.tokenizer: Any = None
         self.datasets: dict[Split, ExampleDataset] = {}
         self._rows: dict[Split, list[Row]] = {}
+        self._encoder: Encoder | None = None
 
     def _check_settings(self) -> None:
         least = {
@@ -212,6 +213,19 @@ class DialogSumDataModule(ResumableDataModule):
             self.tokenizer, self.prompt, self._selector.pool, self.max_source_length,
             self.max_target_length, self._selector.best_last,
         )  # fmt: skip
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        """Tokenise rows of one's own as those of a split, with examples from the train split.
+
+        Raises:
+            DataError: If there are not so many examples.
+            ValueError: If the instruction does not fit.
+        """
+        if self._encoder is None:
+            if self.tokenizer is None:
+                self.tokenizer = load_tokenizer(self.tokenizer_name)
+            self._encoder = self._make_encoder()
+        return self._encoder.encode(rows, self._selector.pick(rows))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Say what became of the rows of each split that was read, for the run's summary.

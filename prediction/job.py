@@ -4,18 +4,20 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from callbacks.summary import find_versions
-from datamodules.encoding import Encoder
+from datamodules.encoding import Encoded, Encoder
 from datamodules.reading import Row
 from lightning_modules.exports import find_export_problem, load_exported
 from lightning_modules.summarization import Decoding
+from prediction.examples import describe_examples, open_examples
 from prediction.inputs import DialogueFile
 from prediction.outputs import SummaryFile, SummaryStream
 from prediction.progress import PredictProgress, format_seconds
@@ -46,21 +48,21 @@ def predict(
     device = find_device(settings.device)
     if problem := find_export_problem(export):
         raise ValueError(problem)
+    examples = describe_examples(export, settings.shots) if settings.shots else None
     contents = source.scan() if source.can_be_read_twice else None
     total = contents and contents.rows
-    identity = identify(export, settings, decoding) | {"input": contents and contents.digest}
+    identity = identify(export, settings, decoding)
+    identity |= {"examples": examples, "input": contents and contents.digest}
     about = {"command": command, "model": str(export), "versions": find_versions()}
     output = open_output(settings, identity, about, source)
     if output.rows and output.rows == total:
         log.info("%s is complete: %d summaries", settings.output, output.rows)
         return
     model, tokenizer = load_exported(export)
-    encoder = Encoder(
-        tokenizer, settings.prompt, [], settings.max_source_length, max_target_length=2
-    )
     summarizer = Summarizer(
-        model.to(device), encoder, decoding, settings.batch_size, settings.precision, settings.seed
-    )
+        model.to(device), tokenizer, make_encode(settings, tokenizer, examples), decoding,
+        settings.batch_size, settings.precision, settings.seed,
+    )  # fmt: skip
     log.info(
         "%s on %s, %s; prompt %s, %s", export, device, settings.precision,
         type(settings.prompt).__name__, decoding,
@@ -73,6 +75,25 @@ def predict(
         output.rows, settings.output, format_seconds(time.monotonic() - started),
         summarizer.shortened, settings.max_source_length,
     )  # fmt: skip
+    if settings.shots:
+        log.info("Of %d examples %.1f fitted", settings.shots, summarizer.shots / summarizer.rows)
+
+
+def make_encode(
+    settings: Settings, tokenizer: Any, examples: dict[str, Any] | None
+) -> Callable[[Sequence[Row]], Encoded]:
+    """Make what turns rows into prompts that fit.
+
+    Args:
+        settings: Prompt and length.
+        tokenizer: The model's tokenizer.
+        examples: Where examples come from, as :func:`describe_examples` says; None shows none.
+    """
+    length = settings.max_source_length
+    if examples is not None:
+        return open_examples(examples, tokenizer, settings.prompt, length).encode
+    encoder = Encoder(tokenizer, settings.prompt, [], length, max_target_length=2)
+    return lambda rows: encoder.encode(rows, np.empty((len(rows), 0), dtype=np.int32))
 
 
 def identify(export: Path, settings: Settings, decoding: Decoding) -> dict[str, Any]:

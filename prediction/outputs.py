@@ -172,7 +172,7 @@ def count_rows(path: Path) -> tuple[int, int]:
             content = _parse(line)
             if half is None and content is None:
                 half = number
-            elif half is None and isinstance(content, dict) and {"id", "prediction"} <= {*content}:
+            elif half is None and _is_row(content):
                 rows, end = rows + 1, end + len(line)
             else:
                 raise ValueError(f"{path}:{half or number} is no line of summaries; {_REMEDY}")
@@ -192,6 +192,10 @@ def _parse(line: bytes) -> Any:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _is_row(content: Any) -> bool:
+    return isinstance(content, dict) and {"id", "prediction"} <= set(content)
 
 
 def _to_json(fields: Mapping[str, Any]) -> str:

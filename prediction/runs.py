@@ -34,20 +34,40 @@ def read_settings(export: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the file is not a run's configuration.
     """
-    export = export.resolve()
-    config = RunFolder(export.parent).config
-    if export.name != "export" or not config.is_file():
+    config = find_config(export)
+    if config is None:
         return {}
+    content = read_config(config)
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
         model, data = (content[part]["init_args"] for part in ("model", "data"))
         found = {name: data.get(name) for name in _DATA}
         found["batch_size"] = data.get("eval_batch_size") or data.get("batch_size")
         found["precision"] = _PRECISIONS.get(str((content.get("trainer") or {}).get("precision")))
         found |= model.get("decoding") or {}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{config} is no configuration of a run ({error!r})") from error
     return {name: value for name, value in found.items() if value is not None}
+
+
+def find_config(export: Path) -> Path | None:
+    """Find the ``config.yaml`` of the run that an export lies in."""
+    config = RunFolder(export.resolve().parent).config
+    return config if export.resolve().name == "export" and config.is_file() else None
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """Read a run's configuration.
+
+    Raises:
+        ValueError: If it is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{config} is no YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{config} is no configuration of a run")
+    return content
 
 
 def hash_model(export: Path) -> str:

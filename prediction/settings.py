@@ -25,7 +25,7 @@ class Settings:
         keep_dialogue: Write the dialogue too.
         overwrite: Start the output anew whatever is there.
         prompt: The words around the dialogue.
-        shots: Examples before the question; only 0 so far.
+        shots: Examples before the question, chosen from the train split of the run's data.
         max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
         batch_size: Dialogues in one pass.
         window_batches: Passes in a window, which is sorted by length, done and written as a whole.
@@ -67,12 +67,6 @@ class Settings:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
-        if self.shots:
-            problems.append(
-                "the run shows examples before each question (shots), which predict.py does not "
-                "do; --shots 0 asks without them, `train.py predict` asks with them on the test "
-                "split"
-            )
         if self.output != "-" and self._is_input(Path(self.output)):
             problems.append(f"output would overwrite the input {self.input}")
         if problems:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batching import LengthBatchSampler, pad
-from datamodules.encoding import Encoder
+from datamodules.encoding import Encoded
 from datamodules.reading import Row
 from lightning_modules.summarization import Decoding, generate_texts
 
@@ -23,7 +23,8 @@ class Summarizer:
 
     Args:
         model: An encoder-decoder in eval mode, on the device it is to run on.
-        encoder: Turns rows into prompts that fit; has the model's tokenizer.
+        tokenizer: Its tokenizer.
+        encode: Turns rows into prompts that fit.
         decoding: How summaries are generated.
         batch_size: Dialogues in one pass.
         precision: ``32-true``, or ``bf16-mixed``: bf16 arithmetic over fp32 weights.
@@ -33,20 +34,26 @@ class Summarizer:
     def __init__(
         self,
         model: Any,
-        encoder: Encoder,
+        tokenizer: Any,
+        encode: Callable[[Sequence[Row]], Encoded],
         decoding: Decoding,
         batch_size: int = 8,
         precision: Precision = "32-true",
         seed: int = 42,
     ) -> None:
         self.model = model
-        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.encode = encode
         self.decoding = decoding
         self.batch_size = batch_size
         self.precision = precision
         self.seed = seed
+        self.rows = 0
+        """Dialogues that were summarised, so far."""
         self.shortened = 0
         """Dialogues that were cut to fit, so far."""
+        self.shots = 0
+        """Examples that stood before them all together, so far."""
 
     def summarise(
         self, rows: Sequence[Row], window: int, advance: Callable[[int], None] = lambda _: None
@@ -75,22 +82,24 @@ class Summarizer:
         return texts
 
     def _encode(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """Tokenise the prompts, and count those whose dialogue was cut."""
-        encoded = self.encoder.encode([row._replace(references=("",)) for row in rows])
+        """Tokenise the prompts, and count what was cut and what was shown."""
+        # Encoding wants a reference to make labels of, which nobody looks at here.
+        encoded = self.encode([row._replace(references=("",)) for row in rows])
+        self.rows += len(rows)
         self.shortened += int(encoded.cut.sum())
+        self.shots += int(encoded.shots.sum())
         return encoded.sources
 
     def _generate(self, sources: Sequence[np.ndarray]) -> list[str]:
         """Generate for prompts in one pass."""
         device: torch.device = self.model.device
-        tokenizer = self.encoder.tokenizer
-        input_ids: Tensor = pad(sources, tokenizer.pad_token_id).to(device)
+        input_ids: Tensor = pad(sources, self.tokenizer.pad_token_id).to(device)
         mask = pad([np.ones_like(source) for source in sources], 0).to(device)
         autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"
         )
         with torch.inference_mode(), autocast:
-            return generate_texts(self.model, tokenizer, input_ids, mask, self.decoding)
+            return generate_texts(self.model, self.tokenizer, input_ids, mask, self.decoding)
 
 
 def find_device(name: str) -> torch.device:

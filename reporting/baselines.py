@@ -18,8 +18,10 @@ import numpy as np
 from callbacks.summary import find_versions
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_model import RewardScorer
+from metrics.faithfulness import CHECKS
 from metrics.intervals import bootstrap_mean
 from metrics.rouge import BEST, Rouge
+from metrics.text_statistics import STATISTICS
 from run_folder import RunFolder
 
 LEAD = 3
@@ -55,7 +57,7 @@ class Baseline(NamedTuple):
 
     Attributes:
         rows: N rows for predictions.jsonl, without scores.
-        scores: N values by name; ROUGE as fractions of 1.
+        scores: N values by name: ROUGE as fractions of 1, and all else that a test measures.
         left_out: Rows that the method has nothing for.
     """
 
@@ -83,18 +85,23 @@ def score_baseline(
     Raises:
         DataError: No row has what the method needs.
     """
-    candidates = [METHODS[method](row) for row in rows]
-    kept = [(row, texts) for row, texts in zip(rows, candidates, strict=True) if texts]
+    kept = [(row, candidates) for row in rows if (candidates := METHODS[method](row))]
     if not kept:
         raise DataError(
             f"data: {method} holds the references of a dialogue against each other, and no test "
             "row has more than one; leave this method out"
         )
-    scored = [texts for _, texts in kept]
-    scores = score_rouge(scored, stemmer)
+    scored = [candidates for _, candidates in kept]
+    texts = [one.text for candidates in scored for one in candidates]
+    references = [one.references for candidates in scored for one in candidates]
+    dialogues = [row.dialogue for row, candidates in kept for _ in candidates]
+    values = score_rouge(texts, references, stemmer)
+    for name, metric in (STATISTICS | CHECKS).items():
+        values[name] = metric(texts, dialogues, references)
     if classifier is not None:
-        scores |= score_toxicity(scored, classifier, toxic_label)
-    described = [describe_row(row, texts) for row, texts in kept]
+        values |= classifier.rate(texts, toxic_label)
+    scores = {name: mean_by_row(column, scored) for name, column in values.items()}
+    described = [describe_row(row, candidates) for row, candidates in kept]
     return Baseline(described, scores, len(rows) - len(kept))
 
 
@@ -105,37 +112,22 @@ def describe_row(row: Row, candidates: Sequence[Candidate]) -> dict[str, Any]:
     return fields | ({"prediction": candidates[0].text} if len(candidates) == 1 else {})
 
 
-def score_rouge(rows: Sequence[Sequence[Candidate]], stemmer: bool) -> dict[str, list[float]]:
-    """Score rows by ROUGE, the value of a row being the mean over its candidates.
-
-    Args:
-        rows: N rows of at least one candidate each.
-        stemmer: Compare Porter stems instead of words.
+def score_rouge(
+    texts: Sequence[str], references: Sequence[Sequence[str]], stemmer: bool
+) -> dict[str, list[float]]:
+    """Score texts [B] by ROUGE.
 
     Returns:
-        N values for each key of :class:`Rouge`; "_best" only where a candidate has several
-        references, for else it would be the same numbers.
+        B values for each key of :class:`Rouge`; "_best" only where a text has several references,
+        for else it would be the same numbers.
     """
     rouge = Rouge(stemmer)
-    candidates = [candidate for row in rows for candidate in row]
-    rouge.update([one.text for one in candidates], [one.references for one in candidates])
-    several = any(len(one.references) > 1 for one in candidates)
+    rouge.update(texts, references)
+    several = any(len(those) > 1 for those in references)
     return {
-        key: mean_by_row(values.tolist(), rows)
+        key: values.tolist()
         for key, values in rouge.per_example().items()
         if several or BEST not in key
-    }
-
-
-def score_toxicity(
-    rows: Sequence[Sequence[Candidate]], classifier: RewardScorer, toxic_label: str
-) -> dict[str, list[float]]:
-    """Give N toxicities (probabilities) and rewards (logits), means over a row's candidates."""
-    logits = classifier.all_logits([candidate.text for row in rows for candidate in row])
-    toxicity = logits.softmax(dim=-1)[:, classifier.find_column(toxic_label)]
-    return {
-        "toxicity": mean_by_row(toxicity.tolist(), rows),
-        "reward": mean_by_row(logits[:, classifier.column].tolist(), rows),
     }
 
 

@@ -190,6 +190,17 @@ def test_work_on_another_input_or_by_another_model_is_not_mixed(
     assert "model was" in caplog.text
 
 
+def test_lines_of_other_rows_are_not_gone_on_with(
+    base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "s.jsonl"
+    whole = run(base, output).replace(b'"r3"', b'"x3"')
+    output.write_bytes(whole)
+    assert predict.main([*base, "--output", str(output)]) == 2
+    assert "s.jsonl:4 is of row 'x3', the input has 'r3'" in caplog.text
+    assert output.read_bytes() == whole
+
+
 def test_without_sampling_the_batch_size_may_change(base: list[str], tmp_path: Path) -> None:
     greedy = [*base, "--do_sample", "false"]
     whole = run(greedy, tmp_path / "s.jsonl")
@@ -197,8 +208,15 @@ def test_without_sampling_the_batch_size_may_change(base: list[str], tmp_path: P
     assert run(greedy, tmp_path / "s.jsonl", "--batch_size", "3") == whole
 
 
-@pytest.mark.parametrize("method", ["lora", "soft_prompt", "in_context"])
-def test_the_texts_are_those_of_the_runs_own_test(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "shots"),
+    [("lora", []), ("soft_prompt", []), ("in_context", []),
+     ("in_context", ["--data.shots", "2"]),
+     ("in_context", ["--data.shots", "2", "--data.examples", "SimilarExamples"])],
+)  # fmt: skip
+def test_the_texts_are_those_of_the_runs_own_test(
+    method: str, shots: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = tmp_path / method
     settings = [
         "--config", str(CONFIGS / f"{method}.yaml"),
@@ -207,8 +225,10 @@ def test_the_texts_are_those_of_the_runs_own_test(method: str, tmp_path: Path) -
         "--toxicity.model", "null", "--checkpoint.monitor", "null", "--data.max_test_rows", "12",
         "--data.prompt", "Flan",
         "--data.max_source_length", "90", "--model.decoding.num_beams", "2",
-        "--model.decoding.max_new_tokens", "12", "--data.eval_batch_size", "5",
+        "--model.decoding.max_new_tokens", "12", "--data.eval_batch_size", "5", *shots,
     ]  # fmt: skip
+    if shots:
+        settings += ["--data.max_source_length", "300"]
     if method != "in_context":
         train.main(["fit", *settings, "--trainer.max_epochs", "1"])
     train.main(["test", *settings])
@@ -218,9 +238,11 @@ def test_the_texts_are_those_of_the_runs_own_test(method: str, tmp_path: Path) -
     arguments = ["--input", str(tmp_path / "d.jsonl"), "--output"]
     for name, more in (("s", []), ("t", ["--batch_size", "4", "--window_batches", "1"])):
         output = tmp_path / f"{name}.jsonl"
-        assert predict.main([str(root), *arguments, str(output), *more]) == 0
+        with caplog.at_level(logging.INFO):
+            assert predict.main([str(root), *arguments, str(output), *more]) == 0
+        assert ("Of 2 examples" in caplog.text) == bool(shots)
         assert read(output) == [{key: row[key] for key in ("id", "prediction")} for row in tested]
-    assert len({row["prediction"] for row in tested}) > 6
+    assert len({row["prediction"] for row in tested}) > 3
 
 
 def test_long_dialogues_lose_their_end_and_never_the_question(
@@ -263,8 +285,7 @@ def test_settings_of_the_run_stand_below_those_given(t5: str, tmp_path: Path) ->
         assert settings.prompt.wrap("x") == "<x>"
         assert (settings.batch_size, settings.max_source_length) == (32, 77)
         assert settings.precision == "bf16-mixed"
-    with pytest.raises(ValueError, match="--shots 0 asks without them"):
-        predict.parse([str(root), *arguments[:4]])
+    assert predict.parse([str(root), *arguments[:4]])[1].shots == 2
     _, settings, decoding = predict.parse([t5, *arguments[:4]])
     assert (settings.prompt.wrap("x"), settings.batch_size) == (
         "Summarize the following conversation.\n\nx\n\nSummary:", 8,
@@ -288,6 +309,7 @@ def test_settings_of_the_run_stand_below_those_given(t5: str, tmp_path: Path) ->
         (["--input", "nothing.jsonl"], "there is no file 'nothing.jsonl'"),
         (["--output", "{input}"], "would overwrite the input"),
         (["--output", "{folder}"], "is a folder"),
+        (["--shots", "1"], "belongs to no run whose train split has examples"),
         (["--max_source_length", "5"], "leaves no room for a dialogue"),
     ],
 )
@@ -324,8 +346,15 @@ def test_standard_output_and_pipes(
 
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    piped = [*base, "--input", str(pipe), "--format", "jsonl"]
-    piped += ["--output", str(tmp_path / "t.jsonl")]
+    piped = [
+        *base,
+        "--input",
+        str(pipe),
+        "--format",
+        "jsonl",
+        "--output",
+        str(tmp_path / "t.jsonl"),
+    ]
 
     def feed() -> None:
         pipe.write_text(dialogues.read_text())
@@ -372,7 +401,8 @@ def test_progress_says_how_far_and_how_long() -> None:
     now = 0.0
     file = io.StringIO()
     progress = PredictProgress(Console(file=file), 1000, done=200, clock=lambda: now)
-    for now in (1.0, 4.0, 10.0):  # noqa: B007 (the clock reads it)
+    for moment in (1.0, 4.0, 10.0):
+        now = moment
         progress.advance(20)
     assert file.getvalue() == "[0:10] 260/1000 dialogues, 6.0/s, 2:03 left\n"
     progress = PredictProgress(Console(file=file), None, clock=lambda: now)

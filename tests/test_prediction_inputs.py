@@ -85,8 +85,9 @@ def test_a_scan_names_every_bad_row(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_the_hash_is_of_ids_and_dialogues_only(tmp_path: Path) -> None:
-    rows = '{"id": "a", "dialogue": "x"}\n{"id": "b", "dialogue": "y"}'
-    jsonl = write(tmp_path / "d.jsonl", rows)
+    jsonl = write(
+        tmp_path / "d.jsonl", '{"id": "a", "dialogue": "x"}\n{"id": "b", "dialogue": "y"}'
+    )
     csv = write(tmp_path / "d.csv", "dialogue,id,more\nx,a,1\ny,b,2\n")
     other = write(tmp_path / "e.csv", "dialogue,id\ny,a\nx,b\n")
     assert DialogueFile(jsonl).scan() == DialogueFile(csv).scan()
