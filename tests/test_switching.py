@@ -1,5 +1,6 @@
 """Several adapters on one backbone, switching between them, and merging one into the weights."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import merge
@@ -72,6 +74,19 @@ def test_each_adapter_computes_what_it_does_alone(
     assert tokens(model, t5) == texts[1]
 
 
+@pytest.mark.parametrize("kinds", [LORAS[:2], PROMPTS], ids=["loras", "prompts"])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "bb"), ("lora", "prompt")])
+def test_any_name_will_do(
+    names: tuple[str, str], kinds: list[str], t5: str, exports: dict[str, Path]
+) -> None:
+    """PEFT looks for names as parts of the names of weights."""
+    folders = {name: exports[kind] for name, kind in zip(names, kinds, strict=True)}
+    model = load_adapters(load_backbone(t5), folders)
+    for name, folder in folders.items():
+        with use_adapter(model, name):
+            assert tokens(model, t5) == tokens(load_exported(folder)[0], t5)
+
+
 @pytest.mark.parametrize("names", [LORAS[:2], PROMPTS], ids=["loras", "prompts"])
 def test_switches_may_be_nested(names: list[str], t5: str, exports: dict[str, Path]) -> None:
     model = load_adapters(load_backbone(t5), {name: exports[name] for name in names})
@@ -112,6 +127,24 @@ def test_adapters_that_were_active_together_are_so_again(t5: str, exports: dict[
     torch.testing.assert_close(logits(model, t5), both)
 
 
+@pytest.mark.parametrize("change", ["missing", "more"])
+def test_an_adapter_with_other_weights_is_refused(
+    change: str, t5: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(exports["lora"], tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    name = next(iter(weights))
+    if change == "missing":
+        weights.pop(name)
+    else:
+        # As of a deeper model: PEFT would pass over it.
+        weights[name.replace("block.0", "block.7")] = weights[name].clone()
+    save_file(weights, broken / "adapter_model.safetensors")
+    for folders in ({"a": broken}, {"whole": exports["dora"], "a": broken}):
+        with pytest.raises(ValueError, match=r"broken does not fit the backbone: 1 weights differ"):
+            load_adapters(load_backbone(t5), folders)
+
+
 def test_what_cannot_share_a_backbone_is_said(t5: str, exports: dict[str, Path]) -> None:
     backbone = load_backbone(t5)
     with pytest.raises(ValueError, match=r"all of one kind; got .*LORA.*PROMPT_TUNING"):
@@ -120,6 +153,8 @@ def test_what_cannot_share_a_backbone_is_said(t5: str, exports: dict[str, Path])
         load_adapters(backbone, {"a": exports["lora"], "b": exports["lora"].parent})
     with pytest.raises(ValueError, match="one adapter or more"):
         load_adapters(backbone, {})
+    with pytest.raises(ValueError, match=r"names \['v1.2', 'q', ''\].*choose others"):
+        load_adapters(backbone, {name: exports["lora"] for name in ("v1.2", "q", "")})
     model = load_adapters(backbone, {"lora": exports["lora"]})
     with (
         pytest.raises(ValueError, match="no adapter 'lota'; there are lora"),
