@@ -17,7 +17,8 @@ from lightning_modules.adapters import load_adapters, merge_adapter, use_adapter
 from lightning_modules.backbones import head_is_tied, load_backbone
 from lightning_modules.exports import load_exported, merge_export
 from tests.batches import make_batch, settle
-from tests.test_adapters import logits, save_tied_t5, shake
+from tests.models import save_tied_t5
+from tests.test_adapters import logits, shake
 from tests.test_modules import DECODING
 
 KINDS: dict[str, Callable[..., Any]] = {
@@ -187,9 +188,8 @@ def test_a_merged_export_is_a_plain_model_with_the_same_output(
 
 
 def test_merging_into_a_tied_head_keeps_it_tied(tmp_path: Path) -> None:
-    save_tied_t5(tmp_path / "base")
-    module = LoRA(backbone="x", r=2, alpha=2)
-    model = shake(module.attach(load_backbone(str(tmp_path / "base"))))
+    module = LoRA(backbone=save_tied_t5(tmp_path / "base"), r=2, alpha=2)
+    model = shake(module.attach(module.load_backbone()))
     inputs = {"input_ids": torch.arange(1, 7)[None], "labels": torch.arange(3, 8)[None]}
     expected = model.eval()(**inputs).logits
     merged = merge_adapter(model)
