@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hub import load_tokenizer, resolve_model
 from lightning_modules.switching import (
+    check_weights,
+    fitting,
     load_adapters,
     merge_adapter,
     read_adapter_config,
-    strict_loading,
     use_adapter,
 )
 from lightning_modules.targets import (
@@ -41,7 +42,6 @@ POLICY = "default"
 
 REFERENCE = "reference"
 """Name of the frozen adapter that a policy started from."""
-
 
 Start = Literal["random", "vocabulary", "text"]
 """Where the vectors of a soft prompt start."""
@@ -127,7 +127,7 @@ def attach_soft_prompt(
     """Freeze a backbone and put trained vectors before its encoder's input embeddings.
 
     Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv
-    2104.08691. The starts are those of its section 3.2:
+    2104.08691. The starts, of which its section 3.2 compares the first two:
 
     - ``random``: uniform in [-0.5, 0.5]. T5 divides the length of every vector out before each
       layer, so what the scale decides is how far a step of the optimizer turns a vector; PEFT's
@@ -204,10 +204,12 @@ def continue_lora(backbone: PreTrainedModel, path: str, settings: LoRASettings) 
         raise ValueError(problem)
     config = LoraConfig.from_pretrained(path)
     config.lora_dropout = settings.dropout
-    with strict_loading(path):
-        return PeftModel.from_pretrained(
+    with fitting(path):
+        model = PeftModel.from_pretrained(
             backbone, path, POLICY, is_trainable=True, config=config, torch_device="cpu"
         )
+        check_weights(model, POLICY, path)
+    return model
 
 
 def attach_trained_lora(backbone: PreTrainedModel, path: str) -> PeftModel:
@@ -219,9 +221,14 @@ def attach_trained_lora(backbone: PreTrainedModel, path: str) -> PeftModel:
     Args:
         backbone: The model that the adapter was trained on.
         path: Folder written by ``save_pretrained`` of a LoRA.
+
+    Raises:
+        ValueError: If its weights do not fit the backbone.
     """
-    model = PeftModel.from_pretrained(backbone, path, adapter_name=POLICY, is_trainable=True)
-    model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
+    with fitting(path):
+        model = PeftModel.from_pretrained(backbone, path, adapter_name=POLICY, is_trainable=True)
+        model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
+        check_weights(model, POLICY, path)
     model.set_adapter(POLICY)
     return model
 
@@ -266,8 +273,9 @@ def find_shape_problem(model: PreTrainedModel, path: str, settings: LoRASettings
         settings: What this run was told.
     """
     config = read_adapter_config(path) or {}
-    names = {"r": "r", "alpha": "lora_alpha", "use_dora": "use_dora", "use_rslora": "use_rslora"}
-    its = {name: config.get(key) for name, key in names.items()}
+    its: dict[str, Any] = {"r": config.get("r"), "alpha": config.get("lora_alpha")}
+    # Files of an older PEFT lack the younger settings.
+    its |= {name: config.get(name, False) for name in ("use_dora", "use_rslora")}
     differing = {name: value for name, value in its.items() if value != getattr(settings, name)}
     targets = config.get("target_modules") or []
     if set(match_targets(model, targets)) != set(match_targets(model, settings.target_modules)):

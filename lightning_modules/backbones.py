@@ -20,8 +20,8 @@ from hub import resolve_model
 logger = logging.getLogger(__name__)
 
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
-_CHECKPOINTED = (GradientCheckpointingLayer, PreTrainedModel)
 _PURE_PRECISIONS = {"bf16-true", "transformer-engine"}
+_CHECKPOINTED = (GradientCheckpointingLayer, PreTrainedModel)
 
 
 def find_precision_problem(precision: str | int | None) -> str | None:
@@ -84,8 +84,8 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the input of each block for the backward pass, which computes the block again.
 
     Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. It engages
-    in training mode only. Not the reentrant kind, which gives no gradient where a block's input
-    needs none: all of a frozen backbone's blocks below its first adapter.
+    in training mode only. Not the reentrant kind, which gives a block no gradient at all where its
+    input needs none, as the first block of a frozen backbone that has an adapter.
 
     Args:
         model: A backbone, with or without adapters.

@@ -2,12 +2,12 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
 from lightning_modules.backbones import record_head
@@ -54,24 +54,49 @@ def load_adapters(backbone: PreTrainedModel, folders: Mapping[str, str | Path]) 
             raise ValueError(
                 f"a backbone takes one adapter or more, all of one {what}; got {values or 'none'}"
             )
+    if bad := find_bad_names(backbone, folders):
+        raise ValueError(
+            f"adapter names {bad}: they become parts of the weights' names, so they may not be "
+            "empty, have dots or be names of layers; choose others"
+        )
     (first, folder), *others = folders.items()
-    with strict_loading(folder):
+    with fitting(folder):
         model = PeftModel.from_pretrained(backbone, str(folder), first, torch_device="cpu")
+        check_weights(model, first, folder)
     for name, folder in others:
-        with strict_loading(folder):
-            if lost := model.load_adapter(str(folder), name, torch_device="cpu").missing_keys:
-                raise ValueError(f"weights are missing: {lost[:3]}")
+        with fitting(folder):
+            model.load_adapter(str(folder), name, torch_device="cpu")
+            check_weights(model, name, folder)
     return model.requires_grad_(False).eval()
 
 
+def find_bad_names(backbone: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """List the names that torch refuses, or that PEFT would find in the names of other weights."""
+    parts = {part for name, _ in backbone.named_modules() for part in name.split(".")}
+    return [name for name in names if "." in name or name in parts]
+
+
+def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
+    """Refuse an adapter whose file lacks weights, or has others; PEFT warns of the first at most.
+
+    Raises:
+        ValueError: With an example of the weights.
+    """
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if differing := own.keys() ^ load_peft_weights(str(folder), device="cpu").keys():
+        raise ValueError(f"{len(differing)} weights differ, such as {min(differing)}")
+
+
 @contextmanager
-def strict_loading(folder: str | Path) -> Iterator[None]:
-    """Turn PEFT's warning about missing weights, and torch's errors, into one clear error."""
+def fitting(folder: str | Path) -> Iterator[None]:
+    """Turn what PEFT and torch say of weights of another shape into one clear error."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
+            # What they warn of is checked here, and an error.
+            warnings.filterwarnings("ignore", message=".*missing adapter keys")
+            warnings.filterwarnings("ignore", message="Adapter name .* should not be contained")
             yield
-    except (RuntimeError, UserWarning, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"the adapter in {folder} does not fit the backbone: {said}") from error
 

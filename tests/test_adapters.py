@@ -8,7 +8,6 @@ import torch
 import yaml
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
 
 import train
 from lightning_modules import LoRA
@@ -16,6 +15,7 @@ from lightning_modules.adapters import LoRASettings, attach_lora, use_adapter
 from lightning_modules.backbones import load_backbone
 from lightning_modules.targets import match_targets
 from tests.batches import loader, make_batch, make_trainer, settle
+from tests.models import save_tied_t5
 from tests.test_modules import ADAPTERS, DECODING, adamw
 
 ROOT = Path(__file__).parent.parent
@@ -164,18 +164,9 @@ def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], message: s
 
 
 def test_a_head_that_is_the_embedding_is_no_target(tmp_path: Path) -> None:
-    save_tied_t5(tmp_path)
+    name = save_tied_t5(tmp_path)
     with pytest.raises(ValueError, match="'lm_head' shares its matrix"):
-        attach_lora(load_backbone(str(tmp_path)), LoRASettings(target_modules=["lm_head"]))
-
-
-def save_tied_t5(folder: Path) -> None:
-    """T5 v1.0: the head is the embedding."""
-    config = T5Config(
-        vocab_size=40, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+        attach_lora(load_backbone(name), LoRASettings(target_modules=["lm_head"]))
 
 
 # The command line -------------------------------------------------------------------------------

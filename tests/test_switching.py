@@ -1,5 +1,6 @@
 """Several adapters on one backbone, switching between them, and merging one into the weights."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import merge
@@ -15,7 +17,8 @@ from lightning_modules.adapters import load_adapters, merge_adapter, use_adapter
 from lightning_modules.backbones import head_is_tied, load_backbone
 from lightning_modules.exports import load_exported, merge_export
 from tests.batches import make_batch, settle
-from tests.test_adapters import logits, save_tied_t5, shake
+from tests.models import save_tied_t5
+from tests.test_adapters import logits, shake
 from tests.test_modules import DECODING
 
 KINDS: dict[str, Callable[..., Any]] = {
@@ -72,6 +75,19 @@ def test_each_adapter_computes_what_it_does_alone(
     assert tokens(model, t5) == texts[1]
 
 
+@pytest.mark.parametrize("kinds", [LORAS[:2], PROMPTS], ids=["loras", "prompts"])
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "bb"), ("lora", "prompt")])
+def test_any_name_will_do(
+    names: tuple[str, str], kinds: list[str], t5: str, exports: dict[str, Path]
+) -> None:
+    """PEFT looks for names as parts of the names of weights."""
+    folders = {name: exports[kind] for name, kind in zip(names, kinds, strict=True)}
+    model = load_adapters(load_backbone(t5), folders)
+    for name, folder in folders.items():
+        with use_adapter(model, name):
+            assert tokens(model, t5) == tokens(load_exported(folder)[0], t5)
+
+
 @pytest.mark.parametrize("names", [LORAS[:2], PROMPTS], ids=["loras", "prompts"])
 def test_switches_may_be_nested(names: list[str], t5: str, exports: dict[str, Path]) -> None:
     model = load_adapters(load_backbone(t5), {name: exports[name] for name in names})
@@ -112,6 +128,24 @@ def test_adapters_that_were_active_together_are_so_again(t5: str, exports: dict[
     torch.testing.assert_close(logits(model, t5), both)
 
 
+@pytest.mark.parametrize("change", ["missing", "more"])
+def test_an_adapter_with_other_weights_is_refused(
+    change: str, t5: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(exports["lora"], tmp_path / "broken")
+    weights = load_file(broken / "adapter_model.safetensors")
+    name = next(iter(weights))
+    if change == "missing":
+        weights.pop(name)
+    else:
+        # As of a deeper model: PEFT would pass over it.
+        weights[name.replace("block.0", "block.7")] = weights[name].clone()
+    save_file(weights, broken / "adapter_model.safetensors")
+    for folders in ({"a": broken}, {"whole": exports["dora"], "a": broken}):
+        with pytest.raises(ValueError, match=r"broken does not fit the backbone: 1 weights differ"):
+            load_adapters(load_backbone(t5), folders)
+
+
 def test_what_cannot_share_a_backbone_is_said(t5: str, exports: dict[str, Path]) -> None:
     backbone = load_backbone(t5)
     with pytest.raises(ValueError, match=r"all of one kind; got .*LORA.*PROMPT_TUNING"):
@@ -120,6 +154,8 @@ def test_what_cannot_share_a_backbone_is_said(t5: str, exports: dict[str, Path])
         load_adapters(backbone, {"a": exports["lora"], "b": exports["lora"].parent})
     with pytest.raises(ValueError, match="one adapter or more"):
         load_adapters(backbone, {})
+    with pytest.raises(ValueError, match=r"names \['v1.2', 'q', ''\].*choose others"):
+        load_adapters(backbone, {name: exports["lora"] for name in ("v1.2", "q", "")})
     model = load_adapters(backbone, {"lora": exports["lora"]})
     with (
         pytest.raises(ValueError, match="no adapter 'lota'; there are lora"),
@@ -152,9 +188,8 @@ def test_a_merged_export_is_a_plain_model_with_the_same_output(
 
 
 def test_merging_into_a_tied_head_keeps_it_tied(tmp_path: Path) -> None:
-    save_tied_t5(tmp_path / "base")
-    module = LoRA(backbone="x", r=2, alpha=2)
-    model = shake(module.attach(load_backbone(str(tmp_path / "base"))))
+    module = LoRA(backbone=save_tied_t5(tmp_path / "base"), r=2, alpha=2)
+    model = shake(module.attach(module.load_backbone()))
     inputs = {"input_ids": torch.arange(1, 7)[None], "labels": torch.arange(3, 8)[None]}
     expected = model.eval()(**inputs).logits
     merged = merge_adapter(model)
