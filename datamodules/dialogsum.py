@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import sources
 from datamodules.batching import (
+    MULTIPLE,
     Collator,
     Example,
     LengthBatchSampler,
@@ -69,6 +70,8 @@ class DialogSumDataModule(ResumableDataModule):
         eval_batch_size: Rows per evaluation batch and rank; None is ``batch_size``.
         max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
         max_target_length: Most tokens of a label, EOS included.
+        pad_to_multiple_of: Batches are padded to lengths of which this is a factor. Tensor cores
+            want 8; a CPU gains nothing by more than 1, and pays for each token.
         max_train_rows: Train on the first rows only.
         max_validation_rows: Validate on the first rows only.
         max_test_rows: Test on the first rows only.
@@ -96,6 +99,7 @@ class DialogSumDataModule(ResumableDataModule):
         eval_batch_size: int | None = None,
         max_source_length: int = 512,
         max_target_length: int = 128,
+        pad_to_multiple_of: int = MULTIPLE,
         max_train_rows: int | None = None,
         max_validation_rows: int | None = None,
         max_test_rows: int | None = None,
@@ -118,6 +122,7 @@ class DialogSumDataModule(ResumableDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.max_rows: dict[Split, int | None] = {
             "train": max_train_rows,
             "validation": max_validation_rows,
@@ -143,6 +148,7 @@ class DialogSumDataModule(ResumableDataModule):
             "eval_batch_size": (self.eval_batch_size, 1), "num_workers": (self.num_workers, 0),
             "max_source_length": (self.max_source_length, 2),
             "max_target_length": (self.max_target_length, 2),
+            "pad_to_multiple_of": (self.pad_to_multiple_of, 1),
             "min_dialogue_chars": (self.min_dialogue_chars, 0),
             "max_dialogue_chars": (self.max_dialogue_chars, max(1, self.min_dialogue_chars)),
             "seed": (self.seed, 0),
@@ -304,7 +310,7 @@ class DialogSumDataModule(ResumableDataModule):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=Collator(self.tokenizer.pad_token_id),
+            collate_fn=Collator(self.tokenizer.pad_token_id, self.pad_to_multiple_of),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

@@ -20,6 +20,7 @@ from lightning_modules.backbones import (
     find_precision_problem,
     load_backbone,
 )
+from lightning_modules.kernels import fuse, quicken
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class BaseModule(L.LightningModule):
         if self.model is not None:
             return
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
-        self.model = self.attach(self.load_backbone())
+        self.model = quicken(self.attach(self.load_backbone()))
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
@@ -127,7 +128,7 @@ class BaseModule(L.LightningModule):
             type(self).__name__, self.backbone_name, f"{trainable:,}", f"{total:,}",
             100 * trainable / total,
         )  # fmt: skip
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = fuse(self.optimizer(self.parameter_groups()))
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
