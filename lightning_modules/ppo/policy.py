@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from datamodules.batching import Batch
 from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
 from lightning_modules.backbones import set_dropout
+from lightning_modules.kernels import quicken
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
@@ -180,6 +181,8 @@ class PPOPolicy(SummarizationModule):
             return
         super().configure_model()
         policy: Any = self.model
+        if self.reference is not None:
+            quicken(self.reference)
         self.shares_encoder = not encoder_is_trained(policy)
         if self.advantage.uses_values:
             self.value_head = ValueHead(policy.config.d_model)
