@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
-from callbacks.checkpoint import RunCheckpoint
+from callbacks.checkpoint import (
+    AtomicCheckpointIO,
+    RunCheckpoint,
+    choose_checkpoint,
+    find_damage,
+)
+from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
-from callbacks.loggers import ResumeMetrics, RunCSVLogger
+from callbacks.loggers import RunCSVLogger
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
+from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback
@@ -127,7 +135,7 @@ class AlignsumCLI(LightningCLI):
             "--resume",
             type=str | None,
             default=None,
-            help="fit: go on from a checkpoint; 'auto' takes the run folder's last one.",
+            help="fit: go on from a checkpoint; 'auto' takes the run folder's last good one.",
         )
         parser.add_argument(
             "--overwrite",
@@ -138,6 +146,7 @@ class AlignsumCLI(LightningCLI):
         parser.add_lightning_class_args(RougeCallback, "rouge")
         parser.add_lightning_class_args(ToxicityCallback, "toxicity")
         parser.add_lightning_class_args(SampleTexts, "samples")
+        parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -149,6 +158,8 @@ class AlignsumCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
+        parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         # True (draw a seed) and False are legal for Lightning; the data's order wants a number.
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
@@ -228,11 +239,12 @@ class AlignsumCLI(LightningCLI):
 
     def find_fit_problems(self, folder: RunFolder) -> list[str]:
         """List what keeps a fit from its folder; choose the checkpoint that it goes on from."""
-        wanted = self.settings.resume
-        if wanted:
-            path = folder.checkpoints / "last.ckpt" if wanted == "auto" else Path(wanted)
-            if not path.is_file():
-                return [f"--resume {wanted}: there is no checkpoint {path}"]
+        if wanted := self.settings.resume:
+            path, problems = choose_checkpoint(wanted, folder.checkpoints)
+            if path is None:
+                return [f"--resume {wanted}: {'; '.join(problems)}"]
+            for problem in problems:
+                logger.warning("%s; going on from %s instead", problem, path)
             logger.info("Resuming from %s", path)
             self.settings.ckpt_path = str(path)
         elif self.settings.overwrite:
@@ -273,6 +285,7 @@ class AlignsumCLI(LightningCLI):
         best = folder.checkpoints / "best.ckpt"
         if settings.ckpt_path is None and best.is_file():
             settings.ckpt_path = str(best)
+            problems += filter(None, [find_damage(best)])
         elif settings.ckpt_path is None and self.model_type.needs_training:
             last = folder.checkpoints / "last.ckpt"
             remedy = "run `fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
@@ -293,7 +306,6 @@ class AlignsumCLI(LightningCLI):
         loggers = [RunCSVLogger(run_dir), *(log for log in extra if log not in (None, True, False))]
         always = [
             RunProgress(),
-            ResumeMetrics(),
             SummaryCallback(command=shlex.join(["python", "train.py", *self.arguments])),
             ExportCallback(),
             PlotCallback(),
@@ -303,7 +315,11 @@ class AlignsumCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         configured = config["callbacks"] or []  # Lightning takes a single one too
         configured = configured if isinstance(configured, list) else [configured]
-        config["callbacks"] = [*configured, *always]
+        config["callbacks"] = [ExactResume(), *configured, *always]
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         if not self.model.generates:
             # Callbacks that score texts have nothing to do with a model that writes none.
             for key in ("rouge", "toxicity", "samples"):

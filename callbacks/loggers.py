@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -32,6 +30,7 @@ class RunCSVLogger(Logger):
         super().__init__()
         self._folder = RunFolder(run_dir)
         self._columns: list[str] | None = None
+        self._rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -70,6 +69,7 @@ class RunCSVLogger(Logger):
             row[name] = value.item() if isinstance(value, Tensor) else value
         columns = self._known_columns()
         new = [name for name in row if name not in columns]
+        self._rows = self.count_rows() + 1
         if new:
             rows = self._folder.read_metrics_csv()
             self._columns = columns + new
@@ -79,8 +79,10 @@ class RunCSVLogger(Logger):
             csv.DictWriter(file, columns).writerow(row)
 
     def count_rows(self) -> int:
-        """Count the rows on disk."""
-        return len(self._folder.read_metrics_csv())
+        """Count the rows on disk, by reading them once."""
+        if self._rows is None:
+            self._rows = len(self._folder.read_metrics_csv())
+        return self._rows
 
     @rank_zero_only
     def keep_rows(self, count: int) -> None:
@@ -90,6 +92,7 @@ class RunCSVLogger(Logger):
             log.info("%s: dropped the last %d rows", self.metrics_csv, len(rows) - count)
             self._known_columns()
             self._rewrite(rows[:count])
+            self._rows = count
 
     def _known_columns(self) -> list[str]:
         """Columns of the file, read once."""
@@ -107,33 +110,3 @@ class RunCSVLogger(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.metrics_csv, text.getvalue())
-
-
-class ResumeMetrics(L.Callback):
-    """When a fit resumes from a checkpoint, drop what metrics.csv got after that checkpoint.
-
-    A logger is not told of checkpoints, so this needs a callback beside :class:`RunCSVLogger`. The
-    checkpoint remembers how many rows there were: step numbers would not do, for Lightning's count
-    may stand one lower in a checkpoint than in the rows that were logged before it.
-    """
-
-    KEY = "metrics_csv_rows"
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Remember the number of rows."""
-        for logger in _csv_loggers(trainer):
-            checkpoint[self.KEY] = logger.count_rows()
-
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Drop later rows; a test from a checkpoint drops nothing."""
-        if trainer.state.fn == TrainerFn.FITTING and self.KEY in checkpoint:
-            for logger in _csv_loggers(trainer):
-                logger.keep_rows(checkpoint[self.KEY])
-
-
-def _csv_loggers(trainer: L.Trainer) -> list[RunCSVLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]

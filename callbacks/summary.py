@@ -30,7 +30,8 @@ _PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 class SummaryCallback(Callback):
     """Write summary.json: command, versions, seed, backbone, method, data, cost, metrics.
 
-    `seconds` is the wall time of training, validation in it included; a test that follows is under
+    `seconds` is the wall time of training, validation in it included; where a run was resumed, the
+    times of its parts add up, without what was lost and done again. A test that follows is under
     `test_seconds`. A run without training (prompting) has its test's time and memory instead, which
     `measured` says. The last logged value of each metric is recorded at the end of training,
     without n; callbacks that know their examples add n and interval.
@@ -42,25 +43,47 @@ class SummaryCallback(Callback):
     def __init__(self, command: str | None = None) -> None:
         self.command = command or shlex.join(["python", *sys.argv])
         self._started = 0.0
+        self._device = torch.device("cpu")
+        self._trainer: L.Trainer | None = None
+        self._earlier: dict[str, Any] = {}
+        self._earlier_metrics: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give cost and metrics of the fit up to now, for a fit that goes on from here."""
+        return {**self._fit_cost(), "metrics": self._fit_metrics()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self._earlier = dict(state_dict)
+        self._earlier_metrics = self._earlier.pop("metrics")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        self._trainer = trainer
         self._start(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record cost and last metrics; not called where there is nothing to train."""
-        cost = self._cost(trainer, pl_module)
+        cost = self._max_over_ranks(self._fit_cost(), trainer)
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
-            folder.update_summary(**cost, measured="fit")
-            folder.record_metrics(last_metrics(trainer))
+            self._record_fit(RunFolder(trainer.default_root_dir), cost, self._fit_metrics())
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what the run was."""
-        if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
-            folder.update_summary(command=self.command, **describe_run(pl_module))
-            record_data(trainer, folder)
+        if not trainer.is_global_zero:
+            return
+        folder = RunFolder(trainer.default_root_dir)
+        if self._earlier and "measured" not in folder.read_summary():
+            # The run that is resumed was killed when it had trained, but not recorded that.
+            self._record_fit(folder, self._earlier, self._earlier_metrics)
+        folder.update_summary(command=self.command, **describe_run(pl_module))
+        record_data(trainer, folder)
+
+    def _record_fit(
+        self, folder: RunFolder, cost: dict[str, Any], metrics: dict[str, float]
+    ) -> None:
+        folder.update_summary(**cost, measured="fit")
+        folder.record_metrics({name: Estimate(value) for name, value in metrics.items()})
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -68,7 +91,7 @@ class SummaryCallback(Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the test's time, and all the rest where no training has."""
-        cost = self._cost(trainer, pl_module)
+        cost = self._max_over_ranks(self._cost(), trainer)
         if not trainer.is_global_zero:
             return
         folder = RunFolder(trainer.default_root_dir)
@@ -90,20 +113,36 @@ class SummaryCallback(Callback):
 
     def _start(self, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._device = pl_module.device
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
 
-    def _cost(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Wall time since the start, and the peak memory of the rank that used most."""
-        amount, kind = measure_peak_memory(pl_module.device)
-        if trainer.world_size > 1:
-            tensor = torch.tensor(amount, dtype=torch.float64, device=pl_module.device)
-            amount = int(trainer.strategy.reduce(tensor, reduce_op="max"))
-        return {
-            "seconds": round(time.monotonic() - self._started, 3),
-            "peak_memory_bytes": amount,
-            "peak_memory_kind": kind,
-        }
+    def _cost(self) -> dict[str, Any]:
+        """Wall time since the start, and peak memory."""
+        seconds = round(time.monotonic() - self._started, 3)
+        amount, kind = measure_peak_memory(self._device)
+        return {"seconds": seconds, "peak_memory_bytes": amount, "peak_memory_kind": kind}
+
+    def _fit_cost(self) -> dict[str, Any]:
+        """The cost of the fit, with that of the part that it was resumed from."""
+        cost = self._cost()
+        if earlier := self._earlier:
+            cost["seconds"] = round(cost["seconds"] + earlier["seconds"], 3)
+            cost["peak_memory_bytes"] = max(cost["peak_memory_bytes"], earlier["peak_memory_bytes"])
+        return cost
+
+    def _fit_metrics(self) -> dict[str, float]:
+        """The last value of each metric, be it from the part that the fit was resumed from."""
+        now = last_metrics(self._trainer) if self._trainer else {}
+        return self._earlier_metrics | {name: metric.value for name, metric in now.items()}
+
+    def _max_over_ranks(self, cost: dict[str, Any], trainer: L.Trainer) -> dict[str, Any]:
+        """Take the peak memory of the rank that used most."""
+        if trainer.world_size == 1:
+            return cost
+        amount = torch.tensor(cost["peak_memory_bytes"], dtype=torch.float64, device=self._device)
+        most = trainer.strategy.reduce(amount, reduce_op="max")
+        return cost | {"peak_memory_bytes": int(most)}
 
 
 def describe_run(pl_module: Any) -> dict[str, Any]:

@@ -116,6 +116,14 @@ class TextMetricCallback(TextCollector, ABC):
         if trainer.is_global_zero:
             write_predictions(trainer, rows, {})
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the last validation's values, for a fit that ends without another one."""
+        return {name: value._asdict() for name, value in self._last_validation.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self._last_validation = {name: Estimate(**value) for name, value in state_dict.items()}
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the last validation's values with n and interval."""
         if trainer.is_global_zero and self._last_validation:

@@ -1,6 +1,7 @@
 """Batches: rows of like length together, padded to a common length, dealt out to the ranks."""
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
@@ -15,8 +16,8 @@ IGNORED_LABEL = -100
 MULTIPLE = 8
 """Lengths are padded to a multiple of this by default: tensor cores want it, and shapes repeat."""
 
-BUCKET_BATCHES = 50
-"""Global batches per bucket: rows are sorted by length within a bucket, not over the epoch."""
+BUCKET_STEPS = 50
+"""Optimizer steps per bucket: rows are sorted by length within a bucket, not over the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Collator:
             input_ids=pad(sources, self.pad_token_id, self.multiple),
             attention_mask=pad([np.ones_like(source) for source in sources], 0, self.multiple),
             labels=pad([example.target for example in examples], IGNORED_LABEL, self.multiple),
-            index=torch.tensor([example.index for example in examples]),
+            index=torch.tensor([example.index for example in examples], dtype=torch.int64),
             ids=[example.id for example in examples],
             dialogues=[example.dialogue for example in examples],
             references=[example.references for example in examples],
@@ -81,7 +82,7 @@ class Collator:
 
 def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Tensor:
     """Stack rows of different lengths into [B, L] int64, filled with ``value`` on the right."""
-    longest = max(len(row) for row in rows)
+    longest = max((len(row) for row in rows), default=0)
     width = -(-longest // multiple) * multiple
     padded = torch.full((len(rows), width), value, dtype=torch.int64)
     for row, target in zip(rows, padded, strict=True):
@@ -93,15 +94,17 @@ Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class LengthBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, the same for one rank as for many.
+    """Batches of rows of like length, the same for one rank as for many, however they are cut.
 
-    The n rows are cut into global batches of nearly equal size, at most ``batch_size * world_size``
-    rows, and every global batch is dealt out to the ranks. So each row comes once per epoch, all
-    ranks have as many batches, and (batch 4, 2 ranks) takes the steps of (batch 8, 1 rank). The
-    order is a function of the arguments and the epoch only.
+    The n rows are cut into steps of nearly equal size, at most ``batch_size * world_size *
+    accumulate`` rows; every step is cut into ``accumulate`` micro-batches and every micro-batch
+    dealt out to the ranks. So each row comes once per epoch, all ranks have as many batches, and
+    8 rows a step are the same 8 rows, in the same order, as (batch 8, 1 rank), as (batch 4, 2
+    ranks) and as (batch 2, 1 rank, 4 micro-batches). The order is a function of the arguments and
+    the epoch only.
 
-    With one row per rank and n no multiple of the ranks, a rank may get two rows: no rank may ever
-    stand without one.
+    With batches of one row, not every step has a row for every place. Without accumulation no rank
+    may stand without one, so a rank may get two; with accumulation, batches may be empty.
 
     Args:
         lengths: Length of each row, in tokens.
@@ -111,6 +114,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         seed: Seed of the shuffle.
         world_size: Number of ranks.
         rank: This rank.
+        accumulate: Batches per optimizer step and rank. The last step of an epoch may have fewer.
 
     Raises:
         ValueError: If there are fewer rows than ranks.
@@ -124,6 +128,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         world_size: int = 1,
         rank: int = 0,
+        accumulate: int = 1,
     ) -> None:
         if len(lengths) < world_size:
             raise ValueError(
@@ -135,11 +140,14 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.world_size = world_size
         self.rank = rank
+        self.accumulate = accumulate
         self.epoch = 0
         self.start = 0
-        rows = len(lengths)
-        batches = min(-(-rows // (batch_size * world_size)), rows // world_size)
-        self.bounds = [batch * rows // batches for batch in range(batches + 1)]
+        rows, places = len(lengths), batch_size * world_size
+        steps = min(-(-rows // (places * accumulate)), rows // world_size)
+        self.bounds = [step * rows // steps for step in range(steps + 1)]
+        # Lightning ends an epoch with an optimizer step, so the last one needs no filling up.
+        self.last_parts = min(accumulate, -(-(rows - self.bounds[-2]) // places))
 
     @property
     def sampler(self) -> "LengthBatchSampler":
@@ -151,7 +159,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.bounds) - 1
+        return (len(self.bounds) - 2) * self.accumulate + self.last_parts
 
     def __iter__(self) -> Iterator[list[int]]:
         start, self.start = self.start, 0  # a resumed epoch goes on where it was, the next is whole
@@ -159,19 +167,31 @@ class LengthBatchSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size].tolist()
 
     def global_batches(self) -> list[np.ndarray]:
-        """Give this epoch's batches over all ranks."""
-        bounds = self.bounds
+        """Give this epoch's micro-batches over all ranks."""
+        *steps, last = self.steps()
+        batches = [part for step in steps for part in cut(step, self.accumulate)]
+        return batches + cut(last, self.last_parts)
+
+    def steps(self) -> list[np.ndarray]:
+        """Give the rows of this epoch's optimizer steps over all ranks."""
+        bounds, steps = self.bounds, len(self.bounds) - 1
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
             return [order[a:b] for a, b in itertools.pairwise(bounds)]
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(len(self.lengths))
-        for first in range(0, len(self), BUCKET_BATCHES):
-            bucket = slice(bounds[first], bounds[min(first + BUCKET_BATCHES, len(self))])
+        for first in range(0, steps, BUCKET_STEPS):
+            bucket = slice(bounds[first], bounds[min(first + BUCKET_STEPS, steps)])
             rows = order[bucket]
             order[bucket] = rows[np.argsort(self.lengths[rows], kind="stable")]
-        batches = [order[a:b] for a, b in itertools.pairwise(bounds)]
-        return [batches[place] for place in generator.permutation(len(batches))]
+        cuts = [order[a:b] for a, b in itertools.pairwise(bounds)]
+        return [cuts[place] for place in generator.permutation(steps)]
+
+
+def cut(rows: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Cut rows into parts of nearly equal size, the empty ones, if any, at the end."""
+    bounds = [-(-part * len(rows) // parts) for part in range(parts + 1)]
+    return [rows[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 class ResumableDataModule(L.LightningDataModule):
@@ -182,28 +202,42 @@ class ResumableDataModule(L.LightningDataModule):
     number of steps; a datamodule's state is restored before that.
     """
 
-    _taken = 0
-    _batches = 1
+    _next = (0, 0)
+    """Epoch, and batch in it, of the first batch to give."""
+
+    @property
+    def accumulate(self) -> int:
+        """Training batches of one optimizer step, on each rank."""
+        return getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def resume_loader(self, loader: Loader) -> Loader:
         """Make a training loader leave out the batches that a checkpoint says were learnt from."""
         sampler = loader.batch_sampler
         assert isinstance(sampler, LengthBatchSampler)  # noqa: S101 (for the type checker)
-        sampler.start, self._taken = self._taken, 0
-        self._batches = len(sampler)
+        # The epoch too: workers begin to fetch before Lightning says which one it is.
+        sampler.epoch, sampler.start = self._next
+        self._next = (0, 0)
+        if sampler.start:
+            warnings.filterwarnings(
+                "ignore", message="You're resuming from a checkpoint that ended before the epoch"
+            )
         return loader
 
     def state_dict(self) -> dict[str, int]:
-        """Give the number of batches of the running epoch that were learnt from.
+        """Give the place in the run of the next batch to learn from.
 
-        That is Lightning's count of processed batches: one that was fetched when the run broke off
-        has to come again.
+        It goes by Lightning's count of processed batches: one that was fetched when the run broke
+        off has to come again.
         """
         if self.trainer is None:
-            return {"taken": 0}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"taken": progress.processed % self._batches}
+            return {"epoch": 0, "batch": 0}
+        loop: Any = self.trainer.fit_loop
+        epoch = loop.epoch_progress.current.started - 1
+        batch = loop.epoch_loop.batch_progress.current.processed
+        if batch >= self.trainer.num_training_batches:
+            epoch, batch = epoch + 1, 0
+        return {"epoch": max(0, epoch), "batch": batch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the number of batches from a checkpoint."""
-        self._taken = state_dict["taken"]
+        """Take the place from a checkpoint."""
+        self._next = state_dict["epoch"], state_dict["batch"]

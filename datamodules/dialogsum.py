@@ -299,13 +299,15 @@ class DialogSumDataModule(ResumableDataModule):
 
     def _loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
         dataset = self.datasets[split]
+        training = split == "train"
         sampler = LengthBatchSampler(
             dataset.lengths,
             batch_size,
-            shuffle=split == "train",
+            shuffle=training,
             seed=self.seed,
             world_size=self.trainer.world_size if self.trainer else 1,
             rank=self._rank(),
+            accumulate=self.accumulate if training else 1,
         )
         return DataLoader(
             dataset,

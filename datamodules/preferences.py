@@ -134,6 +134,7 @@ class PreferenceDataModule(ResumableDataModule):
             self.seed,
             trainer.world_size if trainer else 1,
             trainer.global_rank if trainer else 0,
+            self.accumulate if shuffle else 1,
         )
         return DataLoader(
             rankings,  # type: ignore[arg-type] # a list is data set enough
@@ -144,7 +145,9 @@ class PreferenceDataModule(ResumableDataModule):
     def collate(self, rankings: Sequence[Ranking]) -> PreferenceBatch:
         """Tokenise the completions of some rankings and lay out their pairs."""
         texts = [text for ranking in rankings for text in ranking.completions]
-        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        settings = {"truncation": True, "max_length": self.max_length}
+        # An empty batch is legal (see LengthBatchSampler), and no text none of the tokenizer's.
+        tokens = self.tokenizer(texts, **settings)["input_ids"] if texts else []
         rows = [np.asarray(row) for row in tokens]
         pairs, weights = lay_out_pairs([ranking.ranks for ranking in rankings])
         return PreferenceBatch(
@@ -152,7 +155,7 @@ class PreferenceDataModule(ResumableDataModule):
             attention_mask=pad([np.ones_like(row) for row in rows], 0),
             pairs=pairs,
             weights=weights,
-            index=torch.tensor([ranking.index for ranking in rankings]),
+            index=torch.tensor([ranking.index for ranking in rankings], dtype=torch.int64),
             ids=[ranking.id for ranking in rankings],
             dialogues=[ranking.dialogue for ranking in rankings],
             completions=[ranking.completions for ranking in rankings],

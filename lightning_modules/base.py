@@ -1,16 +1,15 @@
 """BaseModule: what every trained model has in common, whatever it is trained for."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 import hub
@@ -21,23 +20,26 @@ from lightning_modules.backbones import (
     load_backbone,
 )
 from lightning_modules.kernels import fuse, quicken
+from lightning_modules.stepping import SteppingModule
 
 logger = logging.getLogger(__name__)
 
 
-class BaseModule(L.LightningModule):
+class BaseModule(SteppingModule):
     """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
 
-    A subclass overrides :meth:`attach`, the one place that says what the method trains: there
-    parameters are frozen, freed or added, and everything else (optimizer, counts, checkpoints)
-    follows their ``requires_grad``. The backbone is loaded in ``configure_model``, once the
-    Trainer has checked everything else, so that building the module costs nothing.
+    A subclass overrides :meth:`sum_losses` and :meth:`attach`, the one place that says what the
+    method trains: there parameters are frozen, freed or added, and everything else (optimizer,
+    counts, checkpoints) follows their ``requires_grad``. The backbone is loaded in
+    ``configure_model``, once the Trainer has checked everything else, so that building the module
+    costs nothing.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
         optimizer: Builds the optimizer from the trained parameters.
         schedule: Course of the learning rate after the warm-up, over the whole fit.
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
+        warmup_steps: The same as a number of steps, in place of the share.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
@@ -61,25 +63,31 @@ class BaseModule(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_fraction: float = 0.0,
+        warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
             raise ValueError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}")
+        if warmup_steps is not None and (warmup_steps < 0 or warmup_fraction):
+            raise ValueError(
+                "warmup_steps must be 0 or more, and stands in place of warmup_fraction: got "
+                f"warmup_steps {warmup_steps} and warmup_fraction {warmup_fraction}"
+            )
         if dropout is not None and not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.backbone_name = backbone
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_fraction = warmup_fraction
+        self.warmup_steps = warmup_steps
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
         self.tokenizer: Any = None
-        self._rng_state: Tensor | None = None
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -107,6 +115,7 @@ class BaseModule(L.LightningModule):
         """Refuse a precision in which the model cannot work."""
         if problem := find_precision_problem(self.trainer.precision):
             raise ValueError(problem)
+        super().setup(stage)
 
     def configure_model(self) -> None:
         """Load the tokenizer and the backbone, and attach what is trained; does so once."""
@@ -132,7 +141,11 @@ class BaseModule(L.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        warmup = round(self.warmup_fraction * steps)
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = round(self.warmup_fraction * steps)
+        elif warmup >= steps:
+            logger.warning("warmup_steps %d: this fit ends at step %d, in it", warmup, steps)
         scheduler = get_scheduler(name, optimizer, warmup, steps)
         return {
             "optimizer": optimizer,
@@ -147,45 +160,6 @@ class BaseModule(L.LightningModule):
         """Count the parameters that are trained, and all that the model has."""
         return count_parameters(self.model)
 
-    def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Sum a tensor over all ranks; without gradient."""
-        if self.trainer.world_size == 1:
-            return value
-        return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Before the first step, go on with the random numbers of the run that is resumed.
-
-        Not earlier, for a DataLoader draws a number when it begins. On several ranks each keeps its
-        own stream instead: a checkpoint has rank 0's only.
-        """
-        if self._rng_state is not None and self.trainer.world_size == 1:
-            torch.set_rng_state(self._rng_state)
-        self._rng_state = None
-
-    def mean_over_ranks(self, loss_sum: Tensor, count: Tensor, ids: Sequence[str]) -> Tensor:
-        """Turn this rank's sum of losses into the loss to step on: the mean over all ranks.
-
-        DDP averages the gradients of the ranks: times ranks, over all that was counted, makes each
-        token (or ranking) count the same however the rows were dealt out.
-
-        Args:
-            loss_sum: Sum of losses on this rank, a scalar with gradient.
-            count: How many losses are in it, a scalar.
-            ids: Of the rows, for the message.
-
-        Raises:
-            FloatingPointError: If the loss is not finite, with the rows.
-        """
-        loss = loss_sum * self.trainer.world_size / self.sum_over_ranks(count)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"train/loss is {loss.item()} at step {self.global_step}, on rows "
-                f"{', '.join(ids[:8])}; the last checkpoint is untouched. "
-                "Try a lower learning rate, or precision 32-true"
-            )
-        return loss
-
     # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -194,7 +168,7 @@ class BaseModule(L.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
         checkpoint["alignsum"] = self._origin()
-        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that is not of this method, backbone and shape.
@@ -203,7 +177,7 @@ class BaseModule(L.LightningModule):
             ValueError: If it belongs to another method or backbone, or lacks trained weights.
         """
         origin: Mapping[str, str] = checkpoint.get("alignsum", {})
-        self._rng_state = checkpoint.get("rng")
+        self.seed = checkpoint["seed"]
         mine = self._origin()
         if dict(origin) != mine:
             raise ValueError(

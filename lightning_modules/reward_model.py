@@ -181,12 +181,10 @@ class RewardModel(BaseModule):
         output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         return output.logits.float().squeeze(-1)
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Take one step of the pairwise loss."""
-        rankings = len(batch["ids"])
+    def sum_losses(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Sum the pairwise losses, each ranking's weighing 1; count the rankings."""
         loss = pairwise_loss(self.rewards(batch), batch["pairs"], batch["weights"])
-        self.log("train/loss", loss.detach() / rankings, prog_bar=True, batch_size=rankings)
-        return self.mean_over_ranks(loss, loss.new_tensor(rankings), batch["ids"])
+        return loss, loss.new_tensor(len(batch["ids"]))
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Measure loss and rewards; see :meth:`evaluation_step`."""

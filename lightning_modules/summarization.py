@@ -134,11 +134,9 @@ class SummarizationModule(BaseModule):
         super().__init__(backbone, **kwargs)
         self.decoding = decoding or Decoding()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Take one step of teacher-forced cross-entropy."""
-        loss_sum, tokens = self.token_loss(batch)
-        self.log("train/loss", loss_sum.detach() / tokens, prog_bar=True, batch_size=int(tokens))
-        return self.mean_over_ranks(loss_sum, tokens, batch["ids"])
+    def sum_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Learn by teacher forcing, each token of the references counting the same."""
+        return self.token_loss(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Measure the loss and generate the summaries that callbacks score."""

@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from callbacks.export import ExportCallback
-from callbacks.loggers import ResumeMetrics, RunCSVLogger
+from callbacks.loggers import RunCSVLogger
 from callbacks.plots import PlotCallback, draw_run, take_series
 from callbacks.progress import RunProgress
+from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.summary import SummaryCallback, find_commit, name_method
 from run_folder import RunFolder
@@ -54,13 +55,13 @@ def test_csv_drops_what_a_resumed_run_logs_again(tmp_path: Path) -> None:
 def test_resumed_fit_has_each_row_once(tmp_path: Path, when: bool) -> None:
     checkpoint = ModelCheckpoint(save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=when)
     parts = {"logger": RunCSVLogger(str(tmp_path)), "enable_checkpointing": True}
-    make_trainer(tmp_path, checkpoint, ResumeMetrics(), max_epochs=3, **parts).fit(
+    make_trainer(tmp_path, checkpoint, ExactResume(), max_epochs=3, **parts).fit(
         TinyModule(), loader(), loader()
     )
     first = tmp_path / "checkpoints" / "epoch=0.ckpt"
     assert first.exists()  # directly in the run folder, no version_0 between
     parts["logger"] = RunCSVLogger(str(tmp_path))
-    make_trainer(tmp_path, ResumeMetrics(), max_epochs=3, **parts).fit(
+    make_trainer(tmp_path, ExactResume(), max_epochs=3, **parts).fit(
         TinyModule(), loader(), loader(), ckpt_path=first, weights_only=True
     )
     rows = read_csv(tmp_path)
@@ -69,7 +70,7 @@ def test_resumed_fit_has_each_row_once(tmp_path: Path, when: bool) -> None:
     assert losses == pytest.approx([0.64**step for step in range(6)])
     assert len([row for row in rows if row["val/loss"]]) == 3
     assert len({row["epoch"] for row in rows}) == 3
-    make_trainer(tmp_path, ResumeMetrics(), **parts).test(
+    make_trainer(tmp_path, ExactResume(), **parts).test(
         TinyModule(), loader(), ckpt_path=first, weights_only=True, verbose=False
     )
     assert len(read_csv(tmp_path)) == len(rows) + 1  # a test drops nothing

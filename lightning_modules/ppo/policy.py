@@ -126,7 +126,6 @@ class PPOPolicy(SummarizationModule):
         self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
         self.batches_done = 0
-        self.shuffle_seed: int | None = None
         self.reference: nn.Module | None = None
         self.value_head: ValueHead | None = None
         self.shares_encoder = False
@@ -203,13 +202,6 @@ class PPOPolicy(SummarizationModule):
     def count_parameters(self) -> tuple[int, int]:
         """Count policy, reference and value head; a reward model is a judge, no part of these."""
         return count_parameters(self)
-
-    def on_fit_start(self) -> None:
-        """Give every rank its own random numbers: the same ones would sample the same texts."""
-        if self.shuffle_seed is None:
-            self.shuffle_seed = torch.initial_seed()
-        if self.global_rank:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -406,7 +398,7 @@ class PPOPolicy(SummarizationModule):
 
     def shuffle_number(self) -> int:
         """Give the seed of this batch's shuffles: the same when the update is done again."""
-        source = ((self.shuffle_seed or 0) % 2**63, self.global_rank, self.batches_done)
+        source = (self.seed, self.global_rank, self.batches_done)
         return int(np.random.SeedSequence(source).generate_state(1)[0])
 
     def extremes_over_ranks(self, rows: int) -> tuple[int, int]:
@@ -452,7 +444,6 @@ class PPOPolicy(SummarizationModule):
             "kl_coef": self.kl_coef.beta,
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
-            "shuffle_seed": self.shuffle_seed,
             "moments": [moments.count, moments.mean, moments.squares],
             "reference": self.fingerprint,
         }
@@ -474,7 +465,6 @@ class PPOPolicy(SummarizationModule):
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
-        self.shuffle_seed = state["shuffle_seed"]
         moments = self.shaping.moments
         moments.count, moments.mean, moments.squares = state["moments"]
 

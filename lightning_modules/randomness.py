@@ -1,0 +1,23 @@
+"""Random numbers that are a function of where a run stands, and not of how it got there."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_at(seed: int, *place: int) -> None:
+    """Seed Python's, numpy's and torch's generators, on all devices, for one place of a run.
+
+    As JAX's ``fold_in``: who comes to the same place gets the same numbers. So a resumed run needs
+    no generator's state, on any number of ranks and devices, to go on exactly.
+
+    Args:
+        seed: The run's seed.
+        place: Whole numbers from 0 that name the place, such as rank, epoch and batch.
+    """
+    wide = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)
+    narrow = int(wide[0]) >> 32
+    random.seed(narrow)
+    np.random.seed(narrow)
+    torch.manual_seed(int(wide[0]))

@@ -1,0 +1,282 @@
+"""One optimizer step is the same step however its rows are padded, cut and dealt out to ranks."""
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM
+
+import train
+from datamodules.batching import Batch, Collator, Example, LengthBatchSampler
+from datamodules.preferences import PreferenceDataModule
+from hub import load_tokenizer
+from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
+from run_folder import RunFolder
+from tests.batches import loader, make_trainer, settle
+from tests.test_reward_model import make_rankings
+
+ROOT = Path(__file__).parent.parent
+CUTS = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+METHODS: dict[str, Callable[..., Any]] = {
+    "full_ft": FullFT,
+    "lora": lambda **kw: LoRA(r=4, lora_dropout=0.0, target_modules=["q", "v", "wo"], **kw),
+    "soft_prompt": lambda **kw: SoftPrompt(virtual_tokens=5, **kw),
+}
+TEXT = "is room free from six and can you call me back before the train leaves at noon"
+
+
+def make_rows(count: int) -> list[dict[str, str]]:
+    """Dialogues and summaries of very different lengths."""
+    return [
+        {
+            "id": f"r{i}",
+            "dialogue": f"#Person1#: {TEXT[i % 5 : 10 + 23 * i % 71]}?",
+            "summary": f"{i} {TEXT[: 1 + 17 * i % 43]}",
+        }
+        for i in range(count)
+    ]
+
+
+def make_batches(t5: str, sizes: Sequence[int]) -> list[Batch]:
+    """Eight rows cut into batches of these sizes, each padded by itself."""
+    tokenizer = load_tokenizer(t5)
+    examples = []
+    for index, row in enumerate(make_rows(8)):
+        tokens = tokenizer([row["dialogue"], row["summary"]], return_tensors="np")["input_ids"]
+        examples.append(Example(index, row["id"], row["dialogue"], [row["summary"]], *tokens))
+    ends = list(itertools.accumulate(sizes))
+    return [Collator(0)(examples[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def slow_step(module: Any, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+    """Mean token loss of the rows and its gradients: a row at a time, nothing padded."""
+    total, tokens = torch.zeros(()), 0
+    for row in range(len(batch["ids"])):
+        source = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        target = batch["labels"][row][batch["labels"][row] != -100]
+        logits = module.model(
+            input_ids=source[None], attention_mask=torch.ones_like(source)[None],
+            decoder_input_ids=torch.cat([torch.tensor([0]), target[:-1]])[None],
+        ).logits  # fmt: skip
+        total = total + F.cross_entropy(logits[0], target, reduction="sum")
+        tokens += len(target)
+    module.zero_grad()
+    (total / tokens).backward()
+    return float(total.detach() / tokens), take_gradients(module)
+
+
+def take_gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative distance of two models' gradients or weights, all their numbers as one vector."""
+    assert found.keys() == expected.keys()
+    far = sum((found[name] - value).square().sum() for name, value in expected.items())
+    return float((far / sum(value.square().sum() for value in expected.values())) ** 0.5)
+
+
+class Watch(L.Callback):
+    """Keeps the gradients that callbacks see before a step, and those that the optimizer took."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.seen = take_gradients(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        self.taken = take_gradients(pl_module)
+
+
+@pytest.mark.parametrize("sizes", [(8,), (4, 4), (2,) * 4, (1,) * 8, (5, 0, 3)], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_is_that_of_its_tokens_however_cut_and_padded(
+    name: str, sizes: tuple[int, ...], t5: str, tmp_path: Path
+) -> None:
+    module = settle(METHODS[name](backbone=t5, dropout=0.0))
+    if name == "lora":  # B starts at 0, and A then has no gradient
+        for n, p in module.named_parameters():
+            if "lora_B" in n:
+                torch.nn.init.normal_(p, std=0.1)
+    expected_loss, expected = slow_step(module, make_batches(t5, [8])[0])
+    norm = float(torch.nn.utils.get_total_norm(expected.values()))
+    watch = Watch()
+    trainer = make_trainer(
+        tmp_path, callbacks=[watch], accumulate_grad_batches=len(sizes), gradient_clip_val=norm / 2
+    )
+    trainer.fit(module, loader(*make_batches(t5, sizes)))
+    assert trainer.global_step == 1
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected_loss, rel=1e-6)
+    assert distance(watch.seen, expected) < 1e-6
+    clipped = {n: g * norm / 2 / (norm + 1e-6) for n, g in expected.items()}  # torch's epsilon
+    assert distance(watch.taken, clipped) < 2e-6
+
+
+def test_the_last_step_of_an_epoch_may_be_short(t5: str, tmp_path: Path) -> None:
+    module = settle(FullFT(t5, optimizer=lambda w: torch.optim.SGD(w, lr=0.0), dropout=0.0))
+    watch = Watch()
+    trainer = make_trainer(tmp_path, callbacks=[watch], accumulate_grad_batches=3)
+    trainer.fit(module, loader(*make_batches(t5, [2, 1, 1, 3, 1])))
+    assert trainer.global_step == 2
+    loss, expected = slow_step(module, make_batches(t5, [4, 4])[1])
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(loss, rel=1e-6)
+    assert distance(watch.taken, expected) < 1e-6
+
+
+def test_rankings_weigh_the_same_however_cut(roberta: str, tmp_path: Path) -> None:
+    data = PreferenceDataModule(str(tmp_path), roberta)
+    data.tokenizer = load_tokenizer(roberta)
+    rankings = make_rankings()
+    found = []
+    for sizes in ((4,), (3, 1), (2, 0, 1, 1)):
+        ends = list(itertools.accumulate(sizes))
+        batches = [data.collate(rankings[b - n : b]) for n, b in zip(sizes, ends, strict=True)]
+        watch = Watch()
+        trainer = make_trainer(tmp_path, callbacks=[watch], accumulate_grad_batches=len(sizes))
+        trainer.fit(settle(RewardModel(roberta, dropout=0.0)), loader(*batches))
+        found.append((float(trainer.callback_metrics["train/loss"]), watch.taken))
+    for loss, taken in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        assert distance(taken, found[0][1]) < 1e-4  # the two texts of a ranking are nearly alike
+
+
+# The rows of a step -----------------------------------------------------------------------------
+
+
+def steps_of(count: int, batch_size: int, world: int, accumulate: int) -> list[list[int]]:
+    """The rows of each optimizer step of an epoch, as the ranks together get them."""
+    lengths = [1 + (7 * i) % 31 for i in range(count)]
+    ranks = [
+        list(LengthBatchSampler(lengths, batch_size, True, 3, world, rank, accumulate))
+        for rank in range(world)
+    ]
+    micro = []
+    for parts in zip(*ranks, strict=True):
+        rows = [row for place in itertools.zip_longest(*parts) for row in place if row is not None]
+        assert max(map(len, parts)) <= batch_size or (batch_size, accumulate) == (1, 1)
+        micro.append(rows)
+    return [
+        list(itertools.chain(*micro[i : i + accumulate])) for i in range(0, len(micro), accumulate)
+    ]
+
+
+@given(st.integers(4, 200), st.integers(0, 3), st.integers(0, 2))
+def test_a_step_has_the_same_rows_in_the_same_order_however_cut_and_dealt(
+    count: int, halvings: int, doublings: int
+) -> None:
+    whole = steps_of(count, 8, 1, 1)
+    assert sorted(row for step in whole for row in step) == list(range(count))
+    world = 2**doublings
+    batch_size = max(1, 8 // 2**halvings // world)
+    accumulate = 8 // batch_size // world
+    if (batch_size, accumulate) == (1, 1) and count % world:
+        return  # a rank may get two rows: see LengthBatchSampler
+    assert steps_of(count, batch_size, world, accumulate) == whole
+
+
+def test_only_batches_of_one_row_may_be_empty() -> None:
+    for count, batch_size, world, accumulate in itertools.product(
+        range(4, 60), (1, 2, 3), (1, 2, 4), (1, 2, 3, 8)
+    ):
+        parts = [
+            len(batch)
+            for rank in range(world)
+            for batch in LengthBatchSampler(
+                [5] * count, batch_size, True, 0, world, rank, accumulate
+            )
+        ]
+        assert min(parts) >= 1 or (batch_size == 1 and accumulate > 1)
+
+
+# From the command line to the weights -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 rows: the epoch's three steps of up to 8 rows are not of one size."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 22), ("validation", 2)):
+        lines = [json.dumps(row) + "\n" for row in make_rows(count)]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more: str) -> RunFolder:
+    """Train every weight for two epochs of three steps, with warm-up, decay and clipping."""
+    train.main(
+        [
+            "fit", "--config", str(ROOT / "configs" / "full_ft.yaml"), "--model.backbone", t5,
+            "--model.dropout", "0.0", "--model.optimizer", "torch.optim.AdamW",
+            "--model.optimizer.lr", "0.01", "--model.optimizer.eps", "1e-4",
+            "--model.optimizer.weight_decay", "0.1", "--model.warmup_fraction", "0.0",
+            "--model.warmup_steps", "2", "--model.decoding.max_new_tokens", "2",
+            "--data.source", str(data), "--data.batch_size", str(batch_size),
+            "--trainer.accumulate_grad_batches", str(accumulate), "--trainer.max_epochs", "2",
+            "--trainer.gradient_clip_val", "0.3", "--trainer.precision", "32-true",
+            "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1",
+            "--toxicity.model", "null", "--run_dir", str(run), *more,
+        ]
+    )  # fmt: skip
+    return RunFolder(run)
+
+
+def losses_and_weights(run: RunFolder) -> tuple[list[float], dict[str, Tensor]]:
+    last = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
+    rows = [row["train/loss"] for row in run.read_metrics_csv() if row["train/loss"]]
+    return [float(loss) for loss in rows], last["state_dict"]
+
+
+def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """The same in plain PyTorch: each step's rows in one padded batch."""
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_pretrained(t5)
+    model.eval()  # no dropout
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-4, weight_decay=0.1)
+    tokenizer = load_tokenizer(t5)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    prompts = [
+        f"Summarize the following conversation.\n\n{row['dialogue']}\n\nSummary:" for row in rows
+    ]
+    rates = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]  # two steps of warm-up, then down to 0 over four
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    sampler = LengthBatchSampler(lengths, 8, shuffle=True, seed=42)
+    losses = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        for step in sampler:
+            inputs = tokenizer([prompts[i] for i in step], padding=True, return_tensors="pt")
+            labels = tokenizer(
+                [rows[i]["summary"] for i in step], padding=True, return_tensors="pt"
+            )
+            target = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
+            logits = model(**inputs, labels=target).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
+            loss = loss / labels["attention_mask"].sum()
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            optimizer.param_groups[0]["lr"] = 0.01 * rates[len(losses) - 1]
+            optimizer.step()
+    return losses, {f"model.{name}": value for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def slow(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
+    return slow_fit(t5, data)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_fit_is_that_of_a_plain_loop_however_cut(
+    cut: str, t5: str, data: Path, slow: tuple[list[float], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    losses, weights = losses_and_weights(fit(t5, data, tmp_path / "run", *CUTS[cut]))
+    assert losses == pytest.approx(slow[0], rel=1e-6)
+    assert distance({name: slow[1][name] for name in weights}, weights) < 1e-6
