@@ -15,12 +15,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import hub
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.export import ExportCallback
+from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.loggers import ResumeMetrics, RunCSVLogger
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback
+from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
@@ -296,8 +298,12 @@ class AlignsumCLI(LightningCLI):
             ExportCallback(),
             PlotCallback(),
         ]
+        if self.model.generates:
+            always += [FaithfulnessCallback(), TextStatisticsCallback()]
         config = self._get(self.config_init, "trainer")
-        config["callbacks"] = [*(config["callbacks"] or []), *always]
+        configured = config["callbacks"] or []  # Lightning takes a single one too
+        configured = configured if isinstance(configured, list) else [configured]
+        config["callbacks"] = [*configured, *always]
         if not self.model.generates:
             # Callbacks that score texts have nothing to do with a model that writes none.
             for key in ("rouge", "toxicity", "samples"):

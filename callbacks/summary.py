@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 
 
 class SummaryCallback(Callback):
-    """Write summary.json: command, versions, seed, backbone, method, parameters, memory, seconds.
+    """Write summary.json: command, versions, seed, backbone, method, data, cost, metrics.
 
     `seconds` is the wall time of training, validation in it included; a test that follows is under
     `test_seconds`. A run without training (prompting) has its test's time and memory instead, which
@@ -58,9 +58,9 @@ class SummaryCallback(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record what the run was."""
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).update_summary(
-                command=self.command, **describe_run(pl_module)
-            )
+            folder = RunFolder(trainer.default_root_dir)
+            folder.update_summary(command=self.command, **describe_run(pl_module))
+            record_data(trainer, folder)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -78,6 +78,7 @@ class SummaryCallback(Callback):
             folder.update_summary(**cost, measured="test")
         if "command" not in known:
             folder.update_summary(command=self.command, **describe_run(pl_module))
+        record_data(trainer, folder)
         found = folder.read_summary().get("metrics", {})
         folder.record_metrics(
             {
@@ -116,6 +117,13 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
         "method": name_method(pl_module),
         "parameters": {"trainable": trainable, "total": total},
     }
+
+
+def record_data(trainer: L.Trainer, folder: RunFolder) -> None:
+    """Record under "data", by split, what a datamodule that can tell says of its rows."""
+    describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
+    if describe is not None:
+        folder.update_summary(data=folder.read_summary().get("data", {}) | describe())
 
 
 def name_method(pl_module: object) -> str:

@@ -1,9 +1,10 @@
 """Adapters on a backbone: attach a LoRA or a soft prompt, load, switch, merge and count them."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
@@ -29,9 +30,11 @@ from lightning_modules.targets import (
 
 __all__ = [
     "POLICY", "REFERENCE", "LoRASettings", "attach_lora", "attach_soft_prompt",
-    "attach_trained_lora", "continue_lora", "count_parameters", "find_adapter_problem",
-    "find_shape_problem", "load_adapters", "merge_adapter", "read_adapter_config",
-    "reference_policy", "use_adapter",
+    "attach_soft_prompt_reference", "attach_trained_lora", "continue_lora", "count_parameters",
+    "encoder_is_trained", "find_adapter_problem", "find_shape_problem", "find_start_problem",
+    "find_virtual_tokens",
+    "load_adapters", "merge_adapter", "read_adapter_config", "reference_policy", "unwrap",
+    "use_adapter",
 ]  # fmt: skip
 
 POLICY = "default"
@@ -161,6 +164,20 @@ def attach_soft_prompt(
     return model
 
 
+def find_start_problem(virtual_tokens: int, init: str, init_text: str | None) -> str | None:
+    """Say why a soft prompt cannot start so, or return None where it can."""
+    problems = []
+    if virtual_tokens < 1:
+        problems.append(f"virtual_tokens must be at least 1, got {virtual_tokens}")
+    if init not in get_args(Start):
+        problems.append(f"init must be one of {', '.join(get_args(Start))}, got {init!r}")
+    if init == "text" and not (init_text or "").strip():
+        problems.append("init: text starts from a text; give it as init_text")
+    if init != "text" and init_text is not None:
+        problems.append(f"init_text changes nothing with init: {init}; set init: text")
+    return "; ".join(problems) or None
+
+
 def draw_common_tokens(tokenizer: PreTrainedTokenizerBase, number: int) -> Tensor:
     """Draw tokens from the 5,000 first of a vocabulary that are not special: int64 [number].
 
@@ -225,16 +242,22 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     )
 
 
-def find_adapter_problem(path: str, backbone: str) -> str | None:
-    """Say why an exported LoRA cannot start a run on this backbone, or return None where it can."""
+def find_adapter_problem(path: str, backbone: str, kind: str = "LORA") -> str | None:
+    """Say why an exported adapter cannot start a run on this backbone; None where it can.
+
+    Args:
+        path: The adapter's export folder.
+        backbone: The backbone of the run.
+        kind: What PEFT calls the kind of adapter that is wanted.
+    """
     config = read_adapter_config(path)
     if config is None:
         return (
             f"adapter: {path!r} is no exported adapter (no adapter_config.json in it); "
-            "name the export folder of a LoRA run, such as runs/lora/export"
+            "name the export folder of a run, such as runs/lora/export"
         )
-    if config.get("peft_type") != "LORA":
-        return f"adapter: {path!r} is a {config.get('peft_type')} adapter; only a LORA can go on"
+    if config.get("peft_type") != kind:
+        return f"adapter: {path!r} is a {config.get('peft_type')} adapter; here {kind} is wanted"
     made_on, wanted = config.get("base_model_name_or_path"), resolve_model(backbone)
     if made_on != wanted:
         return f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}"
@@ -264,12 +287,48 @@ def find_shape_problem(model: PreTrainedModel, path: str, settings: LoRASettings
     return f"adapter: {path!r} has {wanted}, and this run says {mine}; a LoRA keeps its shape"
 
 
-@contextmanager
-def reference_policy(model: PeftModel) -> Iterator[None]:
-    """Let the model compute the reference policy inside a ``with`` block, and the policy after it.
+def attach_soft_prompt_reference(model: PeftModel) -> None:
+    """Freeze a copy of a policy's soft prompt as its reference, beside it on the same backbone."""
+    model.add_adapter(REFERENCE, copy.copy(model.peft_config[POLICY]))
+    model.prompt_encoder[REFERENCE].load_state_dict(model.prompt_encoder[POLICY].state_dict())
+    model.prompt_encoder[REFERENCE].requires_grad_(False)
+    model.set_adapter(POLICY)
 
-    The reference is the frozen adapter that the policy started from, or, for a policy that started
-    from nothing, the backbone with adapters off.
+
+def unwrap(model: Any) -> Any:
+    """Give the encoder-decoder itself: a LoRA's layers lie in it, a soft prompt does not."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def find_virtual_tokens(model: Any, rows: int) -> Tensor | None:
+    """Give the active soft prompt's vectors for so many rows, [rows, V, d]; None without one."""
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return None
+    return model.get_prompt(rows)[:, : model.active_peft_config.num_virtual_tokens]
+
+
+def encoder_is_trained(model: Any) -> bool:
+    """Whether anything that the encoder's output depends on is trained."""
+    if find_virtual_tokens(model, 1) is not None:
+        return True
+    encoder = unwrap(model).get_encoder()
+    return any(p.requires_grad for p in encoder.parameters())
+
+
+@contextmanager
+def reference_policy(model: Any, reference: Any = None) -> Iterator[Any]:
+    """Give the model that computes the reference policy inside a ``with`` block.
+
+    The reference is a model of its own if there is one, else the frozen adapter that the policy
+    started from, or, for a policy that started from nothing, the backbone with adapters off. After
+    the block the policy is active again.
+
+    Args:
+        model: The policy.
+        reference: A frozen model of its own, for a policy that is no adapter.
     """
+    if reference is not None:
+        yield reference
+        return
     with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None):
-        yield
+        yield model

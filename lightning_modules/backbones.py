@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -135,6 +135,19 @@ def record_head(model: PreTrainedModel) -> None:
     model.config.tie_word_embeddings = head_is_tied(model)
     if not model.config.tie_word_embeddings and hasattr(model.config, "scale_decoder_outputs"):
         model.config.scale_decoder_outputs = False
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Map the decoder's last hidden states [..., d] to logits [..., V], as the forward pass does.
+
+    For those who want logits at some positions only: the vocabulary makes them the widest tensor
+    of all.
+    """
+    if getattr(model.config, "scale_decoder_outputs", False):
+        hidden = hidden * model.config.d_model**-0.5
+    logits = model.get_output_embeddings()(hidden)
+    bias = getattr(model, "final_logits_bias", None)  # BART and its kin
+    return logits if bias is None else logits + bias
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

@@ -1,11 +1,11 @@
 """SoftPrompt: trained vectors before the input of a frozen backbone."""
 
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import Start, attach_soft_prompt
+from lightning_modules.adapters import Start, attach_soft_prompt, find_start_problem
 from lightning_modules.summarization import SummarizationModule
 
 
@@ -32,17 +32,8 @@ class SoftPrompt(SummarizationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, **kwargs)
-        problems = []
-        if virtual_tokens < 1:
-            problems.append(f"virtual_tokens must be at least 1, got {virtual_tokens}")
-        if init not in get_args(Start):
-            problems.append(f"init must be one of {', '.join(get_args(Start))}, got {init!r}")
-        if init == "text" and not (init_text or "").strip():
-            problems.append("init: text starts from a text; give it as init_text")
-        if init != "text" and init_text is not None:
-            problems.append(f"init_text changes nothing with init: {init}; set init: text")
-        if problems:
-            raise ValueError("; ".join(problems))
+        if problem := find_start_problem(virtual_tokens, init, init_text):
+            raise ValueError(problem)
         self.virtual_tokens = virtual_tokens
         self.init = init
         self.init_text = init_text

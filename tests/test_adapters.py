@@ -258,5 +258,5 @@ def test_a_lora_goes_on_in_its_own_shape_only(t5: str, tmp_path: Path) -> None:
 
 def test_a_lora_does_not_go_on_from_a_soft_prompt(t5: str, tmp_path: Path) -> None:
     settle(ADAPTERS["soft_prompt"](t5)).export(tmp_path)
-    with pytest.raises(ValueError, match="is a PROMPT_TUNING adapter; only a LORA"):
+    with pytest.raises(ValueError, match="is a PROMPT_TUNING adapter; here LORA"):
         LoRA(backbone=t5, adapter=str(tmp_path))

@@ -160,7 +160,13 @@ def test_exports_give_the_same_texts_in_another_process(t5: str, tmp_path: Path)
         (lambda: FullFT(backbone="x", warmup_fraction=1.0), "warmup_fraction"),
         (lambda: FullFT(backbone="x", dropout=1.0), "dropout"),
         (lambda: Decoding(max_new_tokens=0, num_beams=0), "max_new_tokens.*num_beams"),
-        (lambda: Decoding(temperature=0.5), "change nothing without do_sample"),
+        (lambda: Decoding(temperature=0.5), "temperature would change nothing without do_sample"),
+        (lambda: Decoding(top_k=5, top_p=0.9, num_beams=4), "top_k, top_p would change nothing"),
+        (lambda: Decoding(length_penalty=2.0), "length_penalty would change nothing.*num_beams"),
+        (lambda: Decoding(early_stopping=True, do_sample=True), "early_stopping would change"),
+        (lambda: Decoding(max_new_tokens=8, min_new_tokens=9), "from 0 to max_new_tokens, got 9"),
+        (lambda: Decoding(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be 0 or more"),
+        (lambda: Decoding(do_sample=True, top_p=0.0, top_k=-1), "top_k must.*top_p must be in"),
         (lambda: Decoding(do_sample=True, temperature=0.0), "above 0"),
     ],
 )
@@ -170,19 +176,67 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
 
 
 def test_decoding_overrules_what_generate_would_do_by_itself() -> None:
-    assert Decoding().arguments() == {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
-    sampling = Decoding(do_sample=True, temperature=0.5).arguments()
-    assert sampling["top_k"] == 0
-    assert sampling["top_p"] == 1.0
+    greedy = {
+        "max_new_tokens": 128, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
+        "do_sample": False,
+    }  # fmt: skip
+    sampling = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    beams = {"num_beams": 4, "length_penalty": 1.0, "early_stopping": False}
+    assert Decoding().arguments() == greedy
+    assert Decoding(do_sample=True, temperature=0.5).arguments() == greedy | sampling
+    assert Decoding(num_beams=4).arguments() == greedy | beams
+    both = Decoding(num_beams=4, do_sample=True, temperature=0.5)
+    assert both.arguments() == greedy | sampling | beams
 
 
-@pytest.mark.parametrize("change", [{"num_beams": 4}, {"do_sample": True, "temperature": 2.0}])
-def test_decoding_settings_change_the_text(change: dict[str, Any], t5: str) -> None:
-    torch.manual_seed(0)
+SAMPLE = {"do_sample": True, "temperature": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "beside"),
+    [
+        ({"num_beams": 4}, {}),
+        ({"no_repeat_ngram_size": 1}, {}),
+        (SAMPLE, {}),
+        (SAMPLE, {"num_beams": 4}),
+        ({"temperature": 0.01}, SAMPLE),
+        ({"top_k": 1}, SAMPLE),
+        ({"top_p": 0.01}, SAMPLE),
+        ({"num_beams": 4}, SAMPLE | {"top_k": 20, "top_p": 0.9}),
+        ({"length_penalty": -5.0}, {"num_beams": 4}),
+        ({"early_stopping": True}, {"num_beams": 4}),
+        ({"min_new_tokens": 8}, {}),
+        ({"min_new_tokens": 8}, {"num_beams": 4}),
+    ],
+)
+def test_every_decoding_setting_changes_the_text(
+    change: dict[str, Any], beside: dict[str, Any], t5: str
+) -> None:
     batch = make_batch(t5)
-    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
-    other = settle(InContext(backbone=t5, decoding=Decoding(max_new_tokens=8, **change))).eval()
-    assert plain.generate(batch) != other.generate(batch)
+    module = settle(InContext(backbone=t5, decoding=Decoding(max_new_tokens=8, **beside))).eval()
+    # Surer of its tokens, and a third of them end the text: then lengths and repeats matter.
+    generator = torch.Generator().manual_seed(0)
+    weight = module.model.lm_head.weight.data
+    weight.copy_(torch.randn(weight.shape, generator=generator))
+    module.model.generation_config.eos_token_id = list(range(1, 90))
+
+    def generate(**settings: Any) -> list[list[int]]:
+        torch.manual_seed(0)
+        arguments = Decoding(max_new_tokens=8, **settings).arguments()
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return module.model.generate(**inputs, **arguments).tolist()
+
+    assert generate(**beside) == generate(**beside)
+    assert generate(**beside) != generate(**(beside | change))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_decodes_in_every_way(name: str, t5: str) -> None:
+    module = settle(METHODS[name](t5)).eval()
+    batch = make_batch(t5)
+    for settings in ({}, {"num_beams": 3}, SAMPLE, SAMPLE | {"num_beams": 3, "top_k": 9}):
+        module.decoding = Decoding(max_new_tokens=6, **settings)
+        assert len(module.generate(batch)) == 6
 
 
 def test_a_nan_loss_stops_the_run_and_names_the_rows(t5: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 from lightning_modules import FullFT, InContext, LoRA, PPOPolicy, RewardModel, SoftPrompt
 from lightning_modules.adapters import count_parameters
-from lightning_modules.ppo.policy import LoRAShape
+from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from tests.batches import settle
 
 # The tiny T5 is 32 wide, with 2 encoder layers of one attention and 2 decoder layers of two, so
@@ -64,7 +64,7 @@ TABLE = {
         REWARD,
     ),
     "ppo": Row(
-        lambda t5, roberta: PPOPolicy(backbone=t5, reward_model=roberta, lora=LoRAShape(r=4)),
+        lambda t5, roberta: PPOPolicy(backbone=t5, reward_model=roberta, policy=LoRAPolicy(r=4)),
         f"{LORA}|{VALUE_HEAD}",
         26,
         12 * PAIR + 33,
