@@ -68,7 +68,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     whole, broken = ([*base, *own, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
     train.main(["fit", *whole])
     with pytest.raises(RuntimeError, match="on purpose"):
-        train.main(["fit", *broken, "--trainer.callbacks", "tests.ppo.test_resume.BreakOff"])
+        train.main(["fit", *broken, "--trainer.callbacks+=tests.ppo.test_resume.BreakOff"])
     train.main(["fit", *broken, "--resume", "auto"])
     states = [
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
