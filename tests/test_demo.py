@@ -115,7 +115,8 @@ def test_one_command_makes_the_whole_table(
     }
     assert set(demo.RUNS) < set(rows)
     for name in set(demo.RUNS) - {"reward"}:
-        assert rows[name][1:3] == ["64", "3"]
+        assert int(rows[name][1]) > 0
+        assert rows[name][2] == "3"
         assert " to " in rows[name][3]
         costs = rows[name][8:11]
         assert (costs == ["-", "-", "-"]) == (name in demo.BASELINES)
