@@ -102,10 +102,13 @@ def identify(export: Path, settings: Settings, decoding: Decoding) -> dict[str, 
     The batch size decides them where sampling is seeded by windows; elsewhere it may change, for
     example where memory ran out.
     """
-    prompt = settings.prompt
+    # As it reads; what stands before an example's summary counts where there are examples.
+    prompt = settings.prompt.wrap("{dialogue}")
+    if settings.shots:
+        prompt = settings.prompt.example("{dialogue}", "{summary}")
     identity: dict[str, Any] = {
         "model": hash_model(export),
-        "prompt": [prompt.prefix, prompt.suffix],
+        "prompt": prompt,
         "max_source_length": settings.max_source_length,
         "precision": settings.precision,
         "keep_dialogue": settings.keep_dialogue,
