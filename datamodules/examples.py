@@ -183,7 +183,7 @@ class FixedExamples(_SharedExamples):
         """
         wanted = self.ids[:shots]
         rows = {row.id: row for row in train}
-        if missing := [name for name in wanted if name not in rows]:
+        if missing := [name for name in self.ids if name not in rows]:
             raise DataError(
                 f"data: the train split has no row {', '.join(missing)} (FixedExamples.ids); it "
                 f"has {len(rows)} rows, {next(iter(rows))} the first of them. Examples come from "
