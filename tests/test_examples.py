@@ -164,7 +164,7 @@ def test_no_question_is_its_own_example(make: Callable[[], ExampleSelector]) -> 
 class First(ExampleSelector):
     """A selector of one's own, which does not look at the question."""
 
-    def rank(self, questions: Sequence[Row], own: np.ndarray) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> np.ndarray:
         return np.tile(np.arange(len(self.pool)), (len(questions), 1))
 
 
