@@ -1,6 +1,5 @@
 """DialogSumDataModule: dialogues and references as batches, for every method alike."""
 
-import copy
 import logging
 import warnings
 from collections.abc import Sequence
@@ -134,8 +133,7 @@ class DialogSumDataModule(ResumableDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-        # A copy: a selector given to two data modules is told two train splits.
-        self._selector = copy.copy(examples or RandomExamples())
+        self._selector = examples or RandomExamples()
         self._check_settings()
         self.tokenizer: Any = None
         self.datasets: dict[Split, ExampleDataset] = {}

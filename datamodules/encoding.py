@@ -124,7 +124,7 @@ class Encoder:
         cut = np.zeros(len(rows), dtype=bool)
         for i, ids in enumerate(sources):
             if len(ids) > self.max_source_length:
-                sources[i], shots[i], cut[i] = self.fit(rows[i], wanted[i])
+                sources[i], shots[i], cut[i] = self.fit_prompt(rows[i], wanted[i])
         targets = self.encode_targets([row.references[0] for row in rows])
         return Encoded(_arrays(sources), _arrays(targets), shots, cut)
 
@@ -133,7 +133,7 @@ class Encoder:
         blocks = [self.blocks[place] for place in shown]
         return "".join(blocks[:: -1 if self.best_last else 1]) + self.prompt.wrap(row.dialogue)
 
-    def fit(self, row: Row, wanted: Sequence[int]) -> tuple[list[int], int, bool]:
+    def fit_prompt(self, row: Row, wanted: Sequence[int]) -> tuple[list[int], int, bool]:
         """Make a prompt fit that is too long with all of its examples.
 
         Returns:

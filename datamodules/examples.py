@@ -92,23 +92,19 @@ class ExampleSelector(ABC):
             transient=True,
         ):
             chunk = questions[first : first + _CHUNK]
-            own = np.array([self._places.get(_normalise(row.dialogue), -1) for row in chunk])
-            for row, ranked in enumerate(self.rank(chunk, own), start=first):
-                allowed = ranked[ranked != own[row - first]][: self.shots]
+            own = [self._places.get(_normalise(row.dialogue), NO_EXAMPLE) for row in chunk]
+            for row, (ranked, place) in enumerate(zip(self.rank(chunk), own, strict=True), first):
+                allowed = ranked[ranked != place][: self.shots]
                 picks[row, : len(allowed)] = allowed
         return picks
 
     @abstractmethod
-    def rank(self, questions: Sequence[Row], own: np.ndarray) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> np.ndarray:
         """Rank the pool for each of N questions.
 
-        Args:
-            questions: The questions.
-            own: [N] place in the pool of a question's own dialogue, -1 where it is not there.
-
         Returns:
-            [N, K] places in the pool, the most wanted first. Own places are taken out afterwards,
-            and what is left beyond ``shots`` is cut off.
+            [N, K] places in :attr:`pool`, the most wanted first. A question's own dialogue is taken
+            out afterwards, and what is left beyond ``shots`` is cut off.
         """
 
     def without_shown(self, rows: list[Row]) -> list[Row]:
@@ -123,7 +119,7 @@ class _SharedExamples(ExampleSelector):
 
     shared = True
 
-    def rank(self, questions: Sequence[Row], own: np.ndarray) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> np.ndarray:
         """Rank the pool in its own order."""
         return np.tile(np.arange(len(self.pool)), (len(questions), 1))
 
@@ -183,7 +179,7 @@ class FixedExamples(_SharedExamples):
         """
         wanted = self.ids[:shots]
         rows = {row.id: row for row in train}
-        if missing := [name for name in wanted if name not in rows]:
+        if missing := [name for name in self.ids if name not in rows]:
             raise DataError(
                 f"data: the train split has no row {', '.join(missing)} (FixedExamples.ids); it "
                 f"has {len(rows)} rows, {next(iter(rows))} the first of them. Examples come from "
@@ -230,7 +226,7 @@ class SimilarExamples(ExampleSelector):
         self._vectors = vectorizer.fit_transform(row.dialogue for row in self.pool)
         self._vectorizer = vectorizer
 
-    def rank(self, questions: Sequence[Row], own: np.ndarray) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> np.ndarray:
         """Rank the nearest dialogues, one more than is wanted in case the question is among them.
 
         The vectors have length 1, so their products are the cosines. These are rounded, lest the

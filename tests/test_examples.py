@@ -14,6 +14,7 @@ import pytest
 from jsonargparse import ArgumentParser, Namespace
 from transformers import AutoTokenizer
 
+import datamodules.token_cache
 from datamodules import (
     DialogSumDataModule,
     ExampleSelector,
@@ -79,7 +80,9 @@ def test_fixed_examples_stand_in_the_order_of_their_ids() -> None:
     train = rows_of("a", "b", "c", "d")
     question = Row("q", "?", ("s",))
     assert chosen(fitted(FixedExamples(["r3", "r0"]), train, 2), question) == [["r3", "r0"]]
-    assert chosen(fitted(FixedExamples(["r3", "r0"]), train, 1), question) == [["r3"]]
+    first = fitted(FixedExamples(["r3", "r0"]), train, 1)
+    assert chosen(first, question) == [["r3"]]
+    assert first.without_shown(train) == train[:3]  # the other may be trained on
     numbered = [row._replace(id=str(i)) for i, row in enumerate(train)]
     assert chosen(fitted(FixedExamples([2, "1"]), numbered, 2), question) == [["2", "1"]]
 
@@ -161,7 +164,7 @@ def test_no_question_is_its_own_example(make: Callable[[], ExampleSelector]) -> 
 class First(ExampleSelector):
     """A selector of one's own, which does not look at the question."""
 
-    def rank(self, questions: Sequence[Row], own: np.ndarray) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> np.ndarray:
         return np.tile(np.arange(len(self.pool)), (len(questions), 1))
 
 
@@ -317,6 +320,19 @@ def test_other_examples_are_never_taken_from_the_cache(
     assert len({tuple(sources) for sources in prompts}) == 5
 
 
+def test_rows_keep_their_examples_when_a_split_is_taken_in_parts(
+    make: Callable[..., DialogSumDataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole := make(shots=2, examples=SimilarExamples())).setup("test")
+    monkeypatch.setattr(datamodules.examples, "_CHUNK", 4)
+    monkeypatch.setattr(datamodules.token_cache, "_CHUNK", 3)
+    settings: dict[str, Any] = {"shots": 2, "cache_dir": str(tmp_path / "other")}
+    (parts := make(examples=SimilarExamples(), **settings)).setup("test")
+    for index in range(22):
+        one, other = (data.datasets["test"][index].source.tolist() for data in (whole, parts))
+        assert one == other
+
+
 def test_a_selector_of_two_data_modules_serves_both(
     make: Callable[..., DialogSumDataModule],
 ) -> None:
@@ -349,7 +365,7 @@ def test_settings_that_do_not_go_together(
 def test_ids_of_other_splits_are_refused(make: Callable[..., DialogSumDataModule]) -> None:
     for name in ("t1", "v1", "r30"):
         with pytest.raises(DataError, match=f"the train split has no row {name} .*has 30 rows, r0"):
-            make(shots=2, examples=FixedExamples(["r1", name])).setup("test")
+            make(shots=1, examples=FixedExamples(["r1", name])).setup("test")
     with pytest.raises(DataError, match=r"no row r9 .*max_train_rows"):
         make(shots=1, examples=FixedExamples(["r9"]), max_train_rows=9).setup("test")
 
