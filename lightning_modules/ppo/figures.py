@@ -76,6 +76,19 @@ def losses(sums: Sums) -> dict[str, Tensor]:
     }
 
 
+def start(sums: Sums) -> dict[str, Tensor]:
+    """Give what the first minibatch of a batch found, before its step.
+
+    The policy is the one that sampled then: a ratio that is not 1 means that two passes over the
+    same tokens differ. The mean ratio alone would not tell, for over samples it is 1 on average
+    whatever the policy; approxkl has no such cancellation.
+    """
+    return {
+        "ppo/policy/first_ratio": sums.ratio / sums.tokens,
+        "ppo/policy/first_approxkl": sums.approx_kl / sums.tokens,
+    }
+
+
 def speed(rollout: Rollout, times: list[float]) -> dict[str, float]:
     """Give the seconds of each phase of a step, and rollouts and response tokens a second.
 

@@ -209,9 +209,11 @@ class PPOPolicy(SummarizationModule):
         """Roll out, score, shape the rewards, estimate advantages, and update in minibatches.
 
         Returns:
-            What callbacks may watch: kl (k1, nats), score and length of each rollout, [B] each; the
-            experience that was learnt from; rewards [B, T]; terms, each term's scores [B]; texts,
-            the B summaries; and batch, the number of batches of rollouts before this one.
+            What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
+            (what was made of it) and length of each rollout, [B] each; the experience that was
+            learnt from; rewards [B, T]; terms, each term's scores [B]; texts, the B summaries;
+            beta; figures, this rank's share of all that was logged; and batch, the number of
+            batches of rollouts before this one.
         """
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
@@ -246,16 +248,17 @@ class PPOPolicy(SummarizationModule):
         losses = self.update(experience)
         times.append(time.perf_counter())
 
-        self.log_step(figures.objective(rollout, scores, shaped, beta))
-        self.log_step({f"objective/rewards/{name}": each.mean() for name, each in terms.items()})
-        self.log_step(figures.estimates(rollout, credit))
-        self.log_step(losses | figures.speed(rollout, times))
+        found = figures.objective(rollout, scores, shaped, beta)
+        found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
+        found |= figures.estimates(rollout, credit) | losses | figures.speed(rollout, times)
+        self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
         self.batches_done += 1
         return {
-            "kl": sequence_kl, "score": scores, "length": lengths, "experience": experience,
-            "rewards": rewards, "terms": terms, "texts": texts.summaries,
+            "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
+            "experience": experience, "rewards": rewards, "terms": terms,
+            "texts": texts.summaries, "beta": beta, "figures": found,
             "batch": self.batches_done - 1,
         }  # fmt: skip
 
@@ -341,11 +344,13 @@ class PPOPolicy(SummarizationModule):
             self.ppo.microbatch_size,
         )
         total = torch.zeros(len(Sums._fields), device=self.device)
+        first: Tensor | None = None
         skipped, epochs = 0, 0
         for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
                 sums, stepped = self.step(experience, parts)
+                first = sums if first is None else first
                 of_epoch += sums
                 skipped += not stepped
             total += of_epoch
@@ -356,7 +361,8 @@ class PPOPolicy(SummarizationModule):
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        return figures.losses(Sums(*total)) | counts
+        start = {} if first is None else figures.start(Sums(*first))
+        return figures.losses(Sums(*total)) | start | counts
 
     def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
         """Take one optimizer step on a minibatch, its gradient added up over micro-batches.

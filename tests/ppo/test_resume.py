@@ -1,6 +1,5 @@
 """A PPO run that broke off and was resumed is the uninterrupted one, to the last digit."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +29,6 @@ class BreakOff(L.Callback):
             raise RuntimeError("broken off on purpose")
 
 
-@pytest.fixture
-def base(t5: str, roberta: str, tmp_path: Path) -> list[str]:
-    rows = [
-        {"fname": f"row_{i}", "dialogue": f"#Person1#: {i} apples" + " please" * (i % 3),
-         "summary": "They talk.", "topic": "x"}
-        for i in range(20)
-    ]  # fmt: skip
-    for split in ("train", "validation", "test"):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{split}.jsonl").write_text(lines)
-    return [
-        "--config", "configs/ppo.yaml", "--model.backbone", t5, "--model.reward_model", roberta,
-        "--toxicity.model", "null", "--data.source", str(tmp_path), "--data.batch_size", "4",
-        "--data.min_dialogue_chars", "0", "--model.ppo.max_new_tokens", "6",
-        "--model.ppo.epochs", "2", "--model.ppo.kl_target", "0.5", "--model.ppo.kl_horizon", "50",
-        "--model.ppo.normalise_scores", "true", "--model.schedule", "linear",
-        "--model.optimizer.lr", "0.01", "--model.decoding.max_new_tokens", "6",
-        "--trainer.max_epochs", "2", "--trainer.precision", "32-true",
-        "--trainer.accelerator", "cpu", "--checkpoint.every_n_train_steps", "1",
-    ]  # fmt: skip
-
-
 def figures(folder: Path) -> list[dict[str, str]]:
     rows = RunFolder(folder).read_metrics_csv()
     return [{k: v for k, v in row.items() if v and not k.startswith(CLOCK)} for row in rows]
@@ -59,16 +36,16 @@ def figures(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_resumed_run_is_the_uninterrupted_one(
-    base: list[str],
+    tiny_ppo: list[str],
     tmp_path: Path,
     kind: str,
     trained_adapter: str,
 ) -> None:
     own = [trained_adapter if word == "lora" else word for word in SETTINGS[kind]]
-    whole, broken = ([*base, *own, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
+    whole, broken = ([*tiny_ppo, *own, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
     train.main(["fit", *whole])
     with pytest.raises(RuntimeError, match="on purpose"):
-        train.main(["fit", *broken, "--trainer.callbacks+=tests.ppo.test_resume.BreakOff"])
+        train.main(["fit", *broken, "--trainer.callbacks+", "tests.ppo.test_resume.BreakOff"])
     train.main(["fit", *broken, "--resume", "auto"])
     states = [
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
@@ -84,7 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_another_reference_is_refused(
-    base: list[str],
+    tiny_ppo: list[str],
     tmp_path: Path,
     trained_adapter: str,
     capsys: pytest.CaptureFixture[str],
@@ -93,7 +70,7 @@ def test_another_reference_is_refused(
     adapter.mkdir()
     for file in Path(trained_adapter).iterdir():
         (adapter / file.name).write_bytes(file.read_bytes())
-    run = [*base, "--model.adapter", str(adapter), "--run_dir", str(tmp_path / "run")]
+    run = [*tiny_ppo, "--model.adapter", str(adapter), "--run_dir", str(tmp_path / "run")]
     train.main(["fit", *run, "--trainer.max_epochs", "1"])
     weights = adapter / "adapter_model.safetensors"
     save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
