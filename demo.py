@@ -68,6 +68,9 @@ def make_commands(
         options += ["--data.source", source]
     if quick:
         configs.append("configs/overlays/debug.yaml")
+        if config != "in_context":  # which has no epoch at all
+            options += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+            options += ["--trainer.val_check_interval", "1.0"]
     settings = [part for path in configs for part in ("--config", path)]
     settings += [option.format(root=root) for option in options]
     settings += ["--run_dir", str(Path(root) / name), "--seed_everything", str(seed), *overwrite]

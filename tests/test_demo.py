@@ -55,6 +55,15 @@ def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.Monkey
             choose_sections(command[2:])  # which refuses a class that an overlay forgot
 
 
+def test_quick_is_an_epoch_of_a_few_batches_that_ends_in_a_validation() -> None:
+    for name in demo.METHODS:
+        for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
+            assert "configs/overlays/debug.yaml" in command
+            epoch = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+            said = all(part in command for part in [*epoch, "--trainer.val_check_interval"])
+            assert said == (not name.endswith("_shot"))
+
+
 def test_an_unknown_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         demo.main(["lorra"])
