@@ -132,8 +132,8 @@ def choose(batches: Sequence[Sequence[int]], lengths: Sequence[int], task: Task)
 def prepare(folder: Path, dialogues: Path) -> None:
     """Write a model of FLAN-T5-base's shape, and the dev split as both train and dev split."""
     save_t5_base(folder / "backbone")
-    # With 4,000 tokens learnt from little text prompts are as long as FLAN's own make them.
-    save_tokenizer(folder / "backbone", ["<pad>", "</s>", "<unk>"], "$A </s>", 4000)
+    # Learnt from so little text, 32,000 tokens would hold whole phrases, and prompts be too short.
+    save_tokenizer(folder / "backbone", ["<pad>", "</s>", "<unk>"], "$A </s>", 8000)
     (folder / "data").mkdir()
     for split in ("train", "dev"):
         (folder / "data" / f"{split}.jsonl").write_bytes(

@@ -275,6 +275,22 @@ def test_all_wrong_settings_are_in_one_error(make: Callable[..., DialogSumDataMo
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("multiple", [1, 5])
+def test_batches_are_padded_to_the_multiple_asked_for(
+    tmp_path: Path, make: Callable[..., DialogSumDataModule], multiple: int
+) -> None:
+    write(tmp_path / "test.jsonl", 7)
+    data = make(pad_to_multiple_of=multiple, eval_batch_size=4)
+    data.setup("test")
+    for batch in data.test_dataloader():
+        real = {"input_ids": batch["attention_mask"] == 1, "labels": batch["labels"] != -100}
+        for name, places in real.items():
+            longest = int(places.sum(1).max())
+            assert batch[name].shape[1] == -(-longest // multiple) * multiple
+    with pytest.raises(ValueError, match="pad_to_multiple_of must be at least 1"):
+        make(pad_to_multiple_of=0)
+
+
 def test_limits_and_lengths(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
     for name in ("train", "val", "test"):
         write(tmp_path / f"{name}.jsonl", 8)  # of 10 to 17 characters
