@@ -4,7 +4,7 @@
     python replay.py runs/ppo --batch 3
 
 Nothing is sampled and no reward model is asked: the rollouts, their scores and their advantages are
-read from ``rollouts/``, the weights and the optimizer's state from the checkpoint before that
+read from ``rollouts/``, the weights and the optimizer's state from the last checkpoint before that
 batch. On the machine of the run the figures are the same to the last bit; see docs/ppo_debugging.md
 for what else it is good for.
 """
@@ -40,38 +40,37 @@ KEPT = ("accelerator", "precision", "deterministic", "benchmark")
 
 
 class Replay(L.LightningModule):
-    """Makes one update of a policy from a recorded batch, under a Trainer as the run's was.
+    """Makes updates of a policy from recorded batches, under a Trainer as the run's was.
 
     Args:
         policy: As the run built it.
-        checkpoint: The run's state before the batch.
-        folder: Where the batch lies.
-        batch: Its number.
+        checkpoint: The run's state before the last batch, or before an earlier one.
+        folder: Where the batches lie.
+        last: Number of the last batch.
 
     Raises:
-        ValueError: If the checkpoint is not of just before that batch.
+        ValueError: If the checkpoint is not from before that batch.
     """
 
     def __init__(
-        self, policy: PPOPolicy, checkpoint: Mapping[str, Any], folder: RolloutFolder, batch: int
+        self, policy: PPOPolicy, checkpoint: Mapping[str, Any], folder: RolloutFolder, last: int
     ) -> None:
         super().__init__()
-        done = checkpoint.get("ppo", {}).get("batches_done")
-        if done != batch:
+        done = checkpoint.get("ppo", {}).get("batches_done", last + 1)
+        if done > last:
             raise ValueError(
-                f"this checkpoint was taken after {done} batches of rollouts; to replay batch "
-                f"{batch} name the one after {batch}"
+                f"this checkpoint is not from before batch {last}: it has learnt from {done} "
+                f"batches; name one that has learnt from {last} or fewer"
             )
         self.policy = policy
         self.checkpoint = checkpoint
         self.folder = folder
-        self.batch = batch
-        self.recorded: dict[str, float] = {}
-        self.replayed: dict[str, float] = {}
+        self.batches = range(done, last + 1)
+        self.found: dict[str, tuple[float, float]] = {}
         self.automatic_optimization = False
 
     def configure_model(self) -> None:
-        """Load the policy as it was before the batch; its judges are not needed."""
+        """Load the policy as it was before the first batch; its judges are not needed."""
         self.policy.terms.clear()
         self.policy.configure_model()
         self.policy.on_load_checkpoint(dict(self.checkpoint))
@@ -82,18 +81,21 @@ class Replay(L.LightningModule):
         return self.policy.configure_optimizers()
 
     def on_train_start(self) -> None:
-        """Give the optimizer its state, the learning rate of that batch included."""
-        optimizer: Any = self.optimizers()
-        optimizer.optimizer.load_state_dict(self.checkpoint["optimizer_states"][0])
+        """Give the optimizer its state."""
+        self.trainer.optimizers[0].load_state_dict(self.checkpoint["optimizer_states"][0])
 
     def train_dataloader(self) -> DataLoader[Recorded]:
         """Read this rank's rows."""
-        padding = self.policy.tokenizer.pad_token_id
-        recorded = self.folder.read(self.batch, self.trainer.global_rank, padding)
-        return DataLoader([recorded], batch_size=None)  # type: ignore[arg-type]
+        rank, padding = self.trainer.global_rank, self.policy.tokenizer.pad_token_id
+        batches = [self.folder.read(number, rank, padding) for number in self.batches]
+        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
     def training_step(self, recorded: Recorded, batch_idx: int) -> None:
         """Make the update."""
+        groups = self.trainer.optimizers[0].param_groups
+        # As recorded: the schedule of this Trainer is one of these few batches.
+        for group, rate in zip(groups, recorded.learning_rates, strict=True):
+            group["lr"] = rate
         policy, experience = self.policy, recorded.experience
         rollout = experience.rollout
         if policy.shares_encoder:
@@ -103,8 +105,7 @@ class Replay(L.LightningModule):
         credit = policy.advantage(recorded.rewards, rollout.values, rollout.mask, recorded.samples)
         found = figures.estimates(rollout, credit) | policy.update(experience)
         policy.batches_done += 1
-        self.recorded = recorded.figures
-        self.replayed = {name: float(value) for name, value in found.items()}
+        self.found = {name: (recorded.figures[name], float(value)) for name, value in found.items()}
 
 
 def replay(
@@ -114,7 +115,8 @@ def replay(
 
     Args:
         policy: Built with the settings of the run.
-        checkpoint: The run's state before that batch.
+        checkpoint: The run's state before that batch; or before an earlier one, and then the
+            batches between are replayed first.
         run_dir: The run folder with the rollouts.
         batch: Number of the batch, from 0.
         **trainer: Settings of the Trainer: precision and accelerator as in the run.
@@ -123,18 +125,19 @@ def replay(
         Each figure of the update, as it was recorded and as it is now.
 
     Raises:
-        ValueError: If there is no such batch, or the checkpoint is not the one before it.
+        ValueError: If a batch is not there, or the checkpoint is not from before it.
     """
+    folder = RolloutFolder(run_dir)
+    ranks = folder.describe(batch)["ranks"]
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module = Replay(policy, state, RolloutFolder(run_dir), batch)
+    module = Replay(policy, state, folder, batch)
     defaults = {
         "max_epochs": 1, "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False,
+        "devices": ranks, "strategy": "ddp" if ranks > 1 else "auto",
     }  # fmt: skip
-    ranks = module.folder.ranks(batch)
-    several = {"devices": ranks, "strategy": "ddp" if ranks > 1 else "auto"}
-    L.Trainer(**(defaults | several | trainer)).fit(module)
-    return {name: (module.recorded[name], value) for name, value in module.replayed.items()}
+    L.Trainer(**(defaults | trainer)).fit(module)
+    return module.found
 
 
 def build_policy(config: Mapping[str, Any]) -> PPOPolicy:
@@ -182,20 +185,21 @@ def run(settings: Namespace) -> int:
     Returns:
         Exit code: 0 where all is as recorded, 1 where something differs.
     """
-    folder = RolloutFolder(settings.run)
-    batch, checkpoint = settings.batch, settings.checkpoint
-    config = yaml.safe_load(RunFolder(settings.run).config.read_text(encoding="utf-8"))
-    if checkpoint is None and not folder.checkpoint(batch).is_file():
+    folder, batch = RolloutFolder(settings.run), settings.batch
+    folder.describe(batch)  # says so if there is none
+    checkpoint = settings.checkpoint or folder.find_checkpoint(batch)
+    if checkpoint is None:
         raise ValueError(
-            f"there is no {folder.checkpoint(batch)}; name a checkpoint from just before batch "
-            f"{batch} with --checkpoint, or run with --config configs/overlays/rollouts.yaml"
+            f"{folder.path} has no checkpoint from before batch {batch}; name one of the run with "
+            "--checkpoint, or run with --config configs/overlays/rollouts.yaml"
         )
-    kept = {name: config["trainer"][name] for name in KEPT}
+    config = yaml.safe_load(RunFolder(settings.run).config.read_text(encoding="utf-8"))
     policy = build_policy(config)
-    found = replay(policy, checkpoint or folder.checkpoint(batch), settings.run, batch, **kept)
+    kept = {name: config["trainer"][name] for name in KEPT}
+    found = replay(policy, checkpoint, settings.run, batch, **kept)
     gap = find_difference(policy, folder.checkpoint(batch + 1))
     if policy.trainer.is_global_zero:
-        show(found, gap, f"{settings.run}, batch {batch}")
+        show(found, gap, f"{settings.run}, batch {batch}, from {checkpoint}")
     return int(bool(gap) or any(recorded != replayed for recorded, replayed in found.values()))
 
 
@@ -219,7 +223,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint",
         type=str | None,
-        help="state before that batch (default: rollouts/batch<N>.ckpt)",
+        help="state of the run before that batch, or before an earlier one "
+        "(default: the last one in rollouts/)",
     )
     try:
         return run(parser.parse_args(args))

@@ -13,7 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import move_data_to_device
 
 from lightning_modules import PPOPolicy
-from lightning_modules.ppo.records import Recorded, describe, from_records, to_records
+from lightning_modules.ppo.records import (
+    Record,
+    Recorded,
+    describe,
+    from_records,
+    to_records,
+)
 from run_folder import RunFolder, write_lines, write_text
 
 log = logging.getLogger(__name__)
@@ -45,11 +51,30 @@ class RolloutFolder:
 
     def batches(self) -> list[int]:
         """List the batches that rank 0 has written."""
-        return sorted({batch for _, batch, rank in self._files(".jsonl") if rank == 0})
+        return sorted({number for path, number, rank in self._files() if path == self.rows(number)})
 
-    def ranks(self, batch: int) -> int:
-        """Count the ranks that wrote a batch."""
-        return sum(number == batch for _, number, _ in self._files(".jsonl"))
+    def find_checkpoint(self, batch: int) -> Path | None:
+        """Find the last checkpoint from before a batch or, failing that, before an earlier one."""
+        found = [path for path, number, _ in self._files(".ckpt") if number <= batch]
+        return found[-1] if found else None
+
+    def describe(self, batch: int, rank: int = 0) -> Record:
+        """Read what a batch has beside its rows.
+
+        Raises:
+            ValueError: There is no such batch, or the file is broken.
+        """
+        path = self.rows(batch, rank)
+        if not path.is_file():
+            there = ", ".join(map(str, self.batches())) or "none"
+            raise ValueError(
+                f"there is no batch {batch} of rank {rank} in {self.path}; batches there: {there}. "
+                "Rollouts are kept with --config configs/overlays/rollouts.yaml"
+            )
+        try:
+            return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path.with_suffix('.json')} is broken: {error}") from error
 
     def read(self, batch: int, rank: int, pad_id: int) -> Recorded:
         """Read a batch as it was learnt from.
@@ -62,19 +87,12 @@ class RolloutFolder:
         Raises:
             ValueError: There is no such batch, or a file is broken.
         """
-        path = self.rows(batch, rank)
-        if not path.is_file():
-            there = ", ".join(map(str, self.batches())) or "none"
-            raise ValueError(
-                f"there is no batch {batch} of rank {rank} in {self.path}; batches there: {there}. "
-                "Rollouts are kept with --config configs/overlays/rollouts.yaml"
-            )
+        about, path = self.describe(batch, rank), self.rows(batch, rank)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
-            return from_records(rows, json.loads(path.with_suffix(".json").read_text()), pad_id)
+            with path.open(encoding="utf-8") as lines:
+                return from_records([json.loads(line) for line in lines], about, pad_id)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{path} or the .json beside it is broken: {error!r}") from error
+            raise ValueError(f"{path} is broken, or the .json beside it: {error!r}") from error
 
     def drop_from(self, batch: int, rank: int, ranks: int) -> None:
         """Remove what a batch and later ones left; each rank of several takes its own share."""
@@ -98,18 +116,22 @@ class RolloutWriter(Callback):
 
     Args:
         every: Write every so many batches.
-        checkpoints: Write the state that each of these updates starts from too, which a replay
-            needs: weights that are trained, optimizer, and what the loop remembers.
+        checkpoint_every: Before every so many batches write the state of the run too, from which
+            this and the following batches can be replayed as long as all of them are written;
+            None writes none. A checkpoint holds the trained weights and the optimizer's two
+            moments of each: three times the size of what is trained.
 
     Raises:
-        ValueError: If ``every`` is below 1.
+        ValueError: If a number is below 1.
     """
 
-    def __init__(self, every: int = 1, checkpoints: bool = False) -> None:
-        if every < 1:
-            raise ValueError(f"RolloutWriter: every must be 1 or more, got {every}")
+    def __init__(self, every: int = 1, checkpoint_every: int | None = None) -> None:
+        for name, value in (("every", every), ("checkpoint_every", checkpoint_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"RolloutWriter: {name} must be 1 or more, got {value}")
         self.every = every
-        self.checkpoints = checkpoints
+        self.checkpoint_every = checkpoint_every
+        self._learning_rates: list[float] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a module that makes no rollouts."""
@@ -128,8 +150,9 @@ class RolloutWriter(Callback):
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the state before the update."""
-        number = pl_module.batches_done
-        if self.checkpoints and number % self.every == 0:
+        self._learning_rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        number, every = pl_module.batches_done, self.checkpoint_every
+        if every is not None and number % every == 0:
             trainer.save_checkpoint(RolloutFolder(trainer.default_root_dir).checkpoint(number))
 
     def on_train_batch_end(
@@ -148,6 +171,6 @@ class RolloutWriter(Callback):
         step = move_data_to_device(dict(outputs) | {"experience": bare}, torch.device("cpu"))
         prompts = pl_module.decode(step["experience"].rollout.prompts.input_ids)
         path = RolloutFolder(trainer.default_root_dir).rows(step["batch"], trainer.global_rank)
-        about = describe(step, trainer.global_rank, trainer.world_size)
+        about = describe(step, trainer.global_rank, trainer.world_size, self._learning_rates)
         write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
         write_lines(path, to_records(step, batch["ids"], prompts))

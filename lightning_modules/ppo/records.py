@@ -29,7 +29,8 @@ class Recorded(NamedTuple):
     experience: as the update got it; ``rollout.encoded`` is not recorded. rewards [B, T], per
     token. terms: scores of each term, [B]. scores [B]: their weighted sum. shaped [B]: what was
     made of it. beta: weight of the KL. batch: batches of rollouts before this one. rank, ranks:
-    whose rows they are, of how many. figures: that rank's share of what was logged.
+    whose rows they are, of how many. learning_rates: of each group of parameters in this update.
+    figures: that rank's share of what was logged.
     """
 
     experience: Experience
@@ -41,6 +42,7 @@ class Recorded(NamedTuple):
     batch: int
     rank: int
     ranks: int
+    learning_rates: list[float]
     figures: dict[str, float]
 
     @property
@@ -90,13 +92,16 @@ def to_records(step: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[st
     ]
 
 
-def describe(step: Mapping[str, Any], rank: int, ranks: int) -> Record:
+def describe(
+    step: Mapping[str, Any], rank: int, ranks: int, learning_rates: Sequence[float]
+) -> Record:
     """Give what a batch has beside its rows, and what it takes to read these back.
 
     Args:
         step: What :meth:`PPOPolicy.training_step` returned, on the CPU.
         rank: Whose rows they are.
         ranks: Number of ranks.
+        learning_rates: Of each group of parameters, in this update.
     """
     experience: Experience = step["experience"]
     tokens = _per_token(step)
@@ -107,6 +112,7 @@ def describe(step: Mapping[str, Any], rank: int, ranks: int) -> Record:
         # Padding changes no result but its last bits.
         "prompt_width": experience.rollout.prompts.input_ids.shape[1],
         "loss_beta": experience.beta,
+        "learning_rates": list(learning_rates),
         "dtypes": {
             name: str(each.dtype).removeprefix("torch.")
             for name, each in tokens.items()
@@ -150,7 +156,7 @@ def from_records(records: Sequence[Record], batch: Record, pad_id: int) -> Recor
         scores=torch.tensor([record["score"] for record in records]),
         shaped=torch.tensor([record["shaped_score"] for record in records]),
         beta=records[0]["beta"],
-        **{name: batch[name] for name in ("batch", "rank", "ranks", "figures")},
+        **{name: batch[name] for name in ("batch", "rank", "ranks", "learning_rates", "figures")},
     )
 
 

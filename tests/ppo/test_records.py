@@ -20,6 +20,7 @@ from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.records import PER_TOKEN, describe, from_records, to_records
 from lightning_modules.ppo.reward_terms import FunctionReward
 from replay import replay
+from run_folder import write_lines, write_text
 from tests.batches import loader, make_batch, make_trainer
 from tests.ppo.conftest import DECODING, adamw
 from tests.tiny_run import TinyModule
@@ -81,7 +82,7 @@ def fit(
 ) -> tuple[Keep, PPOPolicy]:
     """Train on batches of 6, 5 and 6 prompts."""
     torch.manual_seed(3)
-    keep, writer = Keep(), RolloutWriter(every=every, checkpoints=True)
+    keep, writer = Keep(), RolloutWriter(every=every, checkpoint_every=every)
     module = make_policy(t5, roberta, **settings)
     rows = [make_batch(t5, rows) for rows in (6, 5, 6)][:batches]
     trainer = make_trainer(folder, callbacks=[keep, writer], precision=precision or "32-true")
@@ -119,6 +120,11 @@ def test_what_is_read_is_what_was_written_to_the_last_bit(kept: Kept) -> None:
         assert read.figures == {name: float(value) for name, value in step["figures"].items()}
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def assert_same(read: Any, wrote: Any) -> None:
     assert len(read) == len(wrote)
     for one, other in zip(read, wrote, strict=True):
@@ -133,8 +139,7 @@ def assert_same(read: Any, wrote: Any) -> None:
 def test_a_line_is_a_rollout_that_people_can_read(t5: str, roberta: str, tmp_path: Path) -> None:
     keep, _ = fit(t5, roberta, tmp_path, batches=1, **CASES["grpo"])
     (step,) = keep.steps
-    lines = RolloutFolder(tmp_path).rows(0).read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(RolloutFolder(tmp_path).rows(0))
     batch = make_batch(t5)
     assert [row["id"] for row in rows] == [f"row_{i}" for i in range(6) for _ in range(3)]
     assert [row["prompt"] for row in rows[::3]] == batch["dialogues"]
@@ -156,6 +161,16 @@ def test_a_line_is_a_rollout_that_people_can_read(t5: str, roberta: str, tmp_pat
     assert {len(row["response_tokens"]) for row in rows} != {40}
 
 
+def test_line_breaks_within_a_text_break_no_line(kept: Kept, tmp_path: Path) -> None:
+    keep, _, _, _ = kept
+    step = dict(keep.steps[0]) | {"texts": ["a\u2028b\x85c\nd\re"] * 18}
+    folder = RolloutFolder(tmp_path)
+    path = folder.rows(0)
+    write_text(path.with_suffix(".json"), json.dumps(describe(step, 0, 1, [0.1])))
+    write_lines(path, to_records(step, ["x"] * 6, ["y"] * 6))
+    assert_same([folder.read(0, 0, 0).rewards], [step["rewards"]])
+
+
 def test_numbers_that_are_hard_to_write_survive(t5: str, roberta: str, tmp_path: Path) -> None:
     """Neighbours, subnormals and the like, in place of log-probabilities."""
     keep, _ = fit(t5, roberta, tmp_path, batches=1)
@@ -164,7 +179,7 @@ def test_numbers_that_are_hard_to_write_survive(t5: str, roberta: str, tmp_path:
     bits = torch.randint(-(2**31), 2**31, rollout.mask.shape, dtype=torch.int64).to(torch.int32)
     hard = bits.view(torch.float32).nan_to_num(0.1).masked_fill(~rollout.mask, 0.0)
     step["experience"] = step["experience"]._replace(rollout=rollout._replace(logprobs=hard))
-    text = json.dumps([describe(step, 0, 1), to_records(step, ["x"] * 6, ["y"] * 6)])
+    text = json.dumps([describe(step, 0, 1, [0.1]), to_records(step, ["x"] * 6, ["y"] * 6)])
     about, rows = json.loads(text)
     read = from_records(rows, about, 0).experience.rollout.logprobs
     assert torch.equal(read.view(torch.int32), hard.view(torch.int32))
@@ -176,11 +191,11 @@ def test_a_replayed_update_is_the_recorded_one(
     keep, module, run, settings = kept
     after = [*keep.weights[1:], trained(module)]
     monkeypatch.setattr(PPOPolicy, "roll_out", None)  # nothing is sampled
-    for number in (2, 0, 1):
+    for start, number in ((2, 2), (0, 0), (1, 2)):
         torch.manual_seed(number)  # and nothing is drawn
         policy = make_policy(t5, roberta, **settings)
         found = replay(
-            policy, RolloutFolder(run).checkpoint(number), run, number,
+            policy, RolloutFolder(run).checkpoint(start), run, number,
             precision=module.trainer.precision, accelerator="cpu",
         )  # fmt: skip
         for name, (recorded, replayed) in found.items():
@@ -198,25 +213,29 @@ def test_a_replay_from_another_checkpoint_is_refused(t5: str, roberta: str, tmp_
     fit(t5, roberta, tmp_path, every=2)
     folder = RolloutFolder(tmp_path)
     assert folder.batches() == [0, 2]
-    with pytest.raises(ValueError, match="taken after 2 batches of rollouts; to replay batch 0"):
+    with pytest.raises(ValueError, match="not from before batch 0: it has learnt from 2 batches"):
         replay(make_policy(t5, roberta), folder.checkpoint(2), tmp_path, 0)
+    assert folder.find_checkpoint(1) == folder.checkpoint(0)
     with pytest.raises(ValueError, match=r"no batch 1 of rank 0 .* batches there: 0, 2"):
-        folder.read(1, 0, 0)
+        replay(make_policy(t5, roberta), folder.checkpoint(0), tmp_path, 2)  # 1 is between
     folder.rows(0).write_text("{}\n")
-    with pytest.raises(ValueError, match=r"batch000000-rank0\.jsonl .* is broken"):
+    with pytest.raises(ValueError, match=r"batch000000-rank0\.jsonl is broken"):
         folder.read(0, 0, 0)
 
 
 def test_other_modules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TinyModule makes no rollouts"):
         make_trainer(tmp_path, callbacks=[RolloutWriter()]).fit(TinyModule(), tiny_loader())
-    with pytest.raises(ValueError, match="every must be 1 or more, got 0"):
-        RolloutWriter(every=0)
+    for name in ("every", "checkpoint_every"):
+        with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+            RolloutWriter(**{name: 0})
 
 
 # By the command line ----------------------------------------------------------------------------
 
-OVERLAY = ["--config", "configs/overlays/rollouts.yaml"]
+OVERLAY = [
+    "--config", "configs/overlays/rollouts.yaml", "--trainer.callbacks.checkpoint_every", "1",
+]  # fmt: skip
 
 
 def test_a_resumed_run_leaves_the_rollouts_of_the_uninterrupted_one(
@@ -256,12 +275,13 @@ def test_the_command_compares_the_run_with_its_replay(
     path = folder.rows(1).with_suffix(".json")
     path.write_text(path.read_text().replace('"ppo/val/loss": ', '"ppo/val/loss": 1'))
     assert command.main([run, "--batch", "1"]) == 1
-    rows = [json.loads(line) for line in folder.rows(0).read_text().splitlines()]
+    rows = read_rows(folder.rows(0))
     for row in rows:
         row["advantages"] = [-each for each in row["advantages"]]
     folder.rows(0).write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = ["--checkpoint", str(folder.checkpoint(0))]
     assert command.main([run, "--batch", "0", *given]) == 1  # the weights went the other way
-    folder.checkpoint(2).unlink()
+    assert command.main([run, "--batch", "7"]) == 2
+    for number in range(3):
+        folder.checkpoint(number).unlink()
     assert command.main([run, "--batch", "2"]) == 2
-    assert command.main([run, "--batch", "1", *given]) == 2
