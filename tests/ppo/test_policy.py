@@ -1,5 +1,6 @@
 """PPOPolicy end to end on tiny models: what holds at step 0, after it, and in what it leaves."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -354,7 +355,7 @@ def test_the_test_step_gives_texts_of_before_and_after(
         {"module": {"warmup_fraction": 0.5}},
         {"module": {"policy": LoRAPolicy(r=4, alpha=16)}},
     ],
-    ids=str,
+    ids=lambda change: re.sub(r" object at \w+|lightning_modules\S*\.", "", str(change)),
 )
 def test_every_setting_changes_the_outcome(
     t5: str, roberta: str, tmp_path: Path, plain_outcome: torch.Tensor, change: dict[str, Any]
