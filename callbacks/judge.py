@@ -31,6 +31,11 @@ class JudgeCallback(TextMetricCallback):
         self.judge = judge
         self.name = name
 
+    @property
+    def state_key(self) -> str:
+        """A key of its own in a checkpoint, as there may be several judges."""
+        return self._generate_state_key(name=self.name)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the judge, so that a wrong name is known before any work.
 

@@ -33,7 +33,7 @@ def test_two_ranks_write_their_own_stop_together_and_are_replayed(
     batches = folder.batches()
     assert len(batches) < 10, "no rank may go on alone, nor wait for one"
     assert len(re.findall(r"kl, batch \d+:", said)) == 1
-    assert {folder.ranks(number) for number in batches} == {2}
+    assert {folder.describe(number)["ranks"] for number in batches} == {2}
     rows = [[folder.read(number, rank, 0) for rank in (0, 1)] for number in batches]
     for pair in rows:
         assert [(each.rank, each.ranks) for each in pair] == [(0, 2), (1, 2)]
