@@ -26,7 +26,15 @@ from tests.batches import loader, make_trainer, settle
 from tests.test_reward_model import make_rankings
 
 ROOT = Path(__file__).parent.parent
-CUTS = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+CUTS = {
+    "8x1": ["8", "1"],
+    "4x2": ["4", "2"],
+    "2x4": ["2", "4"],
+    "1x8": ["1", "8"],
+    "2x2 on 2 ranks": ["2", "2", *TWO_RANKS],
+    "1x4 on 2 ranks": ["1", "4", *TWO_RANKS],
+}
 METHODS: dict[str, Callable[..., Any]] = {
     "full_ft": FullFT,
     "lora": lambda **kw: LoRA(r=4, lora_dropout=0.0, target_modules=["q", "v", "wo"], **kw),
@@ -209,7 +217,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more: str) -> RunFolder:
+def fit(t5: str, data: Path, run: Path, batch_size: str, accumulate: str, *more: str) -> RunFolder:
     """Train every weight for two epochs of three steps, with warm-up, decay and clipping."""
     train.main(
         [
@@ -218,8 +226,8 @@ def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more:
             "--model.optimizer.lr", "0.01", "--model.optimizer.eps", "1e-4",
             "--model.optimizer.weight_decay", "0.1", "--model.warmup_fraction", "0.0",
             "--model.warmup_steps", "2", "--model.decoding.max_new_tokens", "2",
-            "--data.source", str(data), "--data.batch_size", str(batch_size),
-            "--trainer.accumulate_grad_batches", str(accumulate), "--trainer.max_epochs", "2",
+            "--data.source", str(data), "--data.batch_size", batch_size,
+            "--trainer.accumulate_grad_batches", accumulate, "--trainer.max_epochs", "2",
             "--trainer.gradient_clip_val", "0.3", "--trainer.precision", "32-true",
             "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1",
             "--toxicity.model", "null", "--run_dir", str(run), *more,
@@ -242,9 +250,8 @@ def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-4, weight_decay=0.1)
     tokenizer = load_tokenizer(t5)
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    prompts = [
-        f"Summarize the following conversation.\n\n{row['dialogue']}\n\nSummary:" for row in rows
-    ]
+    prompts = [Instruction().wrap(row["dialogue"]) for row in rows]
+    targets = [row["summary"] for row in rows]
     rates = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]  # two steps of warm-up, then down to 0 over four
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     sampler = LengthBatchSampler(lengths, 8, shuffle=True, seed=42)
@@ -253,9 +260,7 @@ def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
         sampler.set_epoch(epoch)
         for step in sampler:
             inputs = tokenizer([prompts[i] for i in step], padding=True, return_tensors="pt")
-            labels = tokenizer(
-                [rows[i]["summary"] for i in step], padding=True, return_tensors="pt"
-            )
+            labels = tokenizer([targets[i] for i in step], padding=True, return_tensors="pt")
             target = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
             logits = model(**inputs, labels=target).logits
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
