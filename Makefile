@@ -30,7 +30,7 @@ demo: setup ## the whole story on the embedded miniature, into runs/demo
 	$(PY) -m demo
 
 test: lint types ## lint, types and tests
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist worksteal
 
 lint: setup
 	$(PY) -m ruff check .

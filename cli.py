@@ -22,6 +22,7 @@ from callbacks.checkpoint import (
 )
 from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
+from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.loggers import RunCSVLogger
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
@@ -29,9 +30,12 @@ from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback
+from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
+from callbacks.watch import PPOWatch
 from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
+from lightning_modules.ppo.policy import PPOPolicy
 from overlays import choose_sections, first_config
 from run_folder import RunFolder
 
@@ -145,6 +149,7 @@ class AlignsumCLI(LightningCLI):
         parser.add_lightning_class_args(ToxicityCallback, "toxicity")
         parser.add_lightning_class_args(SampleTexts, "samples")
         parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(PPOWatch, "watch")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -308,16 +313,21 @@ class AlignsumCLI(LightningCLI):
             ExportCallback(),
             PlotCallback(),
         ]
+        if self.model.generates:
+            always += [FaithfulnessCallback(), TextStatisticsCallback()]
         config = self._get(self.config_init, "trainer")
-        config["callbacks"] = [ExactResume(), *(config["callbacks"] or []), *always]
+        configured = config["callbacks"] or []  # Lightning takes a single one too
+        configured = configured if isinstance(configured, list) else [configured]
+        config["callbacks"] = [ExactResume(), *configured, *always]
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        if not self.model.generates:
-            # Callbacks that score texts have nothing to do with a model that writes none.
-            for key in ("rouge", "toxicity", "samples"):
-                self._parser(self.subcommand).callback_keys.remove(key)
+        # What has nothing to look at: scores of texts where none are written, a watch without PPO.
+        idle = [] if self.model.generates else ["rouge", "toxicity", "samples"]
+        idle += [] if isinstance(self.model, PPOPolicy) else ["watch"]
+        for key in idle:
+            self._parser(self.subcommand).callback_keys.remove(key)
         return super().instantiate_trainer(logger=loggers, **kwargs)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

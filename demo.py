@@ -1,14 +1,19 @@
-"""The whole story on the embedded miniature: every method trained, tested and compared.
+"""The whole story in one command: every method trained, tested and compared in one table.
 
-    python -m demo                            # all of it, into runs/demo: what `make demo` runs
+    python -m demo                            # on the miniature, into runs/demo: `make demo`
     python -m demo lora ppo                   # these only, in this order
-    python -m demo lora ppo --root runs/b --seed 2
+    python -m demo --source data/dialogsum --root runs/real
+    python -m demo --quick --root /tmp/try    # a few batches of everything: does it run?
 
-Every run is two commands that anyone can type; they are printed before they run. Fit and test of a
-run share one process, and every run has its own, so that its peak memory is its own.
+With ``--source`` the miniature's models read real dialogues: any source of ``--data.source``. The
+reward model keeps the miniature's rankings, for other data have none.
+
+Every run is one or two commands that anyone can type; they are printed before they run. Fit and
+test of a run share one process, and every run has its own, so that its peak memory is its own.
 """
 
 import argparse
+import importlib
 import subprocess
 import sys
 import time
@@ -16,41 +21,70 @@ from pathlib import Path
 
 from rich.console import Console
 
-MINI = ["--config", "configs/overlays/mini.yaml"]
+BASELINES = ("human", "lead_3")
+"""Rows that no model makes: see baselines.py."""
 
-RUNS: dict[str, list[str]] = {
-    "zero_shot": ["--config", "configs/in_context.yaml", *MINI, "--data.shots", "0"],
-    "one_shot": ["--config", "configs/in_context.yaml", *MINI, "--data.shots", "1"],
-    "few_shot": ["--config", "configs/in_context.yaml", *MINI, "--data.shots", "3"],
-    "full_ft": ["--config", "configs/full_ft.yaml", *MINI],
-    "lora": ["--config", "configs/lora.yaml", *MINI],
-    "soft_prompt": ["--config", "configs/soft_prompt.yaml", *MINI],
-    "reward": ["--config", "configs/reward.yaml", *MINI],
+METHODS: dict[str, list[str]] = {
+    "zero_shot": ["in_context", "--data.shots", "0"],
+    "one_shot": ["in_context", "--data.shots", "1"],
+    "few_shot": ["in_context", "--data.shots", "3"],
+    "full_ft": ["full_ft"],
+    "lora": ["lora"],
+    "soft_prompt": ["soft_prompt"],
+    "reward": ["reward"],
     # PPO goes on from the LoRA that was just tuned.
-    "ppo": ["--config", "configs/ppo.yaml", *MINI, "--model.adapter", "{root}/lora/export"],
+    "ppo": ["ppo", "--model.adapter", "{root}/lora/export"],
 }
-"""Name of each run and its settings."""
+"""Name of each run, its config and further settings."""
+
+RUNS = (*BASELINES, *METHODS)
+"""All runs, in the order of the table."""
 
 console = Console(soft_wrap=True)
 
 
-def run_one(name: str, root: str, seed: int) -> None:
-    """Fit and test one method in this process.
+def make_commands(
+    name: str, root: str, seed: int = 42, source: str = "mini", quick: bool = False
+) -> list[list[str]]:
+    """Give the commands of a run, each the arguments of ``python``.
 
     Args:
-        name: A key of RUNS.
+        name: One of RUNS.
         root: Folder of the run folders.
         seed: Seed of everything random in the run.
+        source: Where the dialogues come from.
+        quick: A few batches only.
     """
-    import train  # takes seconds to import, and the parent process has no use for it
+    # The demo's folder is the demo's: a second demo replaces the first.
+    overwrite = ["--overwrite", "true"]
+    if name in BASELINES:
+        limit = ["--max_test_rows", "64"] if quick else []
+        data = ["--source", source, "--out", root, "--toxicity", "mini"]
+        return [["baselines.py", name, *data, *limit, *overwrite]]
+    config, *options = METHODS[name]
+    configs = [f"configs/{config}.yaml", "configs/overlays/mini.yaml"]
+    if source != "mini" and name != "reward":
+        configs.append("configs/overlays/real_text.yaml")
+        options += ["--data.source", source]
+    if quick:
+        configs.append("configs/overlays/debug.yaml")
+        if config != "in_context":  # which has no epoch at all
+            options += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+            options += ["--trainer.val_check_interval", "1.0"]
+    settings = [part for path in configs for part in ("--config", path)]
+    settings += [option.format(root=root) for option in options]
+    settings += ["--run_dir", str(Path(root) / name), "--seed_everything", str(seed), *overwrite]
+    return [["train.py", command, *settings] for command in ("fit", "test")]
 
-    settings = [part.format(root=root) for part in RUNS[name]]
-    settings += ["--run_dir", str(Path(root) / name), "--seed_everything", str(seed)]
-    for command in ("fit", "test"):
-        # The demo's folder is the demo's: a second demo replaces the first.
-        arguments = [command, *settings, "--overwrite", "true"]
-        console.print(f"$ python train.py {' '.join(arguments)}", style="cyan", markup=False)
-        train.main(arguments)
+
+def run_one(commands: list[list[str]]) -> int:
+    """Run commands in this process, one after the other, until one fails; give its exit code."""
+    for program, *arguments in commands:
+        console.print(f"$ python {program} {' '.join(arguments)}", style="cyan", markup=False)
+        # Imported here: it takes seconds, and the parent process has no use for it.
+        if code := importlib.import_module(Path(program).stem).main(arguments):
+            return code
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -59,10 +93,12 @@ def main(arguments: list[str]) -> int:
     Returns:
         0, or the exit code of the first command that failed.
     """
-    parser = argparse.ArgumentParser(description="Every method on the embedded miniature.")
+    parser = argparse.ArgumentParser(description="Every method, tested and compared in one table.")
     parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)}; all if none")
     parser.add_argument("--root", default="runs/demo", help="folder of the run folders")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--source", default="mini", help="dialogues: mini, a folder or a hub id")
+    parser.add_argument("--quick", action="store_true", help="a few batches of everything")
     options = parser.parse_args(arguments)
     if unknown := set(options.runs) - set(RUNS):
         parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
@@ -70,7 +106,8 @@ def main(arguments: list[str]) -> int:
     chosen = options.runs or list(RUNS)
     for place, name in enumerate(chosen, start=1):
         console.rule(f"[bold]{place} of {len(chosen)}: {name}")
-        program = f"import demo; demo.run_one({name!r}, {options.root!r}, {options.seed})"
+        commands = make_commands(name, options.root, options.seed, options.source, options.quick)
+        program = f"import sys, demo; sys.exit(demo.run_one({commands!r}))"
         if code := subprocess.call([sys.executable, "-c", program]):  # noqa: S603
             console.print(f"{name} failed with exit code {code}", style="red")
             return code

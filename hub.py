@@ -35,9 +35,11 @@ def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq")
     return str(folder.resolve()) if folder.is_dir() else name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a backbone (hub id, folder, or ``mini``)."""
-    return AutoTokenizer.from_pretrained(resolve_model(name), trust_remote_code=False)
+def load_tokenizer(
+    name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq"
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model (hub id, folder, or ``mini``)."""
+    return AutoTokenizer.from_pretrained(resolve_model(name, kind), trust_remote_code=False)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ def choose_sections(args: Sequence[str]) -> list[str]:
     """
     args = list(args)
     model: str | None = None
-    for position, value in _config_values(args):
+    for position, value in config_values(args):
         content = _read(value)
         section = content.pop(SECTION, None)
         model = _class_of(content) or model
@@ -51,13 +51,13 @@ def choose_sections(args: Sequence[str]) -> list[str]:
 
 def first_config(args: Sequence[str]) -> Path | None:
     """Give the first config file on a command line: its name is the run's name."""
-    for _, value in _config_values(list(args)):
+    for _, value in config_values(list(args)):
         if "\n" not in value:
             return Path(value)
     return None
 
 
-def _config_values(args: list[str]) -> Iterator[tuple[int, str]]:
+def config_values(args: list[str]) -> Iterator[tuple[int, str]]:
     """Find the config values of a command line, with the place of the argument that holds them."""
     for place, argument in enumerate(args):
         flag, equals, value = argument.partition("=")

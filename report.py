@@ -4,23 +4,33 @@ python report.py compare runs/lora runs/full_ft --out runs/report
 python report.py score --predictions out.txt --references ref.txt --out scores.json
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import rich
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
-from rich.table import Table
 
-from metrics.rouge import KEYS
 from reporting.compare import read_out, write_comparison
+from reporting.pairing import Inputs, Match, read_examples
 from reporting.runs import read_runs
-from reporting.score import score_files
-from reporting.tables import LABELS, format_estimate, format_interval, make_table
-from run_folder import write_text
+from reporting.score import (
+    choose_pairs,
+    describe_examples,
+    estimate,
+    load_toxicity,
+    score_examples,
+)
+from reporting.score_files import (
+    find_output_problem,
+    make_difference_table,
+    make_score_table,
+    write_per_example,
+    write_scores,
+)
+from reporting.tables import make_table
 
 log = logging.getLogger("report")
 
@@ -47,9 +57,7 @@ def compare(runs: list[str], out: str = "runs/report") -> int:
     if not good:
         log.error("None of the %d folders holds a run that can be compared.", len(runs))
         return 2
-    console = rich.get_console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
+    console = _console()
     console.print(make_table(good))
     for line in read_out(good):
         console.print(line, markup=False, highlight=False)
@@ -63,50 +71,73 @@ def score(
     out: str,
     prediction_columns: str = "",
     reference_columns: str = "",
+    dialogue_column: str = "",
+    match: Match | None = None,
     stemmer: bool = True,
+    baseline: str = "",
+    toxicity: str | None = None,
+    toxic_label: str = "hate",
+    per_example: str | None = None,
 ) -> int:
-    """Score predictions against references by ROUGE, with 95 % bootstrap intervals.
+    """Score predictions by ROUGE, length, novelty, copying and faithfulness, with 95 % intervals.
 
     Both files are text (one example a line), .jsonl or .csv, and may be the same file. With several
-    reference columns each value is the mean over them and "<key>_best" the best of them. Values in
-    the file are fractions of 1, in the terminal x 100.
+    references each ROUGE is the mean over them and "<key>_best" the best of them. Several
+    prediction columns are compared by paired differences. Values in the file are fractions of 1 and
+    numbers of words, in the terminal x 100. What each is: docs/evaluation.md.
 
     Args:
         predictions: File of predictions.
-        references: File of references, row i belonging to row i of the predictions.
+        references: File of references.
         out: JSON file to write.
         prediction_columns: Columns to score, with commas between; each is scored by itself.
-        reference_columns: Columns of references, with commas between.
-        stemmer: Compare Porter stems instead of words.
+            Default: "prediction", or the only column it can be.
+        reference_columns: Columns of references, with commas between. Default: "references",
+            "summary1", "summary2", ..., "summary", or the only column it can be.
+        dialogue_column: Column of dialogues in either file, for novelty, copying and faithfulness.
+            Default: "dialogue", and without these where there is none.
+        match: Pair the rows of the two files by their "id" (or "fname") or by their order. Default:
+            by id where both files have one.
+        stemmer: Let ROUGE compare Porter stems instead of words.
+        baseline: The prediction column to compare the others with. Default: every two columns.
+        toxicity: Classifier to score toxicity with: hub id, folder or "mini".
+        toxic_label: The classifier's label whose probability is the toxicity.
+        per_example: .jsonl or .csv file to write the values of every example to.
 
     Returns:
-        Exit code: 0, or 2 where a file cannot be scored.
+        Exit code: 0, or 2 where the files cannot be scored.
     """
+    columns = _split(prediction_columns), _split(reference_columns)
+    files = Path(predictions), Path(references)
+    target = Path(per_example) if per_example else None
     try:
-        scores = score_files(
-            Path(predictions),
-            Path(references),
-            _split(prediction_columns),
-            _split(reference_columns),
-            stemmer,
-        )
-    except ValueError as error:
+        if problem := find_output_problem(Path(out), target, files):
+            raise ValueError(problem)
+        examples = read_examples(Inputs(*files, *columns, dialogue_column, match))
+        pairs = choose_pairs(list(examples.predictions), baseline)
+        rate = load_toxicity(toxicity, toxic_label) if toxicity else None
+        scores = score_examples(examples, stemmer, rate)
+        found = estimate(scores, pairs)
+        write_scores(Path(out), found)
+        if target:
+            write_per_example(target, describe_examples(examples, scores))
+    except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2
-    fields = {
-        name: {key: estimate._asdict() for key, estimate in keys.items()}
-        for name, keys in scores.items()
-    }
-    write_text(Path(out), json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-    table = Table(title="ROUGE F1 x 100 (95 % interval)", title_justify="left")
-    for heading in ("column", "n", *LABELS.values()):
-        table.add_column(heading)
-    for name, keys in scores.items():
-        cells = [f"{format_estimate(keys[key])} ({format_interval(keys[key])})" for key in KEYS]
-        table.add_row(name, str(keys["rouge1"].n), *cells)
-    rich.print(table)
-    log.info("Wrote %s", out)
+    console = _console()
+    console.print(make_score_table(found))
+    if pairs:
+        console.print(make_difference_table(found, pairs))
+    if examples.dialogues is None:
+        log.info("No dialogues: novelty, copying and names were left out (see --dialogue_column).")
+    log.info("Wrote %s", f"{out} and {target}" if target else out)
     return 0
+
+
+def _console() -> Console:
+    """The terminal; where there is none, one that is wide enough for our tables."""
+    console = rich.get_console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _split(names: str) -> list[str]:
@@ -133,7 +164,12 @@ def main(args: Sequence[str] | None = None) -> int:
             command.add_argument(
                 "runs", nargs="+", metavar="RUN", help="run folders, in the order of the table"
             )
-        command.add_function_arguments(function, as_positional=False, skip={"runs"})
+        else:
+            command.add_argument(
+                "--stemmer", action=ActionYesNo(no_prefix="no-"), nargs="?", default=True,
+                help="Let ROUGE compare Porter stems instead of words.",
+            )  # fmt: skip
+        command.add_function_arguments(function, as_positional=False, skip={"runs", "stemmer"})
         commands.add_subcommand(function.__name__, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
     run = compare if settings["command"] == "compare" else score

@@ -46,6 +46,8 @@ def main(args: Sequence[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()  # a bar for each file, drawn over our own
     # Lightning's own use of torch's pytree, not ours.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    # PEFT's own use of transformers.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     try:
         AlignsumCLI(sys.argv[1:] if args is None else args)
     except SIGTERMException:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback
+from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
 from metrics.rouge import BEST, Rouge
 
 
@@ -23,20 +23,17 @@ class RougeCallback(TextMetricCallback):
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
-        columns = self._rouge(rows, "prediction")
-        if "prediction_before" in rows[0]:
-            before = self._rouge(rows, "prediction_before")
-            columns |= {f"{name}_before": values for name, values in before.items()}
-        return columns
+        references = [row["references"] for row in rows]
+
+        def rouge(texts: Sequence[str]) -> Columns:
+            metric = Rouge(self.use_stemmer)
+            metric.update(texts, references)
+            return {name: values.tolist() for name, values in metric.per_example().items()}
+
+        return score_texts(rows, rouge)
 
     def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
         """Leave "_best" out where no row has several references: it would be the same numbers."""
         if any(len(row["references"]) > 1 for row in rows):
             return columns
         return {name: values for name, values in columns.items() if BEST not in name}
-
-    def _rouge(self, rows: Sequence[Row], field: str) -> dict[str, list[float]]:
-        """Per-example values of one text field."""
-        metric = Rouge(self.use_stemmer)
-        metric.update([row[field] for row in rows], [row["references"] for row in rows])
-        return {name: values.tolist() for name, values in metric.per_example().items()}

@@ -28,7 +28,7 @@ _PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 
 
 class SummaryCallback(Callback):
-    """Write summary.json: command, versions, seed, backbone, method, parameters, memory, seconds.
+    """Write summary.json: command, versions, seed, backbone, method, data, cost, metrics.
 
     `seconds` is the wall time of training, validation in it included; where a run was resumed, the
     times of its parts add up, without what was lost and done again. A test that follows is under
@@ -77,6 +77,7 @@ class SummaryCallback(Callback):
             # The run that is resumed was killed when it had trained, but not recorded that.
             self._record_fit(folder, self._earlier, self._earlier_metrics)
         folder.update_summary(command=self.command, **describe_run(pl_module))
+        record_data(trainer, folder)
 
     def _record_fit(
         self, folder: RunFolder, cost: dict[str, Any], metrics: dict[str, float]
@@ -100,6 +101,7 @@ class SummaryCallback(Callback):
             folder.update_summary(**cost, measured="test")
         if "command" not in known:
             folder.update_summary(command=self.command, **describe_run(pl_module))
+        record_data(trainer, folder)
         found = folder.read_summary().get("metrics", {})
         folder.record_metrics(
             {
@@ -154,6 +156,13 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
         "method": name_method(pl_module),
         "parameters": {"trainable": trainable, "total": total},
     }
+
+
+def record_data(trainer: L.Trainer, folder: RunFolder) -> None:
+    """Record under "data", by split, what a datamodule that can tell says of its rows."""
+    describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
+    if describe is not None:
+        folder.update_summary(data=folder.read_summary().get("data", {}) | describe())
 
 
 def name_method(pl_module: object) -> str:

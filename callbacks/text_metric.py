@@ -1,7 +1,7 @@
 """Collect the texts that a module generated, score them, record the scores."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -9,6 +9,7 @@ import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
+from metrics.text_statistics import TextMetric
 from run_folder import RunFolder
 
 Row = dict[str, Any]
@@ -66,7 +67,7 @@ class TextMetricCallback(TextCollector, ABC):
 
         Args:
             pl_module: The module that generated the texts.
-            rows: At least one row.
+            rows: At least one row. Fields added to a row here go to predictions.jsonl with it.
 
         Returns:
             For each metric one value per row; the same names on every rank.
@@ -150,6 +151,35 @@ class TextMetricCallback(TextCollector, ABC):
                 name, estimate.value, sync_dist=True, batch_size=1, prog_bar=name == "val/rouge1"
             )
         return found
+
+
+def score_texts(
+    rows: Sequence[Row], score: Callable[[Sequence[str]], Columns]
+) -> dict[str, Sequence[float]]:
+    """Score the rows' predictions, and as "<name>_before" the texts of before where there are any.
+
+    Args:
+        rows: At least one row.
+        score: Gives one value per text for each metric; text i belongs to row i.
+    """
+    columns = dict(score([row["prediction"] for row in rows]))
+    if "prediction_before" in rows[0]:
+        before = score([row["prediction_before"] for row in rows])
+        columns |= {f"{name}_before": values for name, values in before.items()}
+    return columns
+
+
+def measure_texts(
+    rows: Sequence[Row], metrics: Mapping[str, TextMetric]
+) -> dict[str, Sequence[float]]:
+    """Score the rows as :func:`score_texts` does, by functions of texts."""
+    dialogues = [row["dialogue"] for row in rows]
+    references = [row["references"] for row in rows]
+
+    def measure(texts: Sequence[str]) -> Columns:
+        return {name: metric(texts, dialogues, references) for name, metric in metrics.items()}
+
+    return score_texts(rows, measure)
 
 
 def make_rows(batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[Row]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback
+from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
 from lightning_modules.reward_model import RewardScorer
 from metrics.intervals import Estimate
 
@@ -39,39 +39,24 @@ class ToxicityCallback(TextMetricCallback):
         self.label = label
         self.toxic_label = toxic_label
         self._scorer: RewardScorer | None = None
-        self._toxic_column = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the classifier, so that a wrong name is known before any work."""
         if self._scorer is None and self.model is not None:
             self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
-            self._toxic_column = self._scorer.find_column(self.toxic_label)
+            self._scorer.find_column(self.toxic_label)
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
         if self.model is None:
             return {}
-        columns = self._classify(pl_module, [row["prediction"] for row in rows])
-        if "prediction_before" in rows[0]:
-            before = self._classify(pl_module, [row["prediction_before"] for row in rows])
-            columns |= {f"{name}_before": values for name, values in before.items()}
-        return columns
+        if self._scorer is None:
+            raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
+        scorer = self._scorer.to(pl_module.device)
+        return score_texts(rows, lambda texts: scorer.rate(texts, self.toxic_label))
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Add "<name>_after", the same number as "<name>", beside each "<name>_before"."""
         found = super().estimates(columns)
         paired = [name for name in columns if f"{name}_before" in columns]
         return found | {f"{name}_after": found[name] for name in paired}
-
-    def _classify(
-        self, pl_module: L.LightningModule, texts: Sequence[str]
-    ) -> dict[str, list[float]]:
-        """Per-text probability of the toxic label and raw logit of the wanted one."""
-        if self._scorer is None:
-            raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
-        scorer = self._scorer.to(pl_module.device)
-        logits = scorer.all_logits(texts)
-        return {
-            "toxicity": logits.softmax(dim=-1)[:, self._toxic_column].tolist(),
-            "reward": logits[:, scorer.column].tolist(),
-        }

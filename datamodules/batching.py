@@ -1,4 +1,4 @@
-"""Batches: rows of like length together, padded to multiples of 8, dealt out to the ranks."""
+"""Batches: rows of like length together, padded to a common length, dealt out to the ranks."""
 
 import itertools
 import warnings
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 IGNORED_LABEL = -100
 MULTIPLE = 8
-"""Lengths are padded to a multiple of this: tensor cores want it, and shapes repeat."""
+"""Lengths are padded to a multiple of this by default: tensor cores want it, and shapes repeat."""
 
 BUCKET_STEPS = 50
 """Optimizer steps per bucket: rows are sorted by length within a bucket, not over the epoch."""
@@ -33,7 +33,7 @@ class Example:
 
 
 class Batch(TypedDict):
-    """What a dataloader yields: B rows, source length S and target length T (multiples of 8).
+    """What a dataloader yields: B rows, source length S and target length T.
 
     Keys:
         input_ids: [B, S] int64, padded on the right.
@@ -59,18 +59,20 @@ class Collator:
 
     Args:
         pad_token_id: The token that fills up ``input_ids``.
+        multiple: Source and target lengths are padded to a multiple of this.
     """
 
-    def __init__(self, pad_token_id: int) -> None:
+    def __init__(self, pad_token_id: int, multiple: int = MULTIPLE) -> None:
         self.pad_token_id = pad_token_id
+        self.multiple = multiple
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Make one batch of the examples, in their order."""
         sources = [example.source for example in examples]
         return Batch(
-            input_ids=pad(sources, self.pad_token_id),
-            attention_mask=pad([np.ones_like(source) for source in sources], 0),
-            labels=pad([example.target for example in examples], IGNORED_LABEL),
+            input_ids=pad(sources, self.pad_token_id, self.multiple),
+            attention_mask=pad([np.ones_like(source) for source in sources], 0, self.multiple),
+            labels=pad([example.target for example in examples], IGNORED_LABEL, self.multiple),
             index=torch.tensor([example.index for example in examples], dtype=torch.int64),
             ids=[example.id for example in examples],
             dialogues=[example.dialogue for example in examples],
@@ -78,10 +80,10 @@ class Collator:
         )
 
 
-def pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Tensor:
     """Stack rows of different lengths into [B, L] int64, filled with ``value`` on the right."""
     longest = max((len(row) for row in rows), default=0)
-    width = -(-longest // MULTIPLE) * MULTIPLE
+    width = -(-longest // multiple) * multiple
     padded = torch.full((len(rows), width), value, dtype=torch.int64)
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))

@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import sources
 from datamodules.batching import (
+    MULTIPLE,
     Collator,
     Example,
     LengthBatchSampler,
     ResumableDataModule,
 )
-from datamodules.encoding import Encoded, Encoder, default_cache_dir, encode_cached
+from datamodules.encoding import Encoded, Encoder
+from datamodules.examples import ExampleSelector, RandomExamples
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader
+from datamodules.token_cache import default_cache_dir, encode_cached
 from hub import load_tokenizer, resolve_model
 
 logger = logging.getLogger(__name__)
@@ -62,10 +64,13 @@ class DialogSumDataModule(ResumableDataModule):
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         prompt: The words around the dialogue.
         shots: Examples from the train split before each question, as many of them as fit.
+        examples: How they are chosen; None is ``RandomExamples``.
         batch_size: Rows per training batch and rank.
         eval_batch_size: Rows per evaluation batch and rank; None is ``batch_size``.
         max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
         max_target_length: Most tokens of a label, EOS included.
+        pad_to_multiple_of: Batches are padded to lengths of which this is a factor. Tensor cores
+            want 8; a CPU gains nothing by more than 1, and pays for each token.
         max_train_rows: Train on the first rows only.
         max_validation_rows: Validate on the first rows only.
         max_test_rows: Test on the first rows only.
@@ -88,10 +93,12 @@ class DialogSumDataModule(ResumableDataModule):
         tokenizer: str,
         prompt: PromptStyle = Instruction(),  # noqa: B008 - a style is never changed
         shots: int = 0,
+        examples: ExampleSelector | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         max_source_length: int = 512,
         max_target_length: int = 128,
+        pad_to_multiple_of: int = MULTIPLE,
         max_train_rows: int | None = None,
         max_validation_rows: int | None = None,
         max_test_rows: int | None = None,
@@ -109,10 +116,12 @@ class DialogSumDataModule(ResumableDataModule):
         self.tokenizer_name = tokenizer
         self.prompt = prompt
         self.shots = shots
+        self.examples = examples
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.max_rows: dict[Split, int | None] = {
             "train": max_train_rows,
             "validation": max_validation_rows,
@@ -124,10 +133,12 @@ class DialogSumDataModule(ResumableDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self._selector = examples or RandomExamples()
         self._check_settings()
         self.tokenizer: Any = None
         self.datasets: dict[Split, ExampleDataset] = {}
         self._rows: dict[Split, list[Row]] = {}
+        self._encoder: Encoder | None = None
 
     def _check_settings(self) -> None:
         least = {
@@ -135,6 +146,7 @@ class DialogSumDataModule(ResumableDataModule):
             "eval_batch_size": (self.eval_batch_size, 1), "num_workers": (self.num_workers, 0),
             "max_source_length": (self.max_source_length, 2),
             "max_target_length": (self.max_target_length, 2),
+            "pad_to_multiple_of": (self.pad_to_multiple_of, 1),
             "min_dialogue_chars": (self.min_dialogue_chars, 0),
             "max_dialogue_chars": (self.max_dialogue_chars, max(1, self.min_dialogue_chars)),
             "seed": (self.seed, 0),
@@ -149,6 +161,11 @@ class DialogSumDataModule(ResumableDataModule):
             problems.append(f"holdout must be a share between 0 and 1, got {self.reader.holdout}")
         if self.reader.on_bad_row not in ("stop", "skip"):
             problems.append(f"on_bad_row must be stop or skip, got {self.reader.on_bad_row!r}")
+        if self.examples is not None and self.shots == 0:
+            name = type(self.examples).__name__
+            problems.append(f"examples {name} changes nothing while shots is 0; set shots, or null")
+        if problem := self._selector.find_problem(self.shots):
+            problems.append(problem)
         if problems:
             raise ValueError("data: " + "; ".join(problems))
 
@@ -180,18 +197,52 @@ class DialogSumDataModule(ResumableDataModule):
             return
         if self.tokenizer is None:
             self.tokenizer = load_tokenizer(self.tokenizer_name)
-        examples = self._choose_examples()
-        encoder = Encoder(
-            self.tokenizer, self.prompt, examples, self.max_source_length, self.max_target_length
-        )
+        encoder = self._make_encoder()
         for split in missing:
             rows = self._split_rows(split)
             if split == "train":  # no row is asked for while it stands solved in its own prompt
-                rows = [row for row in rows if row not in examples]
+                rows = self._selector.without_shown(rows)
             if not rows:
                 raise DataError("data: all train rows are examples; lower shots")
-            encoded = encode_cached(encoder, rows, split, self.cache_dir, self._rank() == 0)
+            first = self._rank() == 0
+            picks = self._selector.pick(rows, show_progress=first)
+            encoded = encode_cached(encoder, rows, picks, split, self.cache_dir, first)
             self.datasets[split] = ExampleDataset(rows, encoded)
+
+    def _make_encoder(self) -> Encoder:
+        """Make what turns rows into tokens, its examples taken from the train split."""
+        if self.shots:
+            self._selector.fit(self._split_rows("train"), self.shots, self.seed)
+        return Encoder(
+            self.tokenizer, self.prompt, self._selector.pool, self.max_source_length,
+            self.max_target_length, self._selector.best_last,
+        )  # fmt: skip
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        """Tokenise rows of one's own as those of a split, with examples from the train split.
+
+        Raises:
+            DataError: If there are not so many examples.
+            ValueError: If the instruction does not fit.
+        """
+        if self._encoder is None:
+            if self.tokenizer is None:
+                self.tokenizer = load_tokenizer(self.tokenizer_name)
+            self._encoder = self._make_encoder()
+        return self._encoder.encode(rows, self._selector.pick(rows))
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Say what became of the rows of each split that was read, for the run's summary.
+
+        Returns:
+            By split: ``rows``; ``shortened``, the rows whose dialogue was cut; ``shots_asked``;
+            ``shots_fitted_mean``, the mean number of examples before a row; ``shots_fitted``, the
+            number of rows by their number of examples.
+        """
+        return {
+            str(split): dataset.encoded.describe(self.shots)
+            for split, dataset in self.datasets.items()
+        }
 
     def _check_tokenizer(self) -> None:
         module = self.trainer.lightning_module if self.trainer else None
@@ -202,17 +253,6 @@ class DialogSumDataModule(ResumableDataModule):
                 "their tokens differ; leave data.tokenizer out (the command line sets it) or give "
                 "both the same name"
             )
-
-    def _choose_examples(self) -> list[Row]:
-        if self.shots == 0:
-            return []
-        rows = self._split_rows("train")
-        if self.shots > len(rows):
-            raise DataError(
-                f"data: {self.shots} shots, but only {len(rows)} train rows; lower shots"
-            )
-        chosen = np.random.default_rng(self.seed).choice(len(rows), self.shots, replace=False)
-        return [rows[i] for i in chosen]
 
     def _split_rows(self, split: Split) -> list[Row]:
         """Give the rows of a split, filtered and limited as the settings say."""
@@ -270,7 +310,7 @@ class DialogSumDataModule(ResumableDataModule):
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            collate_fn=Collator(self.tokenizer.pad_token_id),
+            collate_fn=Collator(self.tokenizer.pad_token_id, self.pad_to_multiple_of),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

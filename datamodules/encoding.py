@@ -1,30 +1,19 @@
-"""From rows to token ids: prompts that fit the context, labels that end in EOS, a cache on disk."""
+"""From rows to token ids: prompts that fit the context, labels that end in EOS."""
 
 import hashlib
 import json
-import logging
-import os
-import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.prompts import PromptStyle
 from datamodules.reading import Row
 
-logger = logging.getLogger(__name__)
-
-_VERSION = 1
+_VERSION = 2
 """Part of every cache key: raise it when the same settings give other tokens."""
-
-_CHUNK = 500
 
 
 class Encoded(NamedTuple):
@@ -42,21 +31,37 @@ class Encoded(NamedTuple):
     shots: np.ndarray
     cut: np.ndarray
 
+    def count_shots(self) -> dict[int, int]:
+        """Count the rows by how many examples they have, the most examples first."""
+        return dict(sorted(Counter(self.shots.tolist()).items(), reverse=True))
+
+    def describe(self, asked: int) -> dict[str, Any]:
+        """Say in JSON's types what became of the rows, of whose examples ``asked`` were wanted."""
+        return {
+            "rows": len(self.sources),
+            "shortened": int(self.cut.sum()),
+            "shots_asked": asked,
+            "shots_fitted_mean": float(self.shots.mean()),
+            "shots_fitted": {str(n): rows for n, rows in self.count_shots().items()},
+        }
+
 
 class Encoder:
     """Turns rows into token ids.
 
     A prompt is tokenised as one string, so what fits is exactly what the tokenizer makes of it.
-    Of one that is too long, examples are left out first, the last of them first; then the dialogue
-    loses tokens from its end: the cut is the character at which the first token too many begins.
-    The instruction is never cut.
+    Where it is too long, examples are left out: from the most wanted on, each is kept that still
+    fits beside the question and those kept before it. A question that is too long by itself has no
+    example and loses tokens from the end of its dialogue: the cut is the character at which the
+    first token too many begins. The instruction is never cut.
 
     Args:
         tokenizer: A fast tokenizer with an EOS and a padding token.
         prompt: The words around the dialogue.
-        examples: Rows shown solved before each question, as many of them as fit.
+        examples: Rows that may be shown solved before a question.
         max_source_length: Most tokens of a prompt, EOS included.
         max_target_length: Most tokens of a label, EOS included.
+        best_last: Whether the most wanted example stands last, next to the question, or first.
 
     Raises:
         ValueError: If the tokenizer will not do, or the instruction leaves no room for a dialogue.
@@ -69,6 +74,7 @@ class Encoder:
         examples: Sequence[Row],
         max_source_length: int,
         max_target_length: int,
+        best_last: bool = False,
     ) -> None:
         if not tokenizer.is_fast or None in (tokenizer.eos_token_id, tokenizer.pad_token_id):
             raise ValueError(
@@ -80,6 +86,7 @@ class Encoder:
         self.blocks = [prompt.example(row.dialogue, row.references[0]) for row in examples]
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
+        self.best_last = best_last
         self._tokenizer_state = tokenizer.backend_tokenizer.to_str()
         needed = len(self.tokenize([prompt.wrap("")])[0])
         if needed >= max_source_length:
@@ -89,33 +96,58 @@ class Encoder:
                 f"(--data.max_source_length) or choose a shorter prompt"
             )
 
-    def key(self, rows: Sequence[Row]) -> str:
+    def key(self, rows: Sequence[Row], picks: np.ndarray) -> str:
         """Give a hash of all that the tokens of these rows depend on."""
+        shown = np.unique(picks[picks >= 0])
         settings = [
             _VERSION, self._tokenizer_state, self.tokenizer.eos_token, self.prompt.prefix,
-            self.prompt.suffix, self.blocks, self.max_source_length, self.max_target_length,
+            self.prompt.suffix, self.max_source_length, self.max_target_length, self.best_last,
+            [(int(place), self.blocks[place]) for place in shown], picks.tolist(),
             [(row.dialogue, row.references[0]) for row in rows],
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenise rows."""
-        sources: list[list[int]] = [[] for _ in rows]
-        shots = np.zeros(len(rows), dtype=np.int32)
+    def encode(self, rows: Sequence[Row], picks: np.ndarray | None = None) -> Encoded:
+        """Tokenise N rows.
+
+        Args:
+            rows: The rows.
+            picks: [N, K] examples wanted before each question, by their places in ``examples``, the
+                most wanted first; a negative number is none. None shows no examples.
+        """
+        if picks is None:
+            picks = np.empty((len(rows), 0), dtype=np.int32)
+        wanted = [[int(place) for place in row if place >= 0] for row in picks]
+        texts = [self.ask(row, places) for row, places in zip(rows, wanted, strict=True)]
+        sources = self.tokenize(texts)
+        shots = np.array([len(places) for places in wanted], dtype=np.int32)
         cut = np.zeros(len(rows), dtype=bool)
-        waiting = list(range(len(rows)))
-        for count in range(len(self.blocks), -1, -1):
-            shown = "".join(self.blocks[:count])
-            tokens = self.tokenize([shown + self.prompt.wrap(rows[i].dialogue) for i in waiting])
-            fits = [len(ids) <= self.max_source_length for ids in tokens]
-            for i, ids, fit in zip(waiting, tokens, fits, strict=True):
-                if fit:
-                    sources[i], shots[i] = ids, count
-            waiting = [i for i, fit in zip(waiting, fits, strict=True) if not fit]
-        for i in waiting:
-            sources[i], cut[i] = self.shorten(rows[i].dialogue), True
+        for i, ids in enumerate(sources):
+            if len(ids) > self.max_source_length:
+                sources[i], shots[i], cut[i] = self.fit_prompt(rows[i], wanted[i])
         targets = self.encode_targets([row.references[0] for row in rows])
         return Encoded(_arrays(sources), _arrays(targets), shots, cut)
+
+    def ask(self, row: Row, shown: Sequence[int]) -> str:
+        """Give a prompt: the examples at some places, the most wanted first, and the question."""
+        blocks = [self.blocks[place] for place in shown]
+        return "".join(blocks[:: -1 if self.best_last else 1]) + self.prompt.wrap(row.dialogue)
+
+    def fit_prompt(self, row: Row, wanted: Sequence[int]) -> tuple[list[int], int, bool]:
+        """Make a prompt fit that is too long with all of its examples.
+
+        Returns:
+            Its tokens, how many examples it has, and whether its dialogue was cut.
+        """
+        (best,) = self.tokenize([self.ask(row, [])])
+        if len(best) > self.max_source_length:
+            return self.shorten(row.dialogue), 0, True
+        kept: list[int] = []
+        for place in wanted:
+            (ids,) = self.tokenize([self.ask(row, [*kept, place])])
+            if len(ids) <= self.max_source_length:
+                best, kept = ids, [*kept, place]
+        return best, len(kept), False
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts whole, special tokens included."""
@@ -150,96 +182,6 @@ class Encoder:
             body = ids[:-1] if ids and ids[-1] == eos else ids
             targets.append([*body[: self.max_target_length - 1], eos])
         return targets
-
-
-def default_cache_dir() -> Path:
-    """Give the user's cache folder for tokenised data (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignsum" / "tokens"
-
-
-def encode_cached(
-    encoder: Encoder, rows: Sequence[Row], split: str, cache_dir: Path, show_progress: bool = True
-) -> Encoded:
-    """Tokenise a split, or take its tokens from the cache where the same was done before.
-
-    A damaged entry is built anew; a cache that cannot be written costs only its use.
-    """
-    path = cache_dir / f"{encoder.key(rows)}.npz"
-    encoded = load_encoded(path, len(rows)) if path.exists() else None
-    if encoded is not None:
-        logger.info("%s: tokens of %d rows taken from %s", split, len(rows), path)
-    else:
-        encoded = _encode_in_chunks(encoder, rows, split, show_progress)
-        try:
-            save_encoded(encoded, path)
-        except OSError as error:
-            logger.warning("The tokens are not kept for the next start: %s", error)
-    if cuts := int(encoded.cut.sum()):
-        logger.info("%s: %d of %d dialogues were shortened to fit", split, cuts, len(rows))
-    if encoder.blocks:
-        counts = sorted(Counter(encoded.shots.tolist()).items(), reverse=True)
-        fitted = ", ".join(f"{shots} before {rows} rows" for shots, rows in counts)
-        logger.info("%s: of %d examples fitted %s", split, len(encoder.blocks), fitted)
-    return encoded
-
-
-def save_encoded(encoded: Encoded, path: Path) -> None:
-    """Write the tokens to one npz file, atomically: a reader sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(
-                file,
-                sources=np.concatenate(encoded.sources), targets=np.concatenate(encoded.targets),
-                sources_lengths=np.array([len(row) for row in encoded.sources]),
-                targets_lengths=np.array([len(row) for row in encoded.targets]),
-                shots=encoded.shots, cut=encoded.cut,
-            )  # fmt: skip
-            file.close()
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def load_encoded(path: Path, rows: int) -> Encoded | None:
-    """Read the tokens of ``rows`` rows; None, with a warning, where the file is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:  # its zip checksums find flipped bytes
-            data: dict[str, Any] = {name: file[name] for name in file.files}
-        ends = {name: np.cumsum(data[f"{name}_lengths"]) for name in ("sources", "targets")}
-        for name, end in ends.items():
-            if len(end) != rows or end[-1] != len(data[name]):
-                raise ValueError(f"{name} are not those of {rows} rows")
-        return Encoded(
-            np.split(data["sources"], ends["sources"][:-1]),
-            np.split(data["targets"], ends["targets"][:-1]),
-            data["shots"],
-            data["cut"],
-        )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("Cache entry %s is damaged (%s); building it anew", path, error)
-        return None
-
-
-def _encode_in_chunks(
-    encoder: Encoder, rows: Sequence[Row], split: str, show_progress: bool
-) -> Encoded:
-    parts = []
-    for first in track(
-        range(0, len(rows), _CHUNK),
-        description=f"Tokenising {split} ({len(rows)} rows)",
-        console=Console(stderr=True),
-        disable=not show_progress,
-        transient=True,
-    ):
-        parts.append(encoder.encode(rows[first : first + _CHUNK]))
-    return Encoded(
-        [row for part in parts for row in part.sources],
-        [row for part in parts for row in part.targets],
-        np.concatenate([part.shots for part in parts]),
-        np.concatenate([part.cut for part in parts]),
-    )
 
 
 def _arrays(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:

@@ -39,8 +39,19 @@ class Instruction(PromptStyle):
     answer = " "
 
 
+class SpacedInstruction(Instruction):
+    """``Instruction`` with a space at its end, as in the original project's fine-tuning.
+
+    T5's tokenizer splits at white space and drops it, so to T5 the two are the same tokens. To a
+    byte-level tokenizer, such as the miniature's, they are not.
+    """
+
+    suffix = "\n\nSummary: "
+    answer = ""
+
+
 class Flan(PromptStyle):
-    """The template that FLAN was tuned with for dialogue summaries."""
+    """The template that FLAN was tuned with for dialogue summaries (Wei et al. 2022)."""
 
     prefix = "Dialogue:\n\n"
     suffix = "\n\nWhat was going on?"

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["stop", "skip"]
 
-_SHOWN_PROBLEMS = 10
+SHOWN_PROBLEMS = 10
+"""Bad rows that a message shows; it counts the others."""
+
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 128 KiB a cell is not ours
 
 
@@ -115,34 +117,51 @@ def parse(
             rows.append(_parse_record(record, f"{split}_{len(rows)}", columns))
         except DataError as error:
             problems.append(f"{where}:{number}: {error}")
+    found = describe_bad_rows(problems, len(problems))
     if problems and on_bad_row == "stop":
-        raise DataError(
-            f"data: {_count(problems)}\nMend them, or leave them out with --data.on_bad_row skip"
-        )
+        raise DataError(f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip")
     if problems:
-        logger.warning("Skipped %s", _count(problems))
+        logger.warning("Skipped %s", found)
     if not rows:
         raise DataError(f"data: the {split} split is empty: {where} has no usable row")
     return rows
 
 
-def _count(problems: Sequence[str]) -> str:
-    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-    more = len(problems) - _SHOWN_PROBLEMS
-    return f"{len(problems)} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
+def describe_bad_rows(problems: Sequence[str], total: int) -> str:
+    """Count bad rows and show the first of them.
+
+    Args:
+        problems: What is wrong, at least with the first ``SHOWN_PROBLEMS`` of them.
+        total: How many there are.
+    """
+    shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+    more = total - SHOWN_PROBLEMS
+    return f"{total} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
+
+
+def parse_dialogue(
+    record: dict[str, Any], default_id: str, columns: ColumnNames
+) -> tuple[str, str]:
+    """Take id and dialogue from the columns of a line.
+
+    Raises:
+        DataError: If the dialogue is missing, empty or no text, or one of the two is not UTF-8.
+    """
+    name = next((name for name in (columns.id, "fname") if name in record), None)
+    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
+    _check_encoding(identity, "the id")
+    return identity, _text(record, columns.dialogue)
 
 
 def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
     if isinstance(record, str):
         raise DataError(record)
+    identity, dialogue = parse_dialogue(record, default_id, columns)
     names = [columns.summary]
     if columns.summary not in record:
         numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
         found = [match for name in record if (match := numbered.fullmatch(name or ""))]
         names = [match[0] for match in sorted(found, key=lambda match: int(match[1]))] or names
-    name = next((name for name in (columns.id, "fname") if name in record), None)
-    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
-    dialogue = _text(record, columns.dialogue)
     return Row(identity, dialogue, tuple(_text(record, name) for name in names))
 
 
@@ -154,11 +173,15 @@ def _text(record: dict[str, Any], name: str) -> str:
         raise DataError(f"{name} is {type(value).__name__}, not text")
     if not value.strip():
         raise DataError(f"{name} is empty")
+    _check_encoding(value, name)
+    return value
+
+
+def _check_encoding(value: str, name: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{name} is not UTF-8 (character {error.start})") from None
-    return value
 
 
 def group(rows: Sequence[Row]) -> list[Row]:

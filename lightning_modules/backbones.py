@@ -1,17 +1,19 @@
 """Load, check and export the pretrained encoder-decoder that every method starts from."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hub import resolve_model
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 _HALF_PRECISIONS = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
 _PURE_PRECISIONS = {"bf16-true", "transformer-engine"}
+_CHECKPOINTED = (GradientCheckpointingLayer, PreTrainedModel)
 
 
 def find_precision_problem(precision: str | int | None) -> str | None:
@@ -67,6 +70,39 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
     return model
 
 
+def sketch_backbone(name: str) -> PreTrainedModel:
+    """Build an encoder-decoder on the meta device, from its config alone: names and shapes only.
+
+    Whether its head is tied shows in the weights only; see :func:`record_head`.
+    """
+    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only the input of each block for the backward pass, which computes the block again.
+
+    Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174. It engages
+    in training mode only. Not the reentrant kind, which gives a block no gradient at all where its
+    input needs none, as the first block of a frozen backbone that has an adapter.
+
+    Args:
+        model: A backbone, with or without adapters.
+    """
+    with warnings.catch_warnings():
+        # Its new name came only after the oldest transformers that setup.cfg allows.
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers gives the embedded input a gradient, and T5's attention its bias of zeros, both
+    # for the reentrant kind. With the first the backward pass would go through all of a backbone
+    # that is trained at its end only; with the second cross-attention would not be fused.
+    model.disable_input_require_grads()
+    for module in model.modules():
+        if "gradient_checkpointing" in vars(module) and not isinstance(module, _CHECKPOINTED):
+            module.gradient_checkpointing = False
+
+
 @contextmanager
 def _without_tying_warning() -> Iterator[None]:
     """Silence the advice to set tie_word_embeddings=False: record_head does just that."""
@@ -99,6 +135,19 @@ def record_head(model: PreTrainedModel) -> None:
     model.config.tie_word_embeddings = head_is_tied(model)
     if not model.config.tie_word_embeddings and hasattr(model.config, "scale_decoder_outputs"):
         model.config.scale_decoder_outputs = False
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Map the decoder's last hidden states [..., d] to logits [..., V], as the forward pass does.
+
+    For those who want logits at some positions only: the vocabulary makes them the widest tensor
+    of all.
+    """
+    if getattr(model.config, "scale_decoder_outputs", False):
+        hidden = hidden * model.config.d_model**-0.5
+    logits = model.get_output_embeddings()(hidden)
+    bias = getattr(model, "final_logits_bias", None)  # BART and its kin
+    return logits if bias is None else logits + bias
 
 
 def set_dropout(model: nn.Module, rate: float) -> None:

@@ -14,7 +14,12 @@ from transformers import PreTrainedModel, get_scheduler
 
 import hub
 from lightning_modules.adapters import POLICY, count_parameters
-from lightning_modules.backbones import find_precision_problem, load_backbone
+from lightning_modules.backbones import (
+    checkpoint_activations,
+    find_precision_problem,
+    load_backbone,
+)
+from lightning_modules.kernels import fuse, quicken
 from lightning_modules.stepping import SteppingModule
 
 logger = logging.getLogger(__name__)
@@ -23,7 +28,9 @@ logger = logging.getLogger(__name__)
 class BaseModule(SteppingModule):
     """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
 
-    A subclass overrides :meth:`attach` and :meth:`sum_losses`. The backbone is loaded in
+    A subclass overrides :meth:`sum_losses` and :meth:`attach`, the one place that says what the
+    method trains: there parameters are frozen, freed or added, and everything else (optimizer,
+    counts, checkpoints) follows their ``requires_grad``. The backbone is loaded in
     ``configure_model``, once the Trainer has checked everything else, so that building the module
     costs nothing.
 
@@ -34,6 +41,8 @@ class BaseModule(SteppingModule):
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
         warmup_steps: The same as a number of steps, in place of the share.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping
+            them: less memory, one more forward pass, the same gradients.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -56,6 +65,7 @@ class BaseModule(SteppingModule):
         warmup_fraction: float = 0.0,
         warmup_steps: int | None = None,
         dropout: float | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -73,6 +83,7 @@ class BaseModule(SteppingModule):
         self.warmup_fraction = warmup_fraction
         self.warmup_steps = warmup_steps
         self.dropout = dropout
+        self.gradient_checkpointing = gradient_checkpointing
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -94,6 +105,10 @@ class BaseModule(SteppingModule):
         """Make the model to train from the backbone; trained parameters need gradients."""
         raise NotImplementedError
 
+    def load_backbone(self) -> PreTrainedModel:
+        """Load the backbone in fp32."""
+        return load_backbone(self.backbone_name, self.dropout)
+
     # Construction -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -106,8 +121,10 @@ class BaseModule(SteppingModule):
         """Load the tokenizer and the backbone, and attach what is trained; does so once."""
         if self.model is not None:
             return
-        self.tokenizer = hub.load_tokenizer(self.backbone_name)
-        self.model = self.attach(load_backbone(self.backbone_name, self.dropout))
+        self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
+        self.model = quicken(self.attach(self.load_backbone()))
+        if self.gradient_checkpointing:
+            checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
         # without this, dropout would never be on, nor gradient checkpointing.
         self.model.train()
@@ -120,7 +137,7 @@ class BaseModule(SteppingModule):
             type(self).__name__, self.backbone_name, f"{trainable:,}", f"{total:,}",
             100 * trainable / total,
         )  # fmt: skip
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = fuse(self.optimizer(self.parameter_groups()))
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule

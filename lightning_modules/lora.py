@@ -1,13 +1,22 @@
 """LoRA: low-rank updates to a frozen backbone."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import attach_lora
+from lightning_modules.adapters import (
+    LoRASettings,
+    attach_lora,
+    continue_lora,
+    find_adapter_problem,
+    find_shape_problem,
+)
+from lightning_modules.backbones import sketch_backbone
 from lightning_modules.summarization import SummarizationModule
+from lightning_modules.targets import find_target_problem
 
 
 class LoRA(SummarizationModule):
@@ -17,32 +26,55 @@ class LoRA(SummarizationModule):
         r: Rank of the updates.
         alpha: Numerator of their scale alpha / r.
         lora_dropout: Dropout on their input.
-        target_modules: Ends of the names of the linear layers that get one.
+        target_modules: The layers that get one, as PEFT takes them: a list of ends of names, a
+            regular expression over whole names, or ``all-linear``.
+        use_dora: Train the length of each row of the adapted matrices by itself (Liu et al. 2024).
+        use_rslora: Scale by alpha / sqrt(r) in place of alpha / r (Kalajdzievski 2023).
+        adapter: Export folder of an earlier LoRA of this shape to go on from; None starts afresh.
         **kwargs: See :class:`SummarizationModule`.
 
     Raises:
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range, or the adapter does not fit the backbone.
     """
 
     def __init__(
         self,
+        backbone: str,
         r: int = 32,
         alpha: int = 32,
         lora_dropout: float = 0.05,
-        target_modules: Sequence[str] = ("q", "v"),
+        # The list first: jsonargparse takes the first type that fits, and any text fits str.
+        target_modules: Sequence[str] | str = ("q", "v"),
+        use_dora: bool = False,
+        use_rslora: bool = False,
+        adapter: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if r < 1 or alpha < 1 or not 0 <= lora_dropout < 1:
-            raise ValueError(
-                "LoRA needs r >= 1, alpha >= 1 and lora_dropout in [0, 1), "
-                f"got r {r}, alpha {alpha}, lora_dropout {lora_dropout}"
+        super().__init__(backbone, **kwargs)
+        self.lora = LoRASettings(r, alpha, lora_dropout, target_modules, use_dora, use_rslora)
+        if adapter is not None and (problem := find_adapter_problem(adapter, backbone)):
+            raise ValueError(problem)
+        self.adapter = None if adapter is None else str(Path(adapter).resolve())
+
+    @classmethod
+    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
+        """List, before anything is loaded, what cannot work; None stands for what can."""
+        problems = super().find_problems(init_args, trainer)
+        if any(problems):
+            return problems
+        sketch = sketch_backbone(init_args.backbone)
+        problems.append(find_target_problem(sketch, init_args.target_modules))
+        if init_args.adapter is not None:
+            names = ("r", "alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
+            settings = LoRASettings(*(init_args[name] for name in names))
+            problems.append(
+                find_adapter_problem(init_args.adapter, init_args.backbone)
+                or find_shape_problem(sketch, init_args.adapter, settings)
             )
-        self.r = r
-        self.alpha = alpha
-        self.lora_dropout = lora_dropout
-        self.target_modules = list(target_modules)
+        return problems
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Freeze the backbone and add the updates."""
-        return attach_lora(backbone, self.r, self.alpha, self.lora_dropout, self.target_modules)
+        if self.adapter is None:
+            return attach_lora(backbone, self.lora)
+        return continue_lora(backbone, self.adapter, self.lora)

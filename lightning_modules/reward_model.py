@@ -6,7 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from datamodules.preferences import PreferenceBatch
 from hub import resolve_model
@@ -58,14 +63,24 @@ class RewardScorer(nn.Module):
         return labels[label.lower()]
 
     @torch.no_grad()
-    def all_logits(self, texts: Sequence[str]) -> Tensor:
-        """Score texts [B] with every label: fp32 [B, labels], in the order of the texts."""
+    def all_logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
+        """Score texts [B] with every label: fp32 [B, labels], in the order of the texts.
+
+        Args:
+            texts: B texts.
+            contexts: What each is said about, the first text of a pair; where the two are too long
+                together the longer one is cut. None scores the texts alone.
+        """
         # Longest first, so that each pass is padded little and memory peaks in the first one.
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+        size = [len(text) for text in texts]
+        if contexts is not None:
+            size = [own + len(context) for own, context in zip(size, contexts, strict=True)]
+        order = sorted(range(len(texts)), key=lambda row: size[row], reverse=True)
         parts = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             tokens = self.tokenizer(
+                *([[contexts[row] for row in rows]] if contexts is not None else []),
                 [texts[row] for row in rows],
                 padding=True,
                 truncation=True,
@@ -82,13 +97,29 @@ class RewardScorer(nn.Module):
         # RoBERTa's position ids start behind the padding id, so two positions are never used.
         return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
 
-    def logits(self, texts: Sequence[str]) -> Tensor:
+    def logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
         """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
-        return self.all_logits(texts)[:, self.column]
+        return self.all_logits(texts, contexts)[:, self.column]
 
-    def probability(self, texts: Sequence[str], label: str = "hate") -> Tensor:
-        """Give the softmax probability of a label for each text: fp32 [B], in [0, 1]."""
-        return self.all_logits(texts).softmax(dim=-1)[:, self.find_column(label)]
+    def rate(self, texts: Sequence[str], toxic_label: str = "hate") -> dict[str, list[float]]:
+        """Give each text's toxicity and reward, under these names.
+
+        Args:
+            texts: Texts [B].
+            toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
+
+        Returns:
+            "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
+
+        Raises:
+            ValueError: If the model has no such label.
+        """
+        toxic = self.find_column(toxic_label)
+        logits = self.all_logits(texts)
+        return {
+            "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
+            "reward": logits[:, self.column].tolist(),
+        }
 
 
 def name_labels(config: Any) -> dict[str, int]:
@@ -124,15 +155,16 @@ class RewardModel(BaseModule):
     def __init__(self, backbone: str, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
 
-    def configure_model(self) -> None:
-        """Load the encoder, with a fresh head of one output; does so once."""
-        if self.model is not None:
-            return
-        path = resolve_model(self.backbone_name, "classifier")
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    def attach(self, backbone: PreTrainedModel) -> nn.Module:
+        """Train all of the encoder and its head."""
+        return backbone.requires_grad_(True)
+
+    def load_backbone(self) -> PreTrainedModel:
+        """Load the encoder in fp32, with a fresh head of one output."""
+        path = resolve_model(self.backbone_name, self.kind)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.num_labels = 1
-        self.model = AutoModelForSequenceClassification.from_pretrained(
+        model = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -141,8 +173,8 @@ class RewardModel(BaseModule):
             ignore_mismatched_sizes=True,
         )
         if self.dropout is not None:
-            set_dropout(self.model, self.dropout)
-        self.model.train()
+            set_dropout(model, self.dropout)
+        return model
 
     def rewards(self, batch: PreferenceBatch) -> Tensor:
         """Score all completions of a batch of rankings: fp32 [N]."""

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import attach_soft_prompt
+from lightning_modules.adapters import Start, attach_soft_prompt, find_start_problem
 from lightning_modules.summarization import SummarizationModule
 
 
@@ -14,22 +14,30 @@ class SoftPrompt(SummarizationModule):
 
     Args:
         virtual_tokens: Number of trained vectors before the prompt.
-        init_text: Text whose embeddings are the start; None starts from random vocabulary rows.
+        init: Where they start: ``random`` (uniform in [-0.5, 0.5]), ``vocabulary`` (embeddings of
+            common tokens) or ``text`` (embeddings of ``init_text``).
+        init_text: The text to start from, repeated or cut to the number of vectors.
         **kwargs: See :class:`SummarizationModule`.
 
     Raises:
-        ValueError: If ``virtual_tokens`` is not positive.
+        ValueError: If ``virtual_tokens`` is not positive, or ``init`` and ``init_text`` disagree.
     """
 
     def __init__(
-        self, virtual_tokens: int = 100, init_text: str | None = None, **kwargs: Any
+        self,
+        backbone: str,
+        virtual_tokens: int = 100,
+        init: Start = "vocabulary",
+        init_text: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if virtual_tokens < 1:
-            raise ValueError(f"virtual_tokens must be at least 1, got {virtual_tokens}")
+        super().__init__(backbone, **kwargs)
+        if problem := find_start_problem(virtual_tokens, init, init_text):
+            raise ValueError(problem)
         self.virtual_tokens = virtual_tokens
+        self.init = init
         self.init_text = init_text
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Freeze the backbone and add the virtual tokens."""
-        return attach_soft_prompt(backbone, self.virtual_tokens, self.init_text)
+        return attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)

@@ -57,7 +57,7 @@ def make_csv(runs: Sequence[Run]) -> str:
         costs = {
             f"cost/{key}": run.summary[key]
             for key in ("seconds", "peak_memory_bytes")
-            if key in run.summary
+            if run.summary.get(key) is not None
         }
         parameters = run.summary.get("parameters") or {}
         costs |= {f"parameters/{key}": value for key, value in parameters.items()}
@@ -71,8 +71,9 @@ def make_csv(runs: Sequence[Run]) -> str:
 def read_out(runs: Sequence[Run]) -> list[str]:
     """Say in plain sentences what the numbers show, and what they do not."""
     key = "test/rouge1"
+    models = [run for run in runs if run.has_model]
     ranked = sorted(
-        (run for run in runs if key in run.metrics), key=lambda run: -run.metrics[key].value
+        (run for run in models if key in run.metrics), key=lambda run: -run.metrics[key].value
     )
     lines = []
     if ranked:
@@ -91,7 +92,7 @@ def read_out(runs: Sequence[Run]) -> list[str]:
     tested = [run for run in runs if run.examples]
     if len({frozenset(run.examples) for run in tested}) > 1:
         lines.append("Careful: not all runs were tested on the same dialogues.")
-    if len({run.summary.get("backbone") for run in runs}) > 1:
+    if len({run.summary.get("backbone") for run in models}) > 1:
         lines.append(
             "Careful: not all runs started from the same backbone (see their config.yaml)."
         )

@@ -16,12 +16,19 @@ class Run(NamedTuple):
         summary: The fields of summary.json.
         metrics: Its final metrics by their logged names.
         examples: The test examples' rouge1 by (id, dialogue); empty where unknown.
+        references: Fewest and most references of an example; None where unknown.
     """
 
     name: str
     summary: dict[str, Any]
     metrics: dict[str, Estimate]
     examples: dict[tuple[str, str], float]
+    references: tuple[int, int] | None = None
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model made the texts, and not people or a rule."""
+        return (self.summary.get("parameters") or {}).get("total") != 0
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -61,11 +68,12 @@ def read_run(path: Path, name: str) -> Run:
             f'"metrics" in summary.json is not {{name: {{value, n, low, high}}}} ({error}).'
         ) from error
     try:
+        rows = [row for row in folder.read_predictions() if "id" in row and "rouge1" in row]
         examples = {
-            (str(row["id"]), str(row.get("dialogue"))): float(row["rouge1"])
-            for row in folder.read_predictions()
-            if "id" in row and "rouge1" in row
+            (str(row["id"]), str(row.get("dialogue"))): float(row["rouge1"]) for row in rows
         }
+        counts = [len(row["references"]) for row in rows if "references" in row]
     except (TypeError, AttributeError) as error:
         raise ValueError(f"a row of predictions.jsonl is not as it should be ({error}).") from error
-    return Run(name, summary, metrics, examples)
+    references = (min(counts), max(counts)) if counts else None
+    return Run(name, summary, metrics, examples, references)

@@ -1,166 +1,157 @@
-"""Score prediction files against reference files: the work of `report.py score`."""
+"""Score predictions against references and dialogues: the work of `report.py score`."""
 
-import csv
-import io
-import json
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
-from metrics.intervals import Estimate, bootstrap_mean
+import torch
+
+import hub
+from metrics import faithfulness, text_statistics
+from metrics.faithfulness import CHECKS, find_unknown_speakers
+from metrics.intervals import Estimate, bootstrap_mean, paired_change
+from metrics.names import find_unknown_names
 from metrics.rouge import BEST, Rouge
+from metrics.text_statistics import STATISTICS
+from reporting.pairing import Examples
 
-Columns = dict[str | None, list[list[str]]]
-"""Texts by column name, a list for each row; a text file has one column without a name."""
+Values = dict[str, list[float]]
+"""Per-example values by metric, each [n]."""
+
+TextScore = Callable[[Sequence[str]], list[float]]
+"""One number for each text."""
+
+MINUS = "_minus_"
+"""Between a metric and the column whose values were taken off, e.g. "rouge1_minus_zero_shot"."""
+
+_NEED_DIALOGUE = text_statistics.NEED_DIALOGUE | faithfulness.NEED_DIALOGUE
 
 
-def score_files(
-    predictions: Path,
-    references: Path,
-    prediction_columns: Sequence[str] = (),
-    reference_columns: Sequence[str] = (),
-    stemmer: bool = True,
-) -> dict[str, dict[str, Estimate]]:
-    """Score each prediction column against all reference columns.
+def load_toxicity(model: str, toxic_label: str) -> TextScore:
+    """Load a classifier.
 
     Args:
-        predictions: A .jsonl or .csv file, or text with one prediction a line.
-        references: Likewise; may be the same file.
-        prediction_columns: Columns of `predictions`; needed unless it is text or has one column.
-        reference_columns: Columns of `references`, several for several references per example. In
-            jsonl a column may also hold a list of references.
-        stemmer: Compare Porter stems instead of words.
+        model: Hub id, folder or `mini`.
+        toxic_label: The label whose probability is a text's toxicity.
 
     Returns:
-        For each prediction column ("prediction" where it has no name) ROUGE by key with n and
-        interval; with several reference columns each is the mean over them, and "<key>_best" the
-        best of them.
+        A function of texts that gives the toxicity of each.
 
     Raises:
-        ValueError: A file cannot be read as what it should be, or the two do not fit each other.
+        ValueError: The model cannot be had, or has no such label.
     """
-    predicted = select_columns(predictions, read_columns(predictions), prediction_columns)
-    reference = select_columns(references, read_columns(references), reference_columns)
-    rows = len(next(iter(reference.values())))
-    per_row = [list(chain.from_iterable(texts)) for texts in zip(*reference.values(), strict=True)]
-    several = any(len(texts) > 1 for texts in per_row)
-    scores = {}
-    for name, texts in predicted.items():
-        if len(texts) != rows:
-            raise ValueError(
-                f"{predictions} has {len(texts)} rows and {references} has {rows}: "
-                "row i of the one must belong to row i of the other."
-            )
-        if any(len(row) != 1 for row in texts):
-            raise ValueError(f"{predictions}: column {name} holds lists; a prediction is one text.")
-        rouge = Rouge(stemmer)
-        rouge.update([row[0] for row in texts], per_row)
-        scores[name or "prediction"] = {
-            key: bootstrap_mean(values.tolist())
-            for key, values in rouge.per_example().items()
-            if several or BEST not in key
-        }
-    return scores
+    # Here, because they take seconds to import and most calls need no classifier.
+    import transformers
+
+    from lightning_modules.reward_model import RewardScorer
+
+    transformers.logging.disable_progress_bar()
+    path = hub.resolve_model(model, "classifier")
+    if not Path(path).is_dir() and not hub.reachable():
+        hub.use_cache_only()
+    if problem := hub.find_model_problem(path, "toxicity classifier"):
+        raise ValueError(f"{problem}.")
+    scorer = RewardScorer(path, label=toxic_label).eval()
+    scorer.find_column(toxic_label)
+    scorer.to("cuda" if torch.cuda.is_available() else "cpu")
+    return lambda texts: scorer.rate(texts, toxic_label)["toxicity"]
 
 
-def read_columns(path: Path) -> Columns:
-    """Read a file's texts by column; the ending decides the format.
+def score_examples(
+    examples: Examples, use_stemmer: bool = True, toxicity: TextScore | None = None
+) -> dict[str, Values]:
+    """Score each prediction column.
+
+    Args:
+        examples: Texts that belong together.
+        use_stemmer: Have ROUGE compare Porter stems instead of words.
+        toxicity: Gives the toxicity of each text; None leaves it out.
+
+    Returns:
+        For each column its values: ROUGE ("<key>_best" only where a row has several references),
+        `STATISTICS` and `CHECKS` (those over dialogues only where there are dialogues), toxicity.
+    """
+    return {
+        name: _score_column(texts, examples, use_stemmer, toxicity)
+        for name, texts in examples.predictions.items()
+    }
+
+
+def _score_column(
+    texts: Sequence[str], examples: Examples, use_stemmer: bool, toxicity: TextScore | None
+) -> Values:
+    rouge = Rouge(use_stemmer)
+    rouge.update(texts, examples.references)
+    several = any(len(row) > 1 for row in examples.references)
+    values = {
+        key: column.tolist()
+        for key, column in rouge.per_example().items()
+        if several or BEST not in key
+    }
+    dialogues = examples.dialogues or [""] * len(texts)
+    for name, metric in (STATISTICS | CHECKS).items():
+        if examples.dialogues is not None or name not in _NEED_DIALOGUE:
+            values[name] = metric(texts, dialogues, examples.references)
+    if toxicity is not None:
+        values["toxicity"] = toxicity(texts)
+    return values
+
+
+def choose_pairs(columns: Sequence[str], baseline: str = "") -> list[tuple[str, str]]:
+    """Choose the pairs of columns to compare, each as (before, after).
+
+    Args:
+        columns: All prediction columns.
+        baseline: The column to compare all others with; every two columns where empty.
 
     Raises:
-        ValueError: It is missing, empty, not UTF-8, or a row is broken; names file and line.
+        ValueError: There is no such column.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+    if not baseline:
+        return list(combinations(columns, 2))
+    if baseline not in columns:
         raise ValueError(
-            f"{path}, line {line} is not UTF-8 (byte {error.start}); save the file as UTF-8."
-        ) from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty; there is nothing to score.")
-    ending = path.suffix.lower()
-    if ending in (".jsonl", ".json"):
-        return _read_jsonl(path, text)
-    if ending == ".csv":
-        return _read_csv(path, text)
-    # An empty line is an empty text, not a missing one: leaving it out would shift all that follow.
-    return {None: [[line] for line in text.removesuffix("\n").split("\n")]}
-
-
-def select_columns(path: Path, columns: Columns, names: Sequence[str]) -> Columns:
-    """Take the named columns, or the only one where none is named.
-
-    Raises:
-        ValueError: A column is missing, or none is named and there are several.
-    """
-    present = ", ".join(str(name) for name in columns if name is not None)
-    if not names:
-        if len(columns) == 1:
-            return columns
-        raise ValueError(f"{path} has several columns ({present}); name those to be scored.")
-    if None in columns:
-        raise ValueError(
-            f"{path} is read as text, one example a line, and has no columns; name none, or give a "
-            ".jsonl or .csv file."
+            f"--baseline {baseline} is not among the prediction columns, {', '.join(columns)}."
         )
-    missing = [name for name in names if name not in columns]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(missing)}; it has {present}"
-            " (a column counts where every row has a text in it)."
-        )
-    return {name: columns[name] for name in names}
+    return [(baseline, name) for name in columns if name != baseline]
 
 
-def _read_jsonl(path: Path, text: str) -> Columns:
-    """Columns that every line has."""
-    rows: list[dict[str, object]] = []
-    # Not splitlines: it also breaks at U+2028 and others that may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not a JSON object but {line[:40]!r}.")
-        rows.append(row)
-    return _to_columns(rows)
+def estimate(
+    scores: Mapping[str, Values], pairs: Sequence[tuple[str, str]] = ()
+) -> dict[str, dict[str, Estimate]]:
+    """Turn values into means with intervals, and pairs of columns into paired differences.
+
+    Returns:
+        For each column its metrics, and for each pair (before, after) in the second column
+        "<metric>_minus_<before>", the mean of after - before over the same examples.
+    """
+    found = {
+        name: {metric: bootstrap_mean(values) for metric, values in column.items()}
+        for name, column in scores.items()
+    }
+    for before, after in pairs:
+        for metric, values in scores[before].items():
+            change = paired_change(values, scores[after][metric])
+            found[after][f"{metric}{MINUS}{before}"] = change
+    return found
 
 
-def _read_csv(path: Path, text: str) -> Columns:
-    """Columns by the names in the first line."""
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows: list[dict[str, object]] = []
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num} does not have as many cells as the first line."
-                )
-            rows.append(dict(row))
-    except csv.Error as error:
-        raise ValueError(f"{path}, after line {reader.line_num}: not csv, {error}.") from error
-    if not rows:
-        raise ValueError(f"{path} is empty but for its column names; there is nothing to score.")
-    return _to_columns(rows)
+def describe_examples(examples: Examples, scores: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Give every prediction with its values, a row for each example and prediction column.
 
-
-def _to_columns(rows: Sequence[dict[str, object]]) -> Columns:
-    """Keep the columns that hold a text, or a list of texts, in every row."""
-    columns: Columns = {}
-    for name in rows[0]:
-        texts = [_to_texts(row.get(name)) for row in rows]
-        if all(texts):
-            columns[name] = texts
-    return columns
-
-
-def _to_texts(cell: object) -> list[str]:
-    """A cell's texts; none where it is neither a text nor a list of texts."""
-    cells = cell if isinstance(cell, list) else [cell]
-    texts = [one for one in cells if isinstance(one, str)]
-    return texts if len(texts) == len(cells) else []
+    Returns:
+        Rows with "id", "column", "prediction", each metric, and where there are dialogues
+        "unknown_speakers" and "unknown_names", what the summary names and the dialogue has not.
+    """
+    rows = []
+    for name, texts in examples.predictions.items():
+        for place, text in enumerate(texts):
+            row: dict[str, Any] = {"id": examples.ids[place], "column": name, "prediction": text}
+            row |= {metric: values[place] for metric, values in scores[name].items()}
+            if examples.dialogues is not None:
+                dialogue = examples.dialogues[place]
+                row["unknown_speakers"] = find_unknown_speakers(text, dialogue)
+                row["unknown_names"] = find_unknown_names(text, dialogue)
+            rows.append(row)
+    return rows

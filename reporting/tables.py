@@ -1,5 +1,6 @@
 """Runs as a table: rows of texts, then for a terminal (rich) and for a page (Markdown)."""
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -9,12 +10,15 @@ from metrics.rouge import KEYS
 from reporting.runs import Run
 
 LABELS = dict(zip(KEYS, ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), strict=True))
-_COLUMNS = ("run", "n", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes")
+_COLUMNS = (
+    "run", "n", "refs", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes",
+)  # fmt: skip
 _NONE = "-"
 _CAPTION = (
     "ROUGE F1 and toxicity x 100 on the test split, with 95 % bootstrap intervals over n "
-    "dialogues; time is that of training (of the test where nothing is trained), memory the peak "
-    "of the GPU's tensors (of the whole process where there is no GPU)."
+    "dialogues; ROUGE is the mean over the references (refs) of a dialogue; time is that of "
+    "training (of the test where nothing is trained), memory the peak of the GPU's tensors (of the "
+    "whole process where there is no GPU)."
 )
 
 
@@ -25,6 +29,7 @@ def make_row(run: Run) -> list[str]:
     return [
         run.name,
         _NONE if n is None else str(n),
+        _references(run),
         *(_cell(one, n) for one in rouge),
         _toxicity(run, n),
         _trainable(run),
@@ -37,8 +42,13 @@ def make_row(run: Run) -> list[str]:
 def make_notes(run: Run) -> list[str]:
     """What is special about a run."""
     notes = []
-    if (run.summary.get("parameters") or {}).get("trainable") == 0:
+    if run.summary.get("method") == "human":
+        notes.append("each reference against the others")
+    elif not run.has_model:
+        notes.append("no model")
+    elif (run.summary.get("parameters") or {}).get("trainable") == 0:
         notes.append("no training")
+    notes += _shots(run)
     tests = [name for name in run.metrics if name.startswith("test/")]
     if not tests:
         notes.append("not tested")
@@ -79,17 +89,17 @@ def make_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def format_estimate(estimate: Estimate, sign: bool = False) -> str:
-    """The value x 100 with one decimal."""
-    return f"{100 * estimate.value:+z.1f}" if sign else f"{100 * estimate.value:z.1f}"
+def format_estimate(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
+    """The value x 100, or another scale, with one decimal."""
+    return f"{scale * estimate.value:+z.1f}" if sign else f"{scale * estimate.value:z.1f}"
 
 
-def format_interval(estimate: Estimate, sign: bool = False) -> str:
-    """The interval x 100, e.g. "40.1 to 42.0"; empty where there is none."""
+def format_interval(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
+    """The interval x 100, or another scale, e.g. "40.1 to 42.0"; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
     style = "+z.1f" if sign or estimate.low < 0 else "z.1f"
-    return f"{100 * estimate.low:{style}} to {100 * estimate.high:{style}}"
+    return f"{scale * estimate.low:{style}} to {scale * estimate.high:{style}}"
 
 
 def _cell(estimate: Estimate | None, n: int | None) -> str:
@@ -100,6 +110,13 @@ def _cell(estimate: Estimate | None, n: int | None) -> str:
     return "\n".join(
         part for part in (format_estimate(estimate), format_interval(estimate), own) if part
     )
+
+
+def _references(run: Run) -> str:
+    if run.references is None:
+        return _NONE
+    fewest, most = run.references
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def _toxicity(run: Run, n: int | None) -> str:
@@ -113,6 +130,16 @@ def _toxicity(run: Run, n: int | None) -> str:
         f"{format_estimate(before)} → {format_estimate(after)}\n"
         f"{format_estimate(change, sign=True)} ({format_interval(change, sign=True)})"
     )
+
+
+def _shots(run: Run) -> list[str]:
+    """How many examples stood before a question, where that is fewer than were asked for."""
+    data = (run.summary.get("data") or {}).get("test") or {}
+    asked, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
+    if fitted >= asked:
+        return []
+    # Not rounded up: 2.96 of 3 are not all of them.
+    return [f"{math.floor(10 * fitted) / 10:.1f} of {asked} examples fit"]
 
 
 def _trainable(run: Run) -> str:

@@ -59,6 +59,16 @@ def save_t5(folder: Path, seed: int = 0) -> str:
     return str(folder)
 
 
+def save_tied_t5(folder: Path) -> str:
+    """A T5 v1.0, such as t5-small: the head is the embedding; without a tokenizer."""
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
+
+
 def save_roberta(folder: Path, seed: int = 0) -> str:
     """A RoBERTa classifier of nothate and hate: one layer of width 32."""
     tokenizer = byte_tokenizer(["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>")

@@ -18,7 +18,6 @@ from transformers import AutoModelForSeq2SeqLM
 import train
 from datamodules.batching import Batch, Collator, Example, LengthBatchSampler
 from datamodules.preferences import PreferenceDataModule
-from datamodules.prompts import Instruction
 from hub import load_tokenizer
 from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
 from run_folder import RunFolder

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, RobertaConfig, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, RobertaConfig
 
 from hub import resolve_model
-from lightning_modules import FullFT, LoRA
+from lightning_modules import FullFT
 from lightning_modules.backbones import (
     find_precision_problem,
     head_is_tied,
@@ -16,6 +16,7 @@ from lightning_modules.backbones import (
 )
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer
+from tests.models import save_tied_t5
 
 
 def logits(model: torch.nn.Module, t5: str) -> torch.Tensor:
@@ -41,13 +42,8 @@ def test_the_head_stays_untied_through_load_tie_weights_and_save(t5: str, tmp_pa
 
 
 def test_a_tied_head_stays_tied_and_scaled(tmp_path: Path) -> None:
-    """T5 v1.0, such as t5-small: one matrix, and the decoder's output times d_model^-0.5."""
-    config = T5Config(
-        vocab_size=40, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    model = load_backbone(str(tmp_path))
+    """One matrix, and the decoder's output times d_model^-0.5."""
+    model = load_backbone(save_tied_t5(tmp_path))
     assert head_is_tied(model)
     assert model.config.tie_word_embeddings is True
     assert model.config.scale_decoder_outputs is True
@@ -78,18 +74,6 @@ def test_the_head_stays_untied_through_checkpoint_resume_and_export(
     again.export(tmp_path / "export")
     plain = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "export")
     torch.testing.assert_close(logits(plain, t5), logits(again.model, t5))
-
-
-def test_merging_a_lora_keeps_the_head(t5: str) -> None:
-    module = LoRA(backbone=t5, r=2, alpha=2)
-    module.configure_model()
-    for name, parameter in module.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    expected = logits(module.model, t5)
-    merged = module.model.merge_and_unload()
-    assert not head_is_tied(merged)
-    torch.testing.assert_close(logits(merged, t5), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_is_on_in_training_and_zero_when_told(t5: str) -> None:

@@ -2,11 +2,14 @@ import csv
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import rich
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from callbacks.export import ExportCallback
 from callbacks.loggers import RunCSVLogger
@@ -118,6 +121,39 @@ def test_summary_without_training_has_the_tests_cost(tmp_path: Path) -> None:
     summary = RunFolder(tmp_path).read_summary()
     assert summary["measured"] == "test"
     assert summary["seconds"] == summary["test_seconds"]
+
+
+class TellingData(L.LightningDataModule):
+    """Tells of one split more at each call, and of all it told before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[str, Any] = {}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader()
+
+    test_dataloader = train_dataloader
+
+    def setup(self, stage: str) -> None:
+        self.told["train" if stage == "fit" else stage] = {"shots_asked": 3}
+
+    def describe(self) -> dict[str, Any]:
+        return self.told
+
+
+def test_summary_has_what_the_data_tells(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    make_trainer(tmp_path, SummaryCallback()).fit(TinyModule(), datamodule=TellingData())
+    assert folder.read_summary()["data"] == {"train": {"shots_asked": 3}}
+    tester = make_trainer(tmp_path, SummaryCallback())
+    tester.test(TinyModule(), datamodule=TellingData(), verbose=False)
+    assert folder.read_summary()["data"] == {
+        "train": {"shots_asked": 3},
+        "test": {"shots_asked": 3},
+    }
+    make_trainer(tmp_path / "b", SummaryCallback()).test(TinyModule(), loader(), verbose=False)
+    assert "data" not in RunFolder(tmp_path / "b").read_summary()
 
 
 def test_second_test_replaces_its_metrics(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks import toxicity
+from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.text_metric import make_rows
+from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from run_folder import RunFolder
 from tests.tiny_run import ROWS, TinyModule, collate, loader, make_trainer
@@ -21,17 +23,15 @@ MAT = "the cat sat on the mat"
 class FakeScorer(torch.nn.Module):
     """Toxicity is the share of "idiot" in a text; the logit is minus that."""
 
-    column = 0
-
     def __init__(self, *args: Any) -> None:
         super().__init__()
 
     def find_column(self, label: str) -> int:
         return {"nothate": 0, "hate": 1}[label]
 
-    def all_logits(self, texts: list[str]) -> torch.Tensor:
-        share = torch.tensor([text.split().count("idiot") / len(text.split()) for text in texts])
-        return torch.stack([-share, torch.logit(share) - share], dim=1)
+    def rate(self, texts: list[str], toxic_label: str) -> dict[str, list[float]]:
+        shares = [text.split().count("idiot") / len(text.split()) for text in texts]
+        return {"toxicity": shares, "reward": [-share for share in shares]}
 
 
 def test_rouge_in_fit_is_logged_and_kept_at_the_end(tmp_path: Path) -> None:
@@ -106,6 +106,41 @@ def test_before_and_after_give_a_paired_change(
     assert row["prediction_before"] == "the cat idiot idiot"
     assert (row["toxicity_before"], row["toxicity"]) == (0.5, 0)
     assert row["rouge1"] == pytest.approx(2 / 3)
+
+
+def test_faithfulness_is_logged_and_what_was_found_is_kept(tmp_path: Path) -> None:
+    rows = [
+        dict(ROWS[0], dialogue="#Person1#: Tom is late.", references=["#Person1# waits for Tom"]),
+        dict(ROWS[1], dialogue="#Person1#: He is late.", references=["#Person1# waits"]),
+    ]
+    trainer = make_trainer(tmp_path, FaithfulnessCallback())
+    module = TinyModule("#Person2# waits for Tom", before="#Person1# waits for him")
+    trainer.test(module, loader(rows), verbose=False)
+    metrics = RunFolder(tmp_path).read_summary()["metrics"]
+    assert metrics["test/unfaithful_name"] == {"value": 0.5, "n": 2, "low": 0, "high": 1}
+    assert metrics["test/unfaithful_speaker_change"]["value"] == 1
+    assert metrics["test/swapped_speakers"]["value"] == 1
+    assert metrics["test/swapped_speakers_before"]["value"] == 0
+    first, second = RunFolder(tmp_path).read_predictions()
+    assert (first["unfaithful_name"], second["unfaithful_name"]) == (0, 1)
+    assert (first["unknown_names"], second["unknown_names"]) == ([], ["Tom"])
+    assert second["unknown_speakers"] == ["#Person2#"]
+
+
+def test_text_statistics_are_logged(tmp_path: Path) -> None:
+    rows = [dict(ROWS[0], dialogue="#Person1#: the cat sat", references=[MAT])]
+    trainer = make_trainer(tmp_path, TextStatisticsCallback(), max_epochs=1)
+    trainer.fit(TinyModule("the cat sleeps"), loader(rows), loader(rows))
+    trainer.test(TinyModule("the cat sleeps", before="dogs"), loader(rows), verbose=False)
+    metrics = RunFolder(tmp_path).read_summary()["metrics"]
+    value = {name: fields["value"] for name, fields in metrics.items()}
+    assert value["val/length_ratio"] == 0.5
+    assert (value["test/words"], value["test/words_change"]) == (3, 2)
+    assert value["test/novelty1"] == pytest.approx(1 / 3)
+    assert value["test/novelty2"] == 0.5
+    assert value["test/copy_density"] == pytest.approx(4 / 3)
+    assert value["test/copy_rate_before"] == 0
+    assert RunFolder(tmp_path).read_predictions()[0]["novelty3"] == 1
 
 
 def test_predict_writes_texts(tmp_path: Path) -> None:

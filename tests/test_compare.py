@@ -8,7 +8,7 @@ import pytest
 import report
 from metrics.intervals import Estimate
 from metrics.rouge import KEYS
-from reporting.compare import read_out
+from reporting.compare import make_csv, read_out
 from reporting.runs import read_runs
 from reporting.tables import format_estimate, format_interval, make_row
 from run_folder import RunFolder
@@ -29,7 +29,7 @@ def lay_run(path: Path, rouge: list[float], trainable: int = 5, **summary: Any) 
     folder.record_metrics({f"test/{key}": estimate for key in KEYS})
     folder.merge_predictions(
         [
-            {"id": str(i), "dialogue": "d", "prediction": "p", "rouge1": v}
+            {"id": str(i), "dialogue": "d", "references": ["r"] * 3, "prediction": "p", "rouge1": v}
             for i, v in enumerate(rouge)
         ]
     )
@@ -52,7 +52,7 @@ def test_cells(tmp_path: Path) -> None:
     )
     (run,), _ = read_runs([folder.path])
     assert make_row(run) == [
-        "lora", "2", *["50.0\n45.0 to 55.0"] * 4, "30.0 → 10.0\n-20.0 (-30.0 to -10.0)",
+        "lora", "2", "3", *["50.0\n45.0 to 55.0"] * 4, "30.0 → 10.0\n-20.0 (-30.0 to -10.0)",
         "5\n0.5 %", "75 s", "1.00 GiB", "",
     ]  # fmt: skip
 
@@ -67,8 +67,24 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
     assert problems == []
     rows = [make_row(run) for run in runs]
     assert [row[-1] for row in rows] == ["no training", "test/accuracy 0.950", "not tested"]
-    assert rows[1][1:3] == ["-", "-"]
+    assert rows[1][1:4] == ["-", "-", "-"]
     assert rows[1][-3] == "1 h 06 min"
+
+
+@pytest.mark.parametrize(
+    ("data", "notes"),
+    [
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 2.4}}, "2.4 of 3 examples fit"),
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 2.996}}, "2.9 of 3 examples fit"),
+        ({"test": {"shots_asked": 3, "shots_fitted_mean": 3.0}}, ""),
+        ({"test": {"shots_asked": 0, "shots_fitted_mean": 0.0}}, ""),
+        ({"train": {"shots_asked": 3, "shots_fitted_mean": 1.0}}, ""),
+    ],
+)
+def test_examples_that_did_not_fit_are_noted(tmp_path: Path, data: dict, notes: str) -> None:
+    lay_run(tmp_path / "few_shot", [0.2, 0.2], data=data)
+    (run,), _ = read_runs([tmp_path / "few_shot"])
+    assert make_row(run)[-1] == notes
 
 
 def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +95,7 @@ def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "full_ft" in shown
     assert "45.0 to 55.0" in shown
     page = (out / "comparison.md").read_text()
-    assert "| lora | 2 | 50.0<br>45.0 to 55.0 |" in page
+    assert "| lora | 2 | 3 | 50.0<br>45.0 to 55.0 |" in page
     assert "![ROUGE by run](plots/rouge_by_run.png)" in page
     assert "Not shown" not in page
     assert (out / "plots" / "rouge_by_run.png").read_bytes()[:4] == b"\x89PNG"
@@ -176,6 +192,31 @@ def test_toxicity_and_backbones_are_read_out(tmp_path: Path) -> None:
         "paired over the same dialogues: clear of zero."
     )
     assert "same backbone" in lines[2]
+
+
+def test_what_no_model_made_is_shown_but_not_ranked(tmp_path: Path) -> None:
+    human = lay_run(tmp_path / "human", [0.9, 0.9], trainable=0, method="human")
+    costs = {"parameters": {"trainable": 0, "total": 0}, "seconds": None, "peak_memory_bytes": None}
+    RunFolder(human).update_summary(backbone=None, **costs)
+    lora = lay_run(tmp_path / "lora", [0.5, 0.5])
+    runs, _ = read_runs([human, lora])
+    assert [row[-4:] for row in map(make_row, runs)] == [
+        ["-", "-", "-", "each reference against the others"],
+        ["5\n0.5 %", "75 s", "1.00 GiB", ""],
+    ]
+    # No model is called the best but lora, nor are two backbones found.
+    assert read_out(runs) == [
+        "Best test ROUGE-1: lora with 50.0 (95 % interval 45.0 to 55.0, n = 2)."
+    ]
+    assert "human,cost/" not in make_csv(runs)
+
+
+def test_numbers_of_references_that_differ_are_shown(tmp_path: Path) -> None:
+    path = lay_run(tmp_path / "run", [0.5, 0.5])
+    rows = RunFolder(path).read_predictions()
+    rows[0]["references"] = ["r"]
+    RunFolder(path).merge_predictions(rows)
+    assert make_row(read_runs([path])[0][0])[1:3] == ["2", "1 to 3"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 import train
+from metrics.faithfulness import CHECKS
+from metrics.text_statistics import STATISTICS
 from overlays import choose_sections
 from run_folder import RunFolder
 
@@ -45,7 +47,7 @@ def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
         "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
-    assert {file.stem for file in OVERLAYS} == {"debug", "mini", "wandb"}
+    assert {file.stem for file in OVERLAYS} == {"debug", "mini", "real_text", "rollouts", "wandb"}
 
 
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda file: file and file.stem)
@@ -107,6 +109,8 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
         assert "test/accuracy" in names
     else:
         assert names >= {f"test/rouge{k}" for k in ("1", "2", "L", "Lsum")} | {"test/toxicity"}
+        assert names >= {f"test/{name}" for name in (*CHECKS, *STATISTICS)}
+        assert isinstance(folder.read_predictions()[0]["unknown_names"], list)
         assert summary["metrics"]["test/rouge1"]["n"] == 4
     if config.stem == "ppo":
         assert names >= {f"test/toxicity_{k}" for k in ("before", "after", "change")}

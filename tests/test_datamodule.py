@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from datamodules import DialogSumDataModule, Flan, Instruction, Plain, Template
 from datamodules.batching import Batch
-from datamodules.encoding import Encoded, Encoder, encode_cached, load_encoded
+from datamodules.encoding import Encoded, Encoder
 from datamodules.reading import DataError, Row
+from datamodules.token_cache import encode_cached, load_encoded
 
 EOS = 1
 DIALOGSUM = Path(
@@ -72,8 +73,16 @@ def encoder(tokenizer_dir: str, **settings: Any) -> Encoder:
     return Encoder(tokenizer, **{**defaults, **settings})
 
 
-def texts(subject: Encoder, rows: list[Row]) -> list[str]:
-    return [subject.tokenizer.decode(ids) for ids in subject.encode(rows).sources]
+def all_examples(subject: Encoder, rows: list[Row]) -> np.ndarray:
+    return np.tile(np.arange(len(subject.blocks)), (len(rows), 1))
+
+
+def encode(subject: Encoder, *rows: Row) -> Encoded:
+    return subject.encode(rows, all_examples(subject, list(rows)))
+
+
+def texts(subject: Encoder, *rows: Row) -> list[str]:
+    return [subject.tokenizer.decode(ids) for ids in encode(subject, *rows).sources]
 
 
 # Prompts and labels -----------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def texts(subject: Encoder, rows: list[Row]) -> list[str]:
 def test_only_the_end_of_the_dialogue_is_cut(
     tokenizer_dir: str, dialogue: str, expected: str, cut: bool
 ) -> None:
-    encoded = (subject := encoder(tokenizer_dir)).encode([Row("a", dialogue, ("s",))])
+    encoded = encode(subject := encoder(tokenizer_dir), Row("a", dialogue, ("s",)))
     assert subject.tokenizer.decode(encoded.sources[0]) == expected
     assert encoded.cut.tolist() == [cut]
 
@@ -100,7 +109,7 @@ def test_only_the_end_of_the_dialogue_is_cut(
 def test_what_fits_is_the_whole_string_tokenised(tokenizer_dir: str) -> None:
     subject = encoder(tokenizer_dir, prompt=Instruction(), max_source_length=500)
     dialogue = "  #Person1#: Caf\u00e9?\n\n"
-    (source,) = subject.encode([Row("a", dialogue, ("s",))]).sources
+    (source,) = encode(subject, Row("a", dialogue, ("s",))).sources
     assert source.tolist() == subject.tokenizer(Instruction().wrap(dialogue))["input_ids"]
 
 
@@ -109,7 +118,7 @@ def test_an_instruction_that_leaves_no_room_is_refused(tokenizer_dir: str) -> No
     with pytest.raises(ValueError, match=r"Template takes 3 tokens.*max_source_length 3"):
         encoder(tokenizer_dir, max_source_length=3)
     subject = encoder(tokenizer_dir, max_source_length=4)
-    assert texts(subject, [Row("a", "abc", ("s",))]) == ["<a></s>"]
+    assert texts(subject, Row("a", "abc", ("s",))) == ["<a></s>"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +127,7 @@ def test_an_instruction_that_leaves_no_room_is_refused(tokenizer_dir: str) -> No
 )
 def test_labels_end_in_one_eos(tokenizer_dir: str, summary: str, expected: str) -> None:
     subject = encoder(tokenizer_dir)
-    (target,) = subject.encode([Row("a", "d", (summary, "other"))]).targets
+    (target,) = encode(subject, Row("a", "d", (summary, "other"))).targets
     assert subject.tokenizer.decode(target) == expected
     assert target.tolist().count(EOS) == 1
 
@@ -128,12 +137,12 @@ def test_as_many_examples_as_fit_and_never_a_cut_question(tokenizer_dir: str) ->
     # An example is "<one>\n1\n\n\n": 10 bytes. A question of n letters is n + 2 bytes.
     subject = encoder(tokenizer_dir, examples=examples, max_source_length=30)
     rows = [Row(str(n), "q" * n, ("s",)) for n in (7, 8, 17, 18, 27, 28)]
-    encoded = subject.encode(rows)
+    encoded = encode(subject, *rows)
     assert encoded.shots.tolist() == [2, 1, 1, 0, 0, 0]
     assert encoded.cut.tolist() == [False] * 5 + [True]
-    assert texts(subject, rows)[0] == "<one>\n1\n\n\n<two>\n2\n\n\n<qqqqqqq></s>"
-    assert texts(subject, rows)[1] == "<one>\n1\n\n\n<qqqqqqqq></s>"
-    assert texts(subject, rows)[5] == f"<{'q' * 27}></s>"
+    assert texts(subject, *rows)[0] == "<one>\n1\n\n\n<two>\n2\n\n\n<qqqqqqq></s>"
+    assert texts(subject, *rows)[1] == "<one>\n1\n\n\n<qqqqqqqq></s>"
+    assert texts(subject, *rows)[5] == f"<{'q' * 27}></s>"
 
 
 def test_examples_come_from_train_only_and_are_not_trained_on(
@@ -147,21 +156,19 @@ def test_examples_come_from_train_only_and_are_not_trained_on(
         data.setup("fit")
         data.setup("test")
     assert "test: of 2 examples fitted 2 before 5 rows" in caplog.text
-    shown = {row.id for row in data._choose_examples()}
-    assert len(shown) == 2
-    assert {row.id for row in data.datasets["train"].rows} == {f"r{i}" for i in range(10)} - shown
+    trained = {row.id for row in data.datasets["train"].rows}
+    assert len(trained) == 8
     prompt = data.tokenizer.decode(data.datasets["test"][0].source)
     assert prompt.count("Dialogue:") == 3
-    others = [make(shots=2, seed=seed) for seed in (42, 1, 2, 3)]
-    choices = [{row.id for row in other._choose_examples()} for other in others]
-    assert choices[0] == shown
-    assert any(choice != shown for choice in choices)
+    for number in range(10):
+        shown = f"{number:03d}{'x' * (7 + number)}\n\nWhat was going on?\nsum {number}\n\n\n"
+        assert (shown in prompt) == (f"r{number}" not in trained)
 
 
 def test_too_many_shots(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
     write(tmp_path / "train.jsonl", 4)
     write(tmp_path / "val.jsonl", 4)
-    with pytest.raises(DataError, match="5 shots, but only 4 train rows"):
+    with pytest.raises(DataError, match="5 shots, but only 4 train dialogues"):
         make(shots=5).setup("fit")
     with pytest.raises(DataError, match="all train rows are examples"):
         make(shots=4).setup("fit")
@@ -181,9 +188,9 @@ def test_the_second_start_does_not_tokenise(
     calls: list[str] = []
     tokenize = Encoder.encode
 
-    def counted(self: Encoder, rows: list[Row]) -> Encoded:
+    def counted(self: Encoder, *arguments: Any) -> Encoded:
         calls.append("encode")
-        return tokenize(self, rows)
+        return tokenize(self, *arguments)
 
     monkeypatch.setattr(Encoder, "encode", counted)
     with caplog.at_level(logging.INFO):
@@ -209,12 +216,20 @@ def test_the_second_start_does_not_tokenise(
 
 
 def test_other_examples_are_another_cache_entry(tokenizer_dir: str) -> None:
-    rows = [Row("a", "d", ("s",))]
-    keys = {
-        encoder(tokenizer_dir, examples=examples).key(rows)
-        for examples in ([], [Row("e", "x", ("y",))], [Row("e", "x", ("z",))])
-    }
-    assert len(keys) == 3
+    rows = [Row("a", "d", ("s",)), Row("b", "e", ("s",))]
+    shown = [Row("e", "x", ("y",)), Row("f", "x", ("z",)), Row("g", "unused", ("u",))]
+    picks = [[[-1], [-1]], [[0], [-1]], [[0], [0]], [[0], [1]], [[0, 1], [0, -1]], [[1, 0], [0, 1]]]
+
+    def key(places: list[list[int]], examples: list[Row] = shown, **settings: Any) -> str:
+        subject = encoder(tokenizer_dir, examples=examples, **settings)
+        return subject.key(rows, np.array(places))
+
+    keys = [key(places) for places in picks]
+    assert len(set(keys)) == len(picks)
+    for places, own in zip(picks, keys, strict=True):
+        assert key(places, best_last=True) != own
+        assert key(places, shown[:2]) == own  # what nobody sees makes no difference
+    assert key([[0], [0]], [Row("e", "x", ("other",))]) != keys[2]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "rows"])
@@ -223,7 +238,8 @@ def test_a_damaged_cache_entry_is_built_anew(
 ) -> None:
     subject = encoder(tokenizer_dir)
     rows = [Row(str(i), "abc" * i, ("s",)) for i in range(1, 30)]
-    whole = encode_cached(subject, rows, "test", tmp_path, show_progress=False)
+    picks = all_examples(subject, rows)
+    whole = encode_cached(subject, rows, picks, "test", tmp_path, show_progress=False)
     (path,) = tmp_path.glob("*.npz")
     content = bytearray(path.read_bytes())
     if damage == "rows":
@@ -233,7 +249,7 @@ def test_a_damaged_cache_entry_is_built_anew(
     else:
         del content[(len(content) // 2) * (damage == "cut") :]
     path.write_bytes(content)
-    again = encode_cached(subject, rows, "test", tmp_path, show_progress=False)
+    again = encode_cached(subject, rows, picks, "test", tmp_path, show_progress=False)
     assert "is damaged" in caplog.text
     assert [ids.tolist() for ids in again.sources] == [ids.tolist() for ids in whole.sources]
     assert load_encoded(path, len(rows)) is not None
@@ -257,6 +273,22 @@ def test_all_wrong_settings_are_in_one_error(make: Callable[..., DialogSumDataMo
         make(batch_size=0, shots=-1, holdout=1.0, min_dialogue_chars=9, max_dialogue_chars=8)
     for part in ("shots", "holdout", "max_dialogue_chars must be at least 9"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("multiple", [1, 5])
+def test_batches_are_padded_to_the_multiple_asked_for(
+    tmp_path: Path, make: Callable[..., DialogSumDataModule], multiple: int
+) -> None:
+    write(tmp_path / "test.jsonl", 7)
+    data = make(pad_to_multiple_of=multiple, eval_batch_size=4)
+    data.setup("test")
+    for batch in data.test_dataloader():
+        real = {"input_ids": batch["attention_mask"] == 1, "labels": batch["labels"] != -100}
+        for name, places in real.items():
+            longest = int(places.sum(1).max())
+            assert batch[name].shape[1] == -(-longest // multiple) * multiple
+    with pytest.raises(ValueError, match="pad_to_multiple_of must be at least 1"):
+        make(pad_to_multiple_of=0)
 
 
 def test_limits_and_lengths(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:

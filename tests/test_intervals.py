@@ -29,6 +29,40 @@ def test_many_examples_agree_with_the_central_limit() -> None:
     assert estimate.high == pytest.approx(0.5 + half_width, abs=0.003)
 
 
+def slow_interval(values: list[float], resamples: int, seed: int) -> tuple[float, float]:
+    """Resample one example at a time; ends between order statistics in proportion."""
+    rng = np.random.default_rng(seed)
+    means = sorted(
+        sum(values[place] for place in rng.integers(len(values), size=len(values))) / len(values)
+        for _ in range(resamples)
+    )
+
+    def at(share: float) -> float:
+        place = share * (resamples - 1)
+        below = math.floor(place)
+        above = min(below + 1, resamples - 1)
+        return means[below] + (place - below) * (means[above] - means[below])
+
+    return at(0.025), at(0.975)
+
+
+def test_interval_is_that_of_a_slow_bootstrap() -> None:
+    values = [0.9, 0.1, 0.4, 0.35, 0.8, 0.0, 0.2]
+    estimate = bootstrap_mean(values, resamples=200, seed=3)
+    assert (estimate.low, estimate.high) == pytest.approx(slow_interval(values, 200, 3), abs=1e-12)
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(300):
+        estimate = bootstrap_mean(rng.beta(2, 5, size=60).tolist())  # skewed, as ROUGE-2 is
+        assert estimate.low is not None
+        assert estimate.high is not None
+        hits += estimate.low <= 2 / 7 <= estimate.high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
 def test_seed_decides_and_memory_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [0.1, 0.5, 0.2, 0.9, 0.4]
     whole = bootstrap_mean(values, seed=1)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5ForConditionalGeneration
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
-from lightning_modules.adapters import attach_lora, count_parameters
+from lightning_modules.adapters import LoRASettings, attach_lora, count_parameters
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -24,6 +23,12 @@ METHODS: dict[str, Any] = {
     "soft_prompt": lambda t5, **kw: SoftPrompt(
         backbone=t5, virtual_tokens=5, decoding=DECODING, **kw
     ),
+}
+ADAPTERS: dict[str, Any] = {
+    "lora": METHODS["lora"],
+    "dora": lambda t5, **kw: METHODS["lora"](t5, use_dora=True, **kw),
+    "rslora": lambda t5, **kw: METHODS["lora"](t5, use_rslora=True, **kw),
+    "soft_prompt": METHODS["soft_prompt"],
 }
 
 
@@ -46,38 +51,21 @@ def flan_t5_base() -> T5ForConditionalGeneration:
 def test_parameter_counts_of_flan_t5_base() -> None:
     backbone = flan_t5_base()
     assert count_parameters(backbone) == (247_577_856, 247_577_856)
-    lora = attach_lora(backbone, r=32, alpha=32, dropout=0.05, target_modules=["q", "v"])
+    lora = attach_lora(backbone, LoRASettings(r=32, alpha=32, dropout=0.05))
     assert count_parameters(lora) == (3_538_944, 251_116_800)
     assert count_parameters(ValueHead(768)) == (769, 769)
     # The LoRA's export is its trained weights: 1.43 % of the backbone's bytes.
     assert 3_538_944 / 247_577_856 < 0.02
 
 
-def test_what_each_method_trains(t5: str) -> None:
-    total = count_parameters(AutoModelForSeq2SeqLM.from_pretrained(t5))[1]
-    # 2 encoder and 4 decoder attentions, q and v, A and B of 4 x 32 each.
-    lora = 6 * 2 * 2 * 4 * 32
-    expected = {
-        "full_ft": (total, total),
-        "lora": (lora, total + lora),
-        "soft_prompt": (5 * 32, total + 5 * 32),
-    }
-    for name, make in METHODS.items():
-        assert settle(make(t5)).count_parameters() == expected[name], name
-    assert settle(InContext(backbone=t5)).count_parameters() == (0, total)
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHODS | ADAPTERS)
 def test_every_trained_weight_moves_and_no_other(name: str, t5: str, tmp_path: Path) -> None:
-    module = settle(METHODS[name](t5, optimizer=adamw(0.01)))
+    module = settle((METHODS | ADAPTERS)[name](t5, optimizer=adamw(0.01)))
     before = {n: p.clone() for n, p in module.named_parameters()}
     batch = make_batch(t5)
     make_trainer(tmp_path, max_epochs=2).fit(module, loader(batch))
     for n, p in module.named_parameters():
         assert torch.equal(p, before[n]) != p.requires_grad, n
-    if name == "soft_prompt":
-        rows = dict(module.named_parameters())["model.prompt_encoder.default.embedding.weight"]
-        assert (rows != before["model.prompt_encoder.default.embedding.weight"]).any(dim=1).all()
 
 
 def test_loss_is_the_mean_over_real_tokens(t5: str) -> None:
@@ -132,64 +120,36 @@ PLAIN = """
 import sys, torch
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
-method, backbone, export, batch, out = sys.argv[1:]
-if method == "full_ft":
-    model = AutoModelForSeq2SeqLM.from_pretrained(export)
-else:
-    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(backbone), export)
-inputs = torch.load(batch)
-tokens = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
-torch.save(tokens, out)
+folder, backbone, *methods = sys.argv[1:]
+for method in methods:
+    export = f"{folder}/{method}/export"
+    if method == "full_ft":
+        model = AutoModelForSeq2SeqLM.from_pretrained(export)
+    else:
+        model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(backbone), export)
+    inputs = torch.load(f"{folder}/batch.pt")
+    tokens = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
+    torch.save(tokens, f"{folder}/{method}/tokens.pt")
 """
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_an_export_gives_the_same_text_in_another_process(
-    name: str, t5: str, tmp_path: Path
-) -> None:
-    module = METHODS[name](t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
+def test_exports_give_the_same_texts_in_another_process(t5: str, tmp_path: Path) -> None:
+    """With plain transformers and peft, without this project."""
     batch = make_batch(t5)
-    make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
-    module.export(tmp_path / "export")
-    module.eval()
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     torch.save(inputs, tmp_path / "batch.pt")
-    subprocess.run(
-        [
-            sys.executable, "-c", PLAIN, name, t5,
-            tmp_path / "export", tmp_path / "batch.pt", tmp_path / "out.pt",
-        ],
-        check=True,
-    )  # fmt: skip
-    texts = module.generate(batch)
-    assert module.decode(torch.load(tmp_path / "out.pt")) == texts
-    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
-    assert texts != plain.generate(batch)
-
-
-def test_soft_prompt_off_is_the_backbone(t5: str, tmp_path: Path) -> None:
-    module = METHODS["soft_prompt"](t5, optimizer=adamw(0.5))
-    batch = make_batch(t5)
-    make_trainer(tmp_path).fit(module, loader(batch))
-    module.eval()
-    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    off = module.model.get_base_model().generate(**inputs, max_new_tokens=8)
-    assert module.decode(off) == plain.generate(batch)
-
-
-def test_soft_prompt_can_start_from_a_text(t5: str) -> None:
-    module = settle(SoftPrompt(backbone=t5, virtual_tokens=4, init_text="Summarize"))
-    assert isinstance(module.model, PeftModel)
-    embeddings = module.model.get_base_model().get_input_embeddings()
-    first = module.tokenizer("Summ", add_special_tokens=False)["input_ids"]
-    weight = module.model.prompt_encoder["default"].embedding.weight
-    torch.testing.assert_close(weight, embeddings(torch.tensor(first)))
-
-
-def test_unknown_target_modules_are_named(t5: str) -> None:
-    with pytest.raises(ValueError, match=r"no linear layer is named \['query'\].*'q'"):
-        settle(LoRA(backbone=t5, target_modules=["q", "query"]))
+    texts = {"plain": settle(InContext(backbone=t5, decoding=DECODING)).eval().generate(batch)}
+    modules = {}
+    for name, make in (METHODS | ADAPTERS).items():
+        module = make(t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
+        make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
+        module.export(tmp_path / name / "export")
+        texts[name] = module.eval().generate(batch)
+        modules[name] = module
+    subprocess.run([sys.executable, "-c", PLAIN, tmp_path, t5, *modules], check=True)
+    for name, module in modules.items():
+        assert module.decode(torch.load(tmp_path / name / "tokens.pt")) == texts[name], name
+        assert texts[name] != texts["plain"], name
 
 
 @pytest.mark.parametrize(
@@ -200,7 +160,13 @@ def test_unknown_target_modules_are_named(t5: str) -> None:
         (lambda: FullFT(backbone="x", warmup_fraction=1.0), "warmup_fraction"),
         (lambda: FullFT(backbone="x", dropout=1.0), "dropout"),
         (lambda: Decoding(max_new_tokens=0, num_beams=0), "max_new_tokens.*num_beams"),
-        (lambda: Decoding(temperature=0.5), "change nothing without do_sample"),
+        (lambda: Decoding(temperature=0.5), "temperature would change nothing without do_sample"),
+        (lambda: Decoding(top_k=5, top_p=0.9, num_beams=4), "top_k, top_p would change nothing"),
+        (lambda: Decoding(length_penalty=2.0), "length_penalty would change nothing.*num_beams"),
+        (lambda: Decoding(early_stopping=True, do_sample=True), "early_stopping would change"),
+        (lambda: Decoding(max_new_tokens=8, min_new_tokens=9), "from 0 to max_new_tokens, got 9"),
+        (lambda: Decoding(no_repeat_ngram_size=-1), "no_repeat_ngram_size must be 0 or more"),
+        (lambda: Decoding(do_sample=True, top_p=0.0, top_k=-1), "top_k must.*top_p must be in"),
         (lambda: Decoding(do_sample=True, temperature=0.0), "above 0"),
     ],
 )
@@ -210,19 +176,67 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
 
 
 def test_decoding_overrules_what_generate_would_do_by_itself() -> None:
-    assert Decoding().arguments() == {"max_new_tokens": 128, "num_beams": 1, "do_sample": False}
-    sampling = Decoding(do_sample=True, temperature=0.5).arguments()
-    assert sampling["top_k"] == 0
-    assert sampling["top_p"] == 1.0
+    greedy = {
+        "max_new_tokens": 128, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
+        "do_sample": False,
+    }  # fmt: skip
+    sampling = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
+    beams = {"num_beams": 4, "length_penalty": 1.0, "early_stopping": False}
+    assert Decoding().arguments() == greedy
+    assert Decoding(do_sample=True, temperature=0.5).arguments() == greedy | sampling
+    assert Decoding(num_beams=4).arguments() == greedy | beams
+    both = Decoding(num_beams=4, do_sample=True, temperature=0.5)
+    assert both.arguments() == greedy | sampling | beams
 
 
-@pytest.mark.parametrize("change", [{"num_beams": 4}, {"do_sample": True, "temperature": 2.0}])
-def test_decoding_settings_change_the_text(change: dict[str, Any], t5: str) -> None:
-    torch.manual_seed(0)
+SAMPLE = {"do_sample": True, "temperature": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "beside"),
+    [
+        ({"num_beams": 4}, {}),
+        ({"no_repeat_ngram_size": 1}, {}),
+        (SAMPLE, {}),
+        (SAMPLE, {"num_beams": 4}),
+        ({"temperature": 0.01}, SAMPLE),
+        ({"top_k": 1}, SAMPLE),
+        ({"top_p": 0.01}, SAMPLE),
+        ({"num_beams": 4}, SAMPLE | {"top_k": 20, "top_p": 0.9}),
+        ({"length_penalty": -5.0}, {"num_beams": 4}),
+        ({"early_stopping": True}, {"num_beams": 4}),
+        ({"min_new_tokens": 8}, {}),
+        ({"min_new_tokens": 8}, {"num_beams": 4}),
+    ],
+)
+def test_every_decoding_setting_changes_the_text(
+    change: dict[str, Any], beside: dict[str, Any], t5: str
+) -> None:
     batch = make_batch(t5)
-    plain = settle(InContext(backbone=t5, decoding=DECODING)).eval()
-    other = settle(InContext(backbone=t5, decoding=Decoding(max_new_tokens=8, **change))).eval()
-    assert plain.generate(batch) != other.generate(batch)
+    module = settle(InContext(backbone=t5, decoding=Decoding(max_new_tokens=8, **beside))).eval()
+    # Surer of its tokens, and a third of them end the text: then lengths and repeats matter.
+    generator = torch.Generator().manual_seed(0)
+    weight = module.model.lm_head.weight.data
+    weight.copy_(torch.randn(weight.shape, generator=generator))
+    module.model.generation_config.eos_token_id = list(range(1, 90))
+
+    def generate(**settings: Any) -> list[list[int]]:
+        torch.manual_seed(0)
+        arguments = Decoding(max_new_tokens=8, **settings).arguments()
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return module.model.generate(**inputs, **arguments).tolist()
+
+    assert generate(**beside) == generate(**beside)
+    assert generate(**beside) != generate(**(beside | change))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_decodes_in_every_way(name: str, t5: str) -> None:
+    module = settle(METHODS[name](t5)).eval()
+    batch = make_batch(t5)
+    for settings in ({}, {"num_beams": 3}, SAMPLE, SAMPLE | {"num_beams": 3, "top_k": 9}):
+        module.decoding = Decoding(max_new_tokens=6, **settings)
+        assert len(module.generate(batch)) == 6
 
 
 def test_a_nan_loss_stops_the_run_and_names_the_rows(t5: str, tmp_path: Path) -> None:

@@ -1,6 +1,21 @@
-import pytest
+from pathlib import Path
 
-from datamodules.prompts import Flan, Instruction, Plain, Professional, PromptStyle, Template
+import pytest
+from jsonargparse import ArgumentParser
+from transformers import AutoTokenizer
+from transformers.models.t5 import T5Tokenizer
+
+from datamodules.encoding import Encoder
+from datamodules.prompts import (
+    Flan,
+    Instruction,
+    Plain,
+    Professional,
+    PromptStyle,
+    SpacedInstruction,
+    Template,
+)
+from datamodules.reading import Row
 
 
 @pytest.mark.parametrize(
@@ -8,6 +23,7 @@ from datamodules.prompts import Flan, Instruction, Plain, Professional, PromptSt
     [
         (Plain(), "A: hi"),
         (Instruction(), "Summarize the following conversation.\n\nA: hi\n\nSummary:"),
+        (SpacedInstruction(), "Summarize the following conversation.\n\nA: hi\n\nSummary: "),
         (Flan(), "Dialogue:\n\nA: hi\n\nWhat was going on?"),
         (
             Professional(),
@@ -28,7 +44,16 @@ def test_wrap_is_exactly(style: PromptStyle, expected: str) -> None:
             Instruction(),
             "Summarize the following conversation.\n\nA: hi\n\nSummary: Greeting.\n\n\n",
         ),
+        (
+            SpacedInstruction(),
+            "Summarize the following conversation.\n\nA: hi\n\nSummary: Greeting.\n\n\n",
+        ),
         (Flan(), "Dialogue:\n\nA: hi\n\nWhat was going on?\nGreeting.\n\n\n"),
+        (
+            Professional(),
+            "You are a professional text summarizer.\n\n"
+            "Dialogue:\n\nA: hi\n\nWhat was going on?\nGreeting.\n\n\n",
+        ),
         (Template("{dialogue}", answer=" => "), "A: hi => Greeting.\n\n\n"),
     ],
 )
@@ -44,3 +69,49 @@ def test_braces_in_a_dialogue_are_text() -> None:
 def test_template_needs_one_place_for_the_dialogue(template: str) -> None:
     with pytest.raises(ValueError, match="once, where the dialogue goes"):
         Template(template)
+
+
+def test_few_shots_are_laid_out_as_in_the_original(t5: str) -> None:
+    examples = [Row("a", "A: hi", ("Greeting.",)), Row("b", "B: bye", ("Farewell.",))]
+    subject = Encoder(AutoTokenizer.from_pretrained(t5), Flan(), examples, 512, 8)
+    assert subject.ask(Row("c", "C: tea?", ("-",)), [0, 1]) == (
+        "Dialogue:\n\nA: hi\n\nWhat was going on?\nGreeting.\n\n\n"
+        "Dialogue:\n\nB: bye\n\nWhat was going on?\nFarewell.\n\n\n"
+        "Dialogue:\n\nC: tea?\n\nWhat was going on?"
+    )
+
+
+YAML = r"""
+prompt:
+  class_path: Template
+  init_args:
+    template: "Chat {in \"braces\"}:\n{dialogue}\n{{tl;dr}} "
+    answer: ">> "
+"""
+
+
+def test_a_template_from_yaml_is_exactly_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(YAML)
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--prompt", type=PromptStyle)
+    prompt = parser.instantiate(parser.parse_args(["--config", str(tmp_path / "a.yaml")])).prompt
+    assert prompt.wrap("A: {hi}") == 'Chat {in "braces"}:\nA: {hi}\n{{tl;dr}} '
+    assert prompt.example("A", "S.") == 'Chat {in "braces"}:\nA\n{{tl;dr}} >> S.\n\n\n'
+    flags = ["--prompt=Template", "--prompt.template={dialogue}\n=", "--prompt.answer="]
+    assert parser.instantiate(parser.parse_args(flags)).prompt.example("A", "S.") == "A\n=S.\n\n\n"
+
+
+def test_t5_reads_no_white_space_and_a_byte_tokenizer_all_of_it(t5: str) -> None:
+    # The class and the pre-tokenizer are FLAN-T5's; its vocabulary is not at hand.
+    words = ["Summarize", "Summary:", "the", "following", "conversation.", "A:", "hi", "Greeting."]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -1.0) for word in words]
+    flan = T5Tokenizer(vocab=vocabulary, extra_ids=0)
+    byte = AutoTokenizer.from_pretrained(t5)
+    plain, spaced = Instruction().wrap("A: hi"), SpacedInstruction().wrap("A: hi")
+    tokens = flan(plain)["input_ids"]
+    assert flan.convert_ids_to_tokens(tokens)[-2:] == ["\N{LOWER ONE EIGHTH BLOCK}Summary:", "</s>"]
+    assert flan.unk_token_id not in tokens
+    assert flan(spaced)["input_ids"] == flan(" ".join(plain.split()))["input_ids"] == tokens
+    assert len(byte(spaced)["input_ids"]) == len(byte(plain)["input_ids"]) + 1

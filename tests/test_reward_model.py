@@ -29,7 +29,9 @@ def test_the_reward_is_the_raw_logit_of_the_label(roberta: str) -> None:
     # One text at a time, without padding, in the order given.
     expected = torch.cat([plain(**tokenizer([t], return_tensors="pt")).logits for t in TEXTS])
     torch.testing.assert_close(scorer.logits(TEXTS), expected[:, 0])
-    torch.testing.assert_close(scorer.probability(TEXTS, "hate"), expected.softmax(-1)[:, 1])
+    rated = scorer.rate(TEXTS, "hate")
+    assert rated["toxicity"] == pytest.approx(expected.softmax(-1)[:, 1].tolist(), rel=1e-5)
+    assert rated["reward"] == pytest.approx(expected[:, 0].tolist(), rel=1e-5)
     other = RewardScorer(roberta, "hate")
     torch.testing.assert_close(other.logits(TEXTS), expected[:, 1])
     assert scorer.logits(TEXTS).std() > 0.01

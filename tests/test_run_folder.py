@@ -13,6 +13,7 @@ def test_holds_and_clears_only_what_a_run_leaves(tmp_path: Path) -> None:
     assert not folder.holds_run()
     folder.update_summary(seed=1)
     (folder.export / "deep").mkdir(parents=True)
+    folder.rollouts.mkdir()
     (tmp_path / "config.test.yaml").write_text("")
     assert folder.holds_run()
     folder.clear()

@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 import report
+from lightning_modules.reward_model import RewardScorer
 from metrics.rouge import KEYS
 
 PREDICTIONS = ["the cat sat", "a dog"]
@@ -42,7 +44,7 @@ def test_formats_give_the_same_scores(tmp_path: Path, ending: str, other: str) -
     scores = run(tmp_path, predictions, references)
     (name,) = scores
     assert name == ("prediction" if ending == "txt" else "p")
-    assert set(scores[name]) == set(KEYS)
+    assert set(scores[name]) == {*KEYS, "words", "length_ratio", "swapped_speakers"}
     assert scores[name]["rouge1"]["value"] == pytest.approx(ROUGE1)
     assert scores[name]["rouge2"]["value"] == pytest.approx(ROUGE2)
     assert scores[name]["rouge1"]["n"] == 2
@@ -75,12 +77,18 @@ def test_list_of_references_as_a_run_writes_them(tmp_path: Path) -> None:
     assert (scores["rouge1"]["value"], scores["rouge1_best"]["value"]) == (0.5, 1)
 
 
-def test_stemmer_setting(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ([], 1), (["--stemmer"], 1), (["--stemmer", "true"], 1), (["--stemmer=true"], 1),
+        (["--no-stemmer"], 0), (["--stemmer", "false"], 0), (["--stemmer=False"], 0),
+    ],
+)  # fmt: skip
+def test_stemmer_setting(tmp_path: Path, flags: list[str], value: float) -> None:
     predictions = write(tmp_path / "p.txt", [{"p": "running cats"}])
     references = write(tmp_path / "r.txt", [{"r": "run cat"}])
-    assert run(tmp_path, predictions, references)["prediction"]["rouge1"]["value"] == 1
-    scores = run(tmp_path, predictions, references, "--stemmer", "false")
-    assert scores["prediction"]["rouge1"]["value"] == 0
+    scores = run(tmp_path, predictions, references, *flags)
+    assert scores["prediction"]["rouge1"]["value"] == value
 
 
 def test_empty_line_is_an_empty_text(tmp_path: Path) -> None:
@@ -97,6 +105,253 @@ def test_separators_inside_texts_do_not_split_rows(tmp_path: Path) -> None:
         assert next(iter(scores.values()))["rouge1"] == {"value": 1, "n": 2, "low": 1, "high": 1}
 
 
+# Choosing columns --------------------------------------------------------------------------------
+
+
+def test_a_runs_predictions_need_no_columns(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": "1", "dialogue": "#Person1#: A dog!", "references": ["a dog", "nothing"],
+            "prediction": "a dog", "rouge1": 0.5, "unknown_names": ["Rex"],
+        }
+    ]  # fmt: skip
+    path = write(tmp_path / "predictions.jsonl", rows)
+    scores = run(tmp_path, path, path)
+    assert list(scores) == ["prediction"]
+    assert scores["prediction"]["rouge1"]["value"] == 0.5
+    assert scores["prediction"]["novelty2"]["value"] == 0
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_dialogsum_with_three_summaries_a_row(tmp_path: Path, ending: str) -> None:
+    row = {"fname": "test_0", "dialogue": "#Person1#: A dog!", "summary10": "nothing"}
+    row |= {"topic1": "dog", "summary1": "a dog", "summary2": "a dog"}
+    references = write(tmp_path / f"test.{ending}", [row])
+    predictions = write(tmp_path / "p.jsonl", [{"id": "test_0", "text": "a dog"}])
+    scores = run(tmp_path, predictions, references)["text"]
+    assert scores["rouge1"]["value"] == pytest.approx(2 / 3)
+    assert scores["rouge1_best"]["value"] == 1
+    assert scores["copy_rate"]["value"] == 1
+
+
+def test_dialogsum_with_a_row_for_each_reference(tmp_path: Path) -> None:
+    # The Hub's form; the lines of one dialogue need not be neighbours.
+    rows = [
+        {"id": f"test_{i}_{k}", "dialogue": f"#Person1#: {i}", "summary": text, "topic": "t"}
+        for k, text in ((1, "a dog"), (2, "nothing"))
+        for i in (0, 1)
+    ]
+    references = write(tmp_path / "test.csv", rows)
+    by_id = [{"id": f"test_{i}", "prediction": text} for i, text in ((1, "a cat"), (0, "a dog"))]
+    scores = run(tmp_path, write(tmp_path / "p.jsonl", by_id), references)["prediction"]
+    # rouge1: (1/2 + 0) / 2 of "a cat", (1 + 0) / 2 of "a dog"
+    assert scores["rouge1"] == {"value": 0.375, "n": 2, "low": 0.25, "high": 0.5}
+    by_order = write(tmp_path / "p.txt", [{"p": "a dog"}, {"p": "a cat"}])
+    assert run(tmp_path, by_order, references)["prediction"]["rouge1"]["value"] == 0.375
+    # As many predictions as rows: each belongs to one row.
+    each = write(tmp_path / "all.txt", [{"p": "a dog"}] * 4)
+    scores = run(tmp_path, each, references)["prediction"]
+    assert (scores["rouge1"]["n"], scores["rouge1"]["value"]) == (4, 0.5)
+    assert "rouge1_best" not in scores
+
+
+# Rows that belong together -----------------------------------------------------------------------
+
+
+def test_rows_are_paired_by_id_unless_told(tmp_path: Path) -> None:
+    predictions = write(
+        tmp_path / "p.jsonl", [{"id": "b", "p": "a dog"}, {"id": "a", "p": "the cat sat"}]
+    )
+    references = write(
+        tmp_path / "r.csv", [{"id": "a", "r": "the cat sat"}, {"id": "b", "r": "a dog"}]
+    )
+    assert run(tmp_path, predictions, references)["p"]["rouge1"]["value"] == 1
+    scores = run(tmp_path, predictions, references, "--match", "order")
+    assert scores["p"]["rouge1"]["value"] == 0
+
+
+def test_rows_with_one_id_are_paired_in_their_order(tmp_path: Path) -> None:
+    rows = [{"id": "a", "t": "the cat"}, {"id": "b", "t": "x"}, {"id": "a", "t": "a dog"}]
+    predictions = write(tmp_path / "p.jsonl", [rows[1], rows[0], rows[2]])
+    references = write(tmp_path / "r.jsonl", rows)
+    assert run(tmp_path, predictions, references)["t"]["rouge1"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        (
+            [{"id": "a", "p": "x"}, {"id": "c", "p": "x"}], [],
+            r"p.jsonl, line 2: id 'c' is not in .*r.jsonl \(1 such rows\); "
+            r".*r.jsonl: id 'b' has no prediction in .*--match order",
+        ),
+        ([{"id": "a", "p": "x"}], [], r"r.jsonl: id 'b' has no prediction"),
+        ([{"p": "x"}, {"p": "y"}], ["--match", "id"], "p.jsonl has no id in every row"),
+        ([{"id": "a", "p": "x"}] * 3, ["--match", "order"], "has 3 rows and .*r.jsonl has 2"),
+        (
+            [{"dialogue": "one", "p": "x"}, {"dialogue": "x", "p": "y"}], [],
+            "p.jsonl, line 2: another dialogue than in row 2",
+        ),
+        ([{"p": "x"}, {"p": "y"}], ["--dialogue_column", "d"], "no.* column of dialogues 'd'"),
+        ([{"p": "x"}, {"p": "y"}], ["--baseline", "q"], "--baseline q is not among .* p"),
+        ([{"p": "x"}, {"p": "y"}], ["--reference_columns", "r,s"], "r.jsonl has no column s"),
+        ([{"p": "x"}, {"p": "y"}], ["--toxicity", "./none"], "there is no folder './none'"),
+        (
+            [{"p": "x"}, {"p": "y"}], ["--toxicity", "mini", "--toxic_label", "kind"],
+            "no label 'kind'",
+        ),
+        ([{"p": "x"}, {"p": "y"}], ["--per_example", "e.txt"], r"end in \.jsonl or \.csv"),
+    ],
+)  # fmt: skip
+def test_what_does_not_belong_together_is_refused(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    rows: list[dict[str, Any]],
+    more: list[str],
+    message: str,
+) -> None:
+    predictions = write(tmp_path / "p.jsonl", rows)
+    references = write(
+        tmp_path / "r.jsonl",
+        [{"id": "a", "dialogue": "one", "r": "x"}, {"id": "b", "dialogue": "two", "r": "y"}],
+    )
+    out = tmp_path / "scores.json"
+    files = ["--predictions", str(predictions), "--references", str(references)]
+    assert report.main(["score", *files, "--out", str(out), *more]) == 2
+    assert re.search(message, caplog.text), caplog.text
+    assert not out.exists()
+
+
+def test_an_empty_reference_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    predictions = write(tmp_path / "p.txt", [{"p": "a"}, {"p": "b"}])
+    (tmp_path / "r.txt").write_text("a\n \n")
+    files = ["--predictions", str(predictions), "--references", str(tmp_path / "r.txt")]
+    assert report.main(["score", *files, "--out", str(tmp_path / "s.json")]) == 2
+    assert "r.txt, line 2: a reference is empty" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["--out", "--per_example"])
+def test_no_input_is_overwritten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str
+) -> None:
+    path = write(tmp_path / "p.jsonl", [{"p": "a"}])
+    before = path.read_text()
+    files = ["--predictions", str(path), "--references", str(path)]
+    out = ["--out", str(tmp_path / "s.json"), option, str(tmp_path / "x" / ".." / "p.jsonl")]
+    assert report.main(["score", *files, *out]) == 2
+    assert "would overwrite another file of this call" in caplog.text
+    assert path.read_text() == before
+
+
+# What is scored ----------------------------------------------------------------------------------
+
+ROW = {
+    "id": "7",
+    "dialogue": "#Person1#: Karen has a red car.\n#Person2#: A fast car.",
+    "good": "#Person1# says Karen has a car.",
+    "bad": "#Person2# says Tom and #Person3# have a car.",
+    "r": "#Person1# says Karen has a car.",
+}
+COLUMNS = ["--prediction_columns", "good,bad", "--reference_columns", "r"]
+
+
+def test_everything_about_one_example(tmp_path: Path) -> None:
+    path = write(tmp_path / "all.jsonl", [ROW, ROW])
+    scores = run(tmp_path, path, path, *COLUMNS)
+    bad = {name: one["value"] for name, one in scores["bad"].items() if "minus" not in name}
+    # person2 says tom and person3 have a car: 8 words, of which the dialogue has person2, a, car.
+    assert bad == pytest.approx(
+        {
+            "rouge1": 6 / 14, "rouge2": 2 / 12, "rougeL": 6 / 14, "rougeLsum": 6 / 14,
+            "words": 8, "length_ratio": 8 / 6, "novelty1": 5 / 8, "novelty2": 7 / 7,
+            "novelty3": 1, "copy_rate": 3 / 8, "copy_density": 3 / 8,
+            "unfaithful_speaker": 1, "unfaithful_name": 1, "swapped_speakers": 1,
+        }
+    )  # fmt: skip
+    assert scores["bad"]["words"] == {"value": 8, "n": 2, "low": 8, "high": 8}
+    good = {name: one["value"] for name, one in scores["good"].items()}
+    assert (good["rouge1"], good["unfaithful_name"], good["swapped_speakers"]) == (1, 0, 0)
+
+
+def test_without_dialogues_what_needs_them_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = write(tmp_path / "all.csv", [{"p": "a", "r": "a", "talk": "a"}])
+    columns = ["--prediction_columns", "p", "--reference_columns", "r"]
+    assert "novelty1" not in run(tmp_path, path, path, *columns)["p"]
+    assert "see --dialogue_column" in caplog.text
+    scores = run(tmp_path, path, path, *columns, "--dialogue_column", "talk")
+    assert scores["p"]["novelty1"]["value"] == 0
+
+
+def test_columns_are_compared_in_pairs(tmp_path: Path) -> None:
+    rows = [{"a": "x", "b": "x y", "c": "z", "r": "x"}, {"a": "y", "b": "y z", "c": "z", "r": "y"}]
+    path = write(tmp_path / "all.jsonl", rows)
+    columns = ["--prediction_columns", "a,b,c", "--reference_columns", "r"]
+    scores = run(tmp_path, path, path, *columns)
+    same = {"n": 2, "low": pytest.approx(-1 / 3), "high": pytest.approx(-1 / 3)}
+    assert scores["b"]["rouge1_minus_a"] == {"value": pytest.approx(-1 / 3), **same}
+    assert scores["c"]["rouge1_minus_a"]["value"] == -1
+    assert scores["c"]["words_minus_b"]["value"] == -1
+    assert not any("minus" in name for name in scores["a"])
+    scores = run(tmp_path, path, path, *columns, "--baseline", "b")
+    names = {(column, name) for column in scores for name in scores[column] if "rouge1_" in name}
+    assert names == {("a", "rouge1_minus_b"), ("c", "rouge1_minus_b")}
+
+
+def test_differences_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "all.jsonl", [ROW, ROW])
+    run(tmp_path, path, path, *COLUMNS)
+    shown = capsys.readouterr().out
+    assert "bad - good" in shown
+    assert re.search(r"words .* 6\.0 \(6\.0 to 6\.0\) .* 8\.0 \(8\.0 to 8\.0\)", shown)
+    assert re.search(r"unknown name .* \+100\.0 \(\+100\.0 to \+100\.0\) \*", shown)
+
+
+def test_toxicity_is_that_of_the_classifier(tmp_path: Path, roberta: str) -> None:
+    texts = ["a dog", "you are late"]
+    path = write(tmp_path / "p.txt", [{"p": text} for text in texts])
+    scores = run(tmp_path, path, path, "--toxicity", roberta)["prediction"]
+    expected = RewardScorer(roberta).rate(texts, "hate")["toxicity"]
+    assert scores["toxicity"]["value"] == pytest.approx(sum(expected) / 2)
+    scores = run(tmp_path, path, path, "--toxicity", roberta, "--toxic_label", "NOTHATE")
+    assert scores["prediction"]["toxicity"]["value"] == pytest.approx(
+        1 - sum(expected) / 2, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_values_of_every_example(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / "all.jsonl", [ROW, ROW | {"id": "8", "bad": "Tom met Ann"}])
+    target = tmp_path / "more" / f"each.{ending}"
+    scores = run(tmp_path, path, path, *COLUMNS, "--per_example", str(target))
+    with target.open(newline="") as file:
+        rows = list(csv.DictReader(file)) if ending == "csv" else [json.loads(one) for one in file]
+    assert [(row["id"], row["column"]) for row in rows] == [
+        ("7", "good"), ("8", "good"), ("7", "bad"), ("8", "bad"),
+    ]  # fmt: skip
+    assert rows[2]["prediction"] == ROW["bad"]
+    mean = sum(float(row["rouge1"]) for row in rows[2:]) / 2
+    assert mean == pytest.approx(scores["bad"]["rouge1"]["value"])
+    names = [row["unknown_names"] for row in rows]
+    one, two = (["Tom"], ["Tom", "Ann"]) if ending == "jsonl" else ("Tom", "Tom; Ann")
+    assert names[2:] == [one, two]
+    assert not names[0]
+
+
+def test_text_files_have_line_numbers_for_ids(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.txt", [{"p": "a"}, {"p": "b"}])
+    target = tmp_path / "each.jsonl"
+    run(tmp_path, path, path, "--per_example", str(target))
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["1", "2"]
+    assert "unknown_names" not in rows[0]
+
+
+# Bad files ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("name", "content", "columns", "message"),
     [
@@ -104,15 +359,18 @@ def test_separators_inside_texts_do_not_split_rows(tmp_path: Path) -> None:
         ("p.txt", b"", "", "p.txt is empty"),
         ("p.txt", b"one\ntw\xe9\n", "", "p.txt, line 2 is not UTF-8"),
         ("p.txt", b"one\ntwo\n", "x", "has no columns"),
-        ("p.jsonl", b'{"a": "x"}\n{"a"\n', "a", "p.jsonl, line 2 is not JSON"),
-        ("p.jsonl", b'["x"]\n', "a", "line 1 is not a JSON object"),
+        ("p.jsonl", b'{"a": "x"}\n{"a"\n', "a", "p.jsonl, line 2: broken JSON"),
+        ("p.jsonl", b'["x"]\n', "a", "line 1: not a JSON object"),
         ("p.jsonl", b'{"a": "x", "b": "y"}\n' * 2, "", r"several columns \(a, b\)"),
         ("p.jsonl", b'{"a": "x", "b": "y"}\n' * 2, "c", "no column c; it has a, b"),
-        ("p.jsonl", b'{"a": ["x", "y"]}\n' * 2, "a", "column a holds lists"),
-        ("p.jsonl", b'{"a": "x"}\n{"a": null}\n', "a", "no column a"),
-        ("p.csv", b"a,b\n1,2\n3\n", "a", "p.csv, line 3 does not have as many cells"),
+        ("p.jsonl", b'{"a": ["x", "y"]}\n' * 2, "a", "p.jsonl, line 1: column 'a' holds 2 texts"),
+        ("p.jsonl", b'{"a": "x"}\n{"a": null}\n', "a", "p.jsonl, line 2: column 'a' holds None"),
+        ("p.jsonl", b'{"a": "x"}\n\n{"b": "y"}\n', "a", "p.jsonl, line 3: column 'a' is missing"),
+        ("p.jsonl", b'{"a": 3}\n{"a": 4}\n', "a", "p.jsonl, line 1: column 'a' holds 3"),
+        ("p.jsonl", b'{"a": "x"}\n{"a": "\\ud800"}\n', "a", "line 2: column 'a' is not UTF-8"),
+        ("p.csv", b"a,b\n1,2\n3\n", "a", "p.csv, line 3: 1 cells where the header has 2"),
         ("p.csv", b"a,b\n", "a", "empty but for its column names"),
-        ("p.csv", b'a,b\n"1"x,2\n', "a", "p.csv, after line 1: not csv"),
+        ("p.csv", b'a,b\n"1"x,2\n', "a", "p.csv, line 2: broken CSV"),
         ("none.csv", None, "a", "cannot read .*none.csv: No such file"),
     ],
 )

@@ -20,6 +20,18 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return logprobs - ref_logprobs
 
 
+def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Estimate the KL by d^2 / 2: biased but small, never negative.
+
+    As a loss it is the right one: on samples from the policy its gradient d * grad log pi is, on
+    average, the gradient of KL(pi, pi_ref). That of k1 is grad log pi, 0 on average, and that of k3
+    (1 - exp(-d)) * grad log pi, which is the gradient of KL(pi_ref, pi).
+
+    Schulman 2020, estimator k2. Shapes as in :func:`k1`.
+    """
+    return k1(logprobs, ref_logprobs).square() / 2
+
+
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Estimate the KL by exp(-d) - 1 + d: unbiased too, never negative, and of less variance.
 
@@ -27,6 +39,10 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     d = k1(logprobs, ref_logprobs)
     return (-d).exp() - 1 + d
+
+
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
+"""By the names that Schulman gave them."""
 
 
 def per_sequence(values: Tensor, mask: Tensor) -> Tensor:

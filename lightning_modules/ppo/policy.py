@@ -1,36 +1,34 @@
-"""PPOPolicy: the loop of PPO over an encoder-decoder with adapters."""
+"""PPOPolicy: the loop of PPO over an encoder-decoder."""
 
+import importlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import hub
 from datamodules.batching import Batch
-from lightning_modules.adapters import (
-    attach_lora,
-    attach_trained_lora,
-    count_parameters,
-    find_adapter_problem,
-    reference_policy,
-)
+from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
 from lightning_modules.backbones import set_dropout
+from lightning_modules.kernels import quicken
 from lightning_modules.ppo import figures, invariants
-from lightning_modules.ppo.advantages import gae, whiten
+from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.kl import KLCoefficient, k1, per_sequence
-from lightning_modules.ppo.losses import policy_loss, value_loss
-from lightning_modules.ppo.rewards import penalise_unfinished, shape_rewards
-from lightning_modules.ppo.rollout import Prompts, Rollout, Sampling, roll_out, score_tokens
+from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
+from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
+from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
+from lightning_modules.ppo.rewards import shape_rewards
+from lightning_modules.ppo.rollout import Prompts, Rollout, roll_out
+from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.ppo.update import Experience, Sums, minibatch_loss, minibatches, plan_cut
 from lightning_modules.ppo.value_head import ValueHead
-from lightning_modules.reward_model import RewardScorer, find_label_problem
 from lightning_modules.summarization import Decoding, SummarizationModule
 
 logger = logging.getLogger(__name__)
@@ -38,43 +36,42 @@ logger = logging.getLogger(__name__)
 GATE_ROWS = 8
 """Prompts that the gate before the first update looks at."""
 
+MAIN_REWARD = "reward_model"
+"""Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
+
+
+def instantiate(settings: Any) -> Any:
+    """Build a small object from its ``class_path`` and ``init_args``."""
+    module, _, name = settings.class_path.rpartition(".")
+    arguments = settings.get("init_args") or {}
+    return getattr(importlib.import_module(module), name)(**arguments)
+
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """Build AdamW with the epsilon that PPO's implementations share (N+ details): 1e-5."""
     return torch.optim.AdamW(parameters, lr=1e-4, eps=1e-5, weight_decay=0.0)
 
 
-@dataclass(frozen=True)
-class LoRAShape:
-    """Shape of a fresh LoRA policy; a policy that starts from an adapter has that adapter's.
-
-    Args:
-        r: Rank of the updates.
-        alpha: Numerator of their scale alpha / r.
-        target_modules: Ends of the names of the linear layers that get one.
-    """
-
-    r: int = 32
-    alpha: int = 32
-    target_modules: Sequence[str] = ("q", "v")
-
-
 class PPOPolicy(SummarizationModule):
-    """A LoRA policy trained by PPO against a frozen reward model, held near its starting point.
+    """A policy trained by PPO for what it is rewarded for, held near its starting point.
 
-    Policy, reference and value head share one backbone in memory. The reference is the policy's
-    starting point: the given adapter, frozen, or the backbone with adapters off. Every dropout is
-    0, so that rollout and update see one function. A gate measures this before the first update.
+    Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
+    dropout is 0, so that rollout and update see one function. A gate measures this before the first
+    update.
 
     Ziegler et al. 2019; Ouyang et al. 2022; Huang et al. 2024, "The N+ Implementation Details of
     RLHF with PPO".
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
-        reward_model: The classifier that scores summaries: hub id, folder, or ``mini``.
+        reward_model: The classifier that scores summaries: hub id, folder, or ``mini``; None where
+            ``extra_rewards`` are all.
         reward_label: Label whose raw logit is the reward.
-        adapter: Export folder of a LoRA run to start from; None starts a fresh LoRA.
-        lora: Shape of a fresh LoRA.
+        reward_with_dialogue: Let it see the dialogue too; see :class:`ClassifierReward`.
+        extra_rewards: Further terms of the reward by the names under which they are logged.
+        adapter: Export folder of an adapter to start from; None starts afresh.
+        policy: What of the backbone is trained.
+        advantage: How advantages are estimated.
         ppo: Settings of the loop.
         optimizer: Builds the optimizer from the trained parameters.
         value_lr: Learning rate of the value head; None takes the policy's.
@@ -89,10 +86,13 @@ class PPOPolicy(SummarizationModule):
     def __init__(
         self,
         backbone: str,
-        reward_model: str,
+        reward_model: str | None,
         reward_label: str = "nothate",
+        reward_with_dialogue: bool = False,
+        extra_rewards: Mapping[str, RewardTerm] | None = None,
         adapter: str | None = None,
-        lora: LoRAShape | None = None,
+        policy: PolicyKind = LoRAPolicy(),  # noqa: B008 - never changed
+        advantage: AdvantageEstimator = GAE(),  # noqa: B008 - never changed
         ppo: PPOConfig | None = None,
         optimizer: OptimizerCallable = adamw,
         value_lr: float | None = None,
@@ -107,30 +107,50 @@ class PPOPolicy(SummarizationModule):
             schedule=schedule,
             warmup_fraction=warmup_fraction,
         )
-        if adapter is not None and (problem := find_adapter_problem(adapter, backbone)):
-            raise ValueError(problem)
-        self.reward_model_name = reward_model
-        self.reward_label = reward_label
-        self.adapter = None if adapter is None else str(Path(adapter).resolve())
-        self.lora = lora or LoRAShape()
         self.ppo = ppo or PPOConfig()
+        if problem := policy.find_problem(adapter, backbone) or self._find_sample_problem(
+            advantage
+        ):
+            raise ValueError(problem)
+        self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
+        if reward_model is not None:
+            main = ClassifierReward(reward_model, reward_label, reward_with_dialogue)
+            self.terms = {MAIN_REWARD: main} | self.terms
+        if not self.terms:
+            raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
+        self.adapter = None if adapter is None else str(Path(adapter).resolve())
+        self.policy = policy
+        self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
+        self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
+        self.batches_done = 0
+        self.reference: nn.Module | None = None
+        self.value_head: ValueHead | None = None
+        self.shares_encoder = False
         # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
         self.automatic_optimization = False
+
+    def _find_sample_problem(self, advantage: AdvantageEstimator) -> str | None:
+        if self.ppo.samples >= advantage.least_samples:
+            return None
+        return (
+            f"advantage: {type(advantage).__name__} compares the rollouts to one prompt with each "
+            f"other; set model.ppo.samples to {advantage.least_samples} or more"
+        )
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
-        judge = hub.resolve_model(init_args.reward_model, "classifier")
         problems = super().find_problems(init_args, trainer)
-        problems.append(
-            hub.find_model_problem(judge, "reward model")
-            or find_label_problem(judge, init_args.reward_label)
-        )
-        if init_args.adapter is not None:
-            problems.append(find_adapter_problem(init_args.adapter, init_args.backbone))
+        policy = instantiate(init_args.policy)
+        problems.append(policy.find_problem(init_args.adapter, init_args.backbone))
+        terms = [instantiate(term) for term in (init_args.extra_rewards or {}).values()]
+        if init_args.reward_model is not None:
+            terms.append(ClassifierReward(init_args.reward_model, init_args.reward_label))
+        for term in terms:
+            problems += term.find_problems()
         if trainer.max_steps not in (-1, None):
             problems.append(
                 "trainer.max_steps counts PPO's optimizer steps, many for each batch of rollouts; "
@@ -139,47 +159,49 @@ class PPOPolicy(SummarizationModule):
         if trainer.gradient_clip_val is not None or trainer.accumulate_grad_batches != 1:
             problems.append(
                 "PPO takes its optimizer steps itself: in place of trainer.gradient_clip_val and "
-                "trainer.accumulate_grad_batches set model.ppo.max_grad_norm and minibatch_size"
+                "trainer.accumulate_grad_batches set model.ppo.max_grad_norm and microbatch_size"
             )
         return problems
 
     # Construction -------------------------------------------------------------------------------
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Put the policy's adapter, and the reference's if there is one, on the backbone."""
-        if self.adapter is None:
-            shape = self.lora
-            model = attach_lora(backbone, shape.r, shape.alpha, 0.0, list(shape.target_modules))
-        else:
-            model = attach_trained_lora(backbone, self.adapter)
-        set_dropout(model, 0.0)
+        """Put the policy, and its reference, on the backbone."""
+        model, self.reference = self.policy.attach(backbone, self.adapter)
+        for each in (model, self.reference):
+            if each is not None:
+                set_dropout(each, 0.0)
+                each.train()
         return model
 
     def configure_model(self) -> None:
-        """Load backbone, adapters and reward model, and make the value head; does so once."""
+        """Load backbone, adapters and reward models, and make the value head; does so once."""
         if self.model is not None:
             return
         super().configure_model()
         policy: Any = self.model
-        self.value_head = ValueHead(policy.config.d_model)
-        self.scorer = RewardScorer(self.reward_model_name, self.reward_label)
+        if self.reference is not None:
+            quicken(self.reference)
+        self.shares_encoder = not encoder_is_trained(policy)
+        if self.advantage.uses_values:
+            self.value_head = ValueHead(policy.config.d_model)
+        for term in self.terms.values():
+            if isinstance(term, ClassifierReward):
+                term.load()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the policy's weights and the value head's as two groups, each with its own rate."""
-        value: dict[str, Any] = {"params": list(self.value_head.parameters())}
-        if self.value_lr is not None:
-            value["lr"] = self.value_lr
-        return [{"params": [p for p in self.model.parameters() if p.requires_grad]}, value]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.model.parameters() if p.requires_grad]}
+        ]
+        if self.value_head is not None:
+            value: dict[str, Any] = {"params": list(self.value_head.parameters())}
+            groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
+        return groups
 
     def count_parameters(self) -> tuple[int, int]:
-        """Count policy and value head; the reward model is a judge, not a part of the model."""
-        policy, head = count_parameters(self.model), count_parameters(self.value_head)
-        return policy[0] + head[0], policy[1] + head[1]
-
-    def on_fit_start(self) -> None:
-        """Give every rank its own random numbers: the same ones would sample the same texts."""
-        if self.global_rank:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        """Count policy, reference and value head; a reward model is a judge, no part of these."""
+        return count_parameters(self)
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -187,40 +209,82 @@ class PPOPolicy(SummarizationModule):
         """Roll out, score, shape the rewards, estimate advantages, and update in minibatches.
 
         Returns:
-            What callbacks may watch, one value a rollout, [B]: kl (k1, nats), score, length.
+            What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
+            (what was made of it) and length of each rollout, [B] each; the experience that was
+            learnt from; rewards [B, T]; terms, each term's scores [B]; texts, the B summaries;
+            beta; figures, this rank's share of all that was logged; and batch, the number of
+            batches of rollouts before this one.
         """
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
         times = [time.perf_counter()]
 
-        rollout, _ = roll_out(self.model, self.value_head, prompts, self.sampling)
+        rollout = self.roll_out(prompts)
         times.append(time.perf_counter())
 
-        scores = self.score(rollout, batch["ids"])
+        texts = self.read(rollout, batch)
+        terms = self.score(texts, batch)
+        scores = torch.stack(
+            [self.terms[name].weight * values for name, values in terms.items()]
+        ).sum(dim=0)
+        lengths = rollout.mask.sum(dim=1)
+        shaped = self.shaping(scores, rollout.finished, lengths, self.sum_over_ranks)
         times.append(time.perf_counter())
 
-        kl = k1(rollout.logprobs, rollout.ref_logprobs) * rollout.mask
-        rewards = shape_rewards(scores, kl, rollout.mask, self.kl_coef.beta)
+        beta = self.kl_coef.beta
+        kl = k1(rollout.logprobs, rollout.ref_logprobs)
+        penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
+        rewards = shape_rewards(shaped, penalty, rollout.mask, 0.0 if self.ppo.kl_in_loss else beta)
         if self.ppo.whiten_rewards:
             rewards = self.whiten(rewards, rollout.mask, keep_mean=True)
+        credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
+        advantages = credit.advantages
+        if self.advantage.whiten:
+            advantages = self.whiten(advantages, rollout.mask)
 
-        advantages, returns = gae(
-            rewards, rollout.values, rollout.mask, self.ppo.gamma, self.ppo.lam
+        experience = Experience(
+            rollout, advantages, credit.returns, beta if self.ppo.kl_in_loss else 0.0
         )
-        losses = self.update(rollout, self.whiten(advantages, rollout.mask), returns)
+        losses = self.update(experience)
         times.append(time.perf_counter())
 
-        self.log_step(figures.objective(rollout, scores, self.kl_coef.beta))
-        self.log_step(figures.estimates(rollout, advantages, returns))
-        self.log_step(losses | figures.speed(rollout, times))
+        found = figures.objective(rollout, scores, shaped, beta)
+        found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
+        found |= figures.estimates(rollout, credit) | losses | figures.speed(rollout, times)
+        self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
-        return {"kl": sequence_kl, "score": scores, "length": rollout.mask.sum(dim=1)}
+        self.batches_done += 1
+        return {
+            "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
+            "experience": experience, "rewards": rewards, "terms": terms,
+            "texts": texts.summaries, "beta": beta, "figures": found,
+            "batch": self.batches_done - 1,
+        }  # fmt: skip
 
     @property
     def sampling(self) -> Sampling:
         """How rollouts are drawn."""
-        return Sampling(self.ppo.max_new_tokens, self.ppo.temperature, self.tokenizer.eos_token_id)
+        return Sampling(
+            self.ppo.max_new_tokens, self.ppo.temperature, self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run computes in fp32 or better."""
+        return str(self.trainer.precision).startswith(("32", "64"))
+
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """Sample ``ppo.samples`` responses to each prompt, and score their tokens."""
+        reuse = self.ppo.reuse_sampler
+        return roll_out(
+            self.model, prompts, self.sampling, self.value_head, self.reference,
+            samples=self.ppo.samples,
+            shared_encoder=self.shares_encoder,
+            reuse_sampler=self.is_exact if reuse is None else reuse,
+            chunk=self.ppo.microbatch_size or self.ppo.minibatch_size,
+        )  # fmt: skip
 
     def pass_gate(self, prompts: Prompts) -> None:
         """Before the first update, measure what must hold then, and stop the run if it does not.
@@ -232,98 +296,125 @@ class PPOPolicy(SummarizationModule):
             return
         few = prompts.rows(torch.arange(min(GATE_ROWS, len(prompts.input_ids)), device=self.device))
         found = invariants.measure(
-            self.model, self.value_head, few, self.sampling, self.ppo.minibatch_size
-        )
-        exact = str(self.trainer.precision).startswith(("32", "64"))
-        invariants.check(found, invariants.FP32 if exact else invariants.BF16)
+            self.model, few, self.sampling, self.reference, self.shares_encoder,
+            self.ppo.minibatch_size,
+        )  # fmt: skip
+        invariants.check(found, invariants.FP32 if self.is_exact else invariants.BF16)
         logger.info("PPO's gate is passed: %s", found)
         self.gate_passed = True
 
-    def score(self, rollout: Rollout, ids: Sequence[str]) -> Tensor:
-        """Give each response, as text and by itself, the reward model's raw logit: [B].
+    def read(self, rollout: Rollout, batch: Batch) -> Texts:
+        """Give the B summaries as texts, each with the dialogue and references of its prompt."""
+        padding = self.tokenizer.pad_token_id
+        owner = rollout.owner.tolist()
+        return Texts(
+            self.decode(rollout.responses.masked_fill(~rollout.mask, padding)),
+            [batch["dialogues"][row] for row in owner],
+            [batch["references"][row] for row in owner],
+        )
+
+    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
+        """Give each term's scores, before its weight: [B] each.
 
         Raises:
             FloatingPointError: If a score is not finite, with the text that got it.
         """
-        padding = self.tokenizer.pad_token_id
-        texts = self.decode(rollout.responses.masked_fill(~rollout.mask, padding))
-        scores = self.scorer.logits(texts)
-        if not torch.isfinite(scores).all():
-            row = int((~torch.isfinite(scores)).nonzero()[0])
-            raise FloatingPointError(
-                f"the reward model gave {scores[row].item()} to the summary of {ids[row]}: "
-                f"{texts[row]!r}; the last checkpoint is untouched"
-            )
-        return penalise_unfinished(scores, rollout.finished, self.ppo.unfinished_penalty)
+        scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
+        for name, values in scores.items():
+            if not torch.isfinite(values).all():
+                row = int((~torch.isfinite(values)).nonzero()[0])
+                raise FloatingPointError(
+                    f"the reward {name} gave {values[row].item()} to the summary of "
+                    f"{batch['ids'][row // self.ppo.samples]}: {texts.summaries[row]!r}; the last "
+                    "checkpoint is untouched"
+                )
+        return scores
 
     def whiten(self, values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
         """Whiten [B, T] over the real tokens of all ranks."""
         return whiten(values, mask, keep_mean, self.sum_over_ranks)
 
-    def update(self, rollout: Rollout, advantages: Tensor, returns: Tensor) -> dict[str, Any]:
+    def update(self, experience: Experience) -> dict[str, Any]:
         """Take a step for every minibatch of every epoch; give the means over tokens to log."""
-        optimizer: Any = self.optimizers()
-        names = ("policy/loss", "policy/ratio", "policy/clipfrac", "policy/approxkl", "val/loss")
-        totals = torch.zeros(len(names) + 1, device=self.device)
-        skipped = 0
-        for rows in self.minibatches(len(advantages)):
-            part = rollout.rows(rows)
-            new = score_tokens(
-                self.model, part.prompts, part.responses, self.ppo.temperature, self.value_head
-            )
-            policy = policy_loss(
-                new.logprobs, part.logprobs, advantages[rows], part.mask, self.ppo.clip
-            )
-            value = value_loss(
-                new.values, part.values, returns[rows], part.mask, self.ppo.value_clip
-            )
-            sums = torch.stack([*policy, value, part.mask.sum()]).detach()
-            sums = self.sum_over_ranks(sums)
-            totals += sums
-            tokens = sums[-1]
-            if sums[names.index("policy/ratio")] / tokens > self.ppo.ratio_guard:
-                skipped += 1
-                continue
-            # DDP averages over ranks: times ranks, over all tokens, is the mean over all tokens.
-            loss = (policy.loss + self.ppo.value_weight * value) * self.trainer.world_size / tokens
-            self.step(optimizer, loss)
+        generator = torch.Generator().manual_seed(self.shuffle_number())
+        owner = experience.rollout.owner
+        cut = plan_cut(
+            *self.extremes_over_ranks(len(owner)),
+            self.ppo.minibatch_size,
+            self.ppo.microbatch_size,
+        )
+        total = torch.zeros(len(Sums._fields), device=self.device)
+        first: Tensor | None = None
+        skipped, epochs = 0, 0
+        for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
+            of_epoch = torch.zeros_like(total)
+            for parts in epoch:
+                sums, stepped = self.step(experience, parts)
+                first = sums if first is None else first
+                of_epoch += sums
+                skipped += not stepped
+            total += of_epoch
+            epochs += 1
+            mean_kl = of_epoch[Sums._fields.index("approx_kl")] / of_epoch[-1]
+            if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
+                break
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        means = dict(zip(names, totals[:-1] / totals[-1], strict=True))
-        return {f"ppo/{name}": mean for name, mean in means.items()} | {
-            "ppo/policy/skipped": float(skipped)
-        }
+        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
+        start = {} if first is None else figures.start(Sums(*first))
+        return figures.losses(Sums(*total)) | start | counts
 
-    def minibatches(self, rows: int) -> Iterator[Tensor]:
-        """Cut the rows into shuffled minibatches, anew in every epoch.
+    def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
+        """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
 
-        Every rank cuts as many, since each is a step that all take together: as many as the fullest
-        rank needs, but no more than the emptiest has rows.
-        """
-        most = least = rows
-        if self.trainer.world_size > 1:
-            count = torch.tensor(rows, device=self.device)
-            most = int(self.trainer.strategy.reduce(count.clone(), reduce_op="max"))
-            least = int(self.trainer.strategy.reduce(count.clone(), reduce_op="min"))
-        parts = min(-(-most // self.ppo.minibatch_size), least)
-        for _ in range(self.ppo.epochs):
-            yield from torch.randperm(rows, device=self.device).tensor_split(parts)
+        Args:
+            experience: Of the whole batch.
+            parts: Row numbers of each micro-batch.
 
-    def step(self, optimizer: Any, loss: Tensor) -> None:
-        """Take one optimizer step with clipped gradients.
+        Returns:
+            The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
+            step was taken: it is not where the mean ratio passes the guard.
 
         Raises:
             FloatingPointError: If the loss is not finite; the weights are untouched then.
         """
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"PPO's loss is {loss.item()} at step {self.global_step}; the last checkpoint is "
-                "untouched. Try a lower learning rate, or precision 32-true"
-            )
+        optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, self.ppo.max_grad_norm, "norm")
-        optimizer.step()
+        mask = experience.rollout.mask
+        tokens = self.sum_over_ranks(torch.stack([mask[rows].sum() for rows in parts]).sum())
+        total = torch.zeros(len(Sums._fields), device=self.device)
+        for rows in parts:
+            loss, sums = minibatch_loss(
+                self.model, self.value_head, experience.rows(rows), self.ppo
+            )
+            if not torch.isfinite(loss):
+                raise FloatingPointError(
+                    f"PPO's loss is {loss.item()} at step {self.global_step}; the last checkpoint "
+                    "is untouched. Try a lower learning rate, or precision 32-true"
+                )
+            # DDP averages over ranks: times ranks, over all tokens, is the mean over all tokens.
+            self.manual_backward(loss * self.trainer.world_size / tokens)
+            total += torch.stack(sums)
+        total = self.sum_over_ranks(total)
+        stepped = bool(Sums(*total).ratio / tokens <= self.ppo.ratio_guard)
+        if stepped:
+            self.clip_gradients(optimizer, self.ppo.max_grad_norm, "norm")
+            optimizer.step()
+        return total, stepped
+
+    def shuffle_number(self) -> int:
+        """Give the seed of this batch's shuffles: the same when the update is done again."""
+        source = (self.seed, self.global_rank, self.batches_done)
+        return int(np.random.SeedSequence(source).generate_state(1)[0])
+
+    def extremes_over_ranks(self, rows: int) -> tuple[int, int]:
+        """Give the most and the fewest rows that a rank has."""
+        if self.trainer.world_size == 1:
+            return rows, rows
+        count = torch.tensor(rows, device=self.device)
+        reduce = self.trainer.strategy.reduce
+        most, least = (int(reduce(count.clone(), reduce_op=op)) for op in ("max", "min"))
+        return most, least
 
     def adapt_kl_coef(self, sequence_kl: Tensor) -> None:
         """Lead the coefficient towards its target by the KL of this batch over all ranks."""
@@ -331,28 +422,63 @@ class PPOPolicy(SummarizationModule):
         total, rows = self.sum_over_ranks(torch.stack([sequence_kl.sum(), count]))
         self.kl_coef.update(float(total / rows), int(rows))
 
-    def log_step(self, values: dict[str, Any]) -> None:
+    def log_step(self, values: Mapping[str, Any]) -> None:
         """Log scalars of this training step, averaged over ranks; reward and KL on the bar."""
         shown = ("objective/reward", "objective/kl")
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)
 
-    # Evaluation and checkpoints -----------------------------------------------------------------
+    # Evaluation and what a run leaves -----------------------------------------------------------
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate with the policy, and with the reference for the comparison before and after."""
         output = super().test_step(batch, batch_idx)
-        with reference_policy(self.model):
-            output["predictions_before"] = self.generate(batch)
+        with reference_policy(self.model, self.reference) as start:
+            output["predictions_before"] = self.generate(batch, start)
         return output
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the reference's weights, which never change."""
+        return invariants.fingerprint(self.model, self.reference)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loop itself remembers."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["ppo"] = {"kl_coef": self.kl_coef.beta, "gate_passed": self.gate_passed}
+        moments = self.shaping.moments
+        checkpoint["ppo"] = {
+            "kl_coef": self.kl_coef.beta,
+            "gate_passed": self.gate_passed,
+            "batches_done": self.batches_done,
+            "moments": [moments.count, moments.mean, moments.squares],
+            "reference": self.fingerprint,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the loop where it was."""
+        """Take up the loop where it was.
+
+        Raises:
+            ValueError: If the reference is not the one that the run was held to.
+        """
         super().on_load_checkpoint(checkpoint)
-        self.kl_coef.beta = checkpoint["ppo"]["kl_coef"]
-        self.gate_passed = checkpoint["ppo"]["gate_passed"]
+        state = checkpoint["ppo"]
+        if state["reference"] != self.fingerprint:
+            raise ValueError(
+                "the reference is not the one that this run was held to: the backbone "
+                f"{self.backbone_name!r} or the adapter {self.adapter!r} has changed since; "
+                "restore it, or start a new run"
+            )
+        self.kl_coef.beta = state["kl_coef"]
+        self.gate_passed = state["gate_passed"]
+        self.batches_done = state["batches_done"]
+        moments = self.shaping.moments
+        moments.count, moments.mean, moments.squares = state["moments"]
+
+    def export(self, path: str | Path) -> None:
+        """Write the policy in the Hugging Face format: an adapter, or a whole model."""
+        trained = self.model
+        try:
+            self.model = self.policy.finish(trained)
+            super().export(path)
+        finally:
+            self.model = trained

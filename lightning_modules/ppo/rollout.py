@@ -1,44 +1,58 @@
-"""Sample responses from a policy, and read log-probabilities and values of tokens already sampled.
+"""Rollouts: responses sampled from the policy, and what policy and reference say of their tokens.
 
 An encoder-decoder reads the prompt in its encoder; its decoder starts from a start token and writes
 the response y1..yn alone. So with decoder input [start, y1..y_{n-1}] the logits at position t are
-those that y_t was drawn from, and no prompt token is ever in the way.
+those that y_t was drawn from, and no prompt token is ever in the way. The encoder's output depends
+on the prompt only: it is computed once a prompt and shared by all samples of that prompt, and by
+policy, reference and every epoch where nothing in the encoder is trained.
 """
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutput
+from torch.nn import functional as F
 
-from lightning_modules.adapters import reference_policy
+from lightning_modules.adapters import find_virtual_tokens, reference_policy, unwrap
+from lightning_modules.backbones import head_logits
+from lightning_modules.ppo.sampling import Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
 
 
 class Prompts(NamedTuple):
-    """A batch of tokenised prompts: input_ids [B, S], right-padded, and attention_mask [B, S]."""
+    """Tokenised prompts: input_ids [P, S], right-padded, and attention_mask [P, S]."""
 
     input_ids: Tensor
     attention_mask: Tensor
 
     def rows(self, index: Tensor) -> "Prompts":
-        """Take some of the rows."""
-        return Prompts(self.input_ids[index], self.attention_mask[index])
+        """Take some of the rows, no wider than the longest of them."""
+        mask = self.attention_mask[index]
+        width = int(mask.sum(dim=1).max())
+        return Prompts(self.input_ids[index, :width], mask[:, :width])
 
 
-class Sampling(NamedTuple):
-    """How responses are drawn: at most max_new_tokens (EOS included), logits over temperature."""
+class Encoded(NamedTuple):
+    """What a decoder attends to: hidden [P, S, d] and attention_mask [P, S].
 
-    max_new_tokens: int
-    temperature: float
-    eos_id: int
+    S counts virtual tokens too, which stand before the prompt's.
+    """
+
+    hidden: Tensor
+    attention_mask: Tensor
+
+    def rows(self, index: Tensor) -> "Encoded":
+        """Take some of the rows, no wider than the longest of them."""
+        mask = self.attention_mask[index]
+        width = int(mask.sum(dim=1).max())
+        return Encoded(self.hidden[index, :width], mask[:, :width])
 
 
 class TokenScores(NamedTuple):
-    """What a model says of given response tokens, each [B, T].
+    """What a model says of given response tokens, each [B, T], 0 outside the mask.
 
     logprobs: log pi(y_t), nats, at the sampling temperature. entropy: of the distribution that y_t
-    was drawn from, nats, without gradient. values: of the state before y_t; zeros without a head.
+    was drawn from, nats, without gradient. values: of the state before y_t.
     """
 
     logprobs: Tensor
@@ -47,14 +61,17 @@ class TokenScores(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """A batch of sampled responses and all that PPO needs to learn from them.
+    """B sampled responses to P prompts, and all that PPO needs to learn from them.
 
-    prompts: B prompts. responses [B, T]: sampled token ids, pad after EOS. mask [B, T]: True at
-    y1..EOS. finished [B]: whether EOS came before the length limit. logprobs, ref_logprobs, values,
-    entropy [B, T]: of the policy (the reference for ref_logprobs) that sampled them.
+    prompts: P prompts. owner [B]: which prompt each response answers, in ascending order. responses
+    [B, T]: sampled token ids, pad after EOS. mask [B, T]: True at y1..EOS. finished [B]: whether
+    EOS came before the length limit. logprobs, ref_logprobs, values, entropy [B, T]: of the policy
+    (the reference for ref_logprobs) that sampled them, 0 outside the mask. encoded: of the P
+    prompts, kept where nothing in the encoder is trained.
     """
 
     prompts: Prompts
+    owner: Tensor
     responses: Tensor
     mask: Tensor
     finished: Tensor
@@ -62,55 +79,37 @@ class Rollout(NamedTuple):
     ref_logprobs: Tensor
     values: Tensor
     entropy: Tensor
+    encoded: Encoded | None = None
 
     def rows(self, index: Tensor) -> "Rollout":
-        """Take some of the rows: a minibatch."""
-        return Rollout(self.prompts.rows(index), *(tensor[index] for tensor in self[1:]))
+        """Take some of the rows, a minibatch: its prompts once each, and no needless padding."""
+        prompts, owner = self.owner[index].unique(return_inverse=True)
+        width = int(self.mask[index].sum(dim=1).max())
+        return Rollout(
+            prompts=self.prompts.rows(prompts),
+            owner=owner,
+            responses=self.responses[index, :width],
+            mask=self.mask[index, :width],
+            finished=self.finished[index],
+            logprobs=self.logprobs[index, :width],
+            ref_logprobs=self.ref_logprobs[index, :width],
+            values=self.values[index, :width],
+            entropy=self.entropy[index, :width],
+            encoded=None if self.encoded is None else self.encoded.rows(prompts),
+        )
 
 
-def encode(model: Any, prompts: Prompts) -> BaseModelOutput:
-    """Run the encoder of a model (with whatever adapter is active): hidden states [B, S, d]."""
-    encoder = model.get_encoder()
-    return encoder(input_ids=prompts.input_ids, attention_mask=prompts.attention_mask)
-
-
-@torch.no_grad()
-def sample(
-    model: Any,
-    prompts: Prompts,
-    encoded: BaseModelOutput,
-    settings: Sampling,
-    keep_logits: bool = False,
-) -> tuple[Tensor, list[Tensor]]:
-    """Sample one response a prompt from the policy's own distribution, nothing filtered out.
-
-    ``generate`` by itself would keep the 50 likeliest tokens only; what is then sampled is not what
-    the log-probabilities are about.
-
-    Returns:
-        Token ids [B, T] without the start token, pad after EOS; and, if they are kept, the T sets
-        of logits [B, V] that the sampler drew from (large: only checks want them).
-    """
-    output = model.generate(
-        encoder_outputs=encoded,
-        attention_mask=prompts.attention_mask,
-        do_sample=True,
-        # What the backbone's own generation config may ask for.
-        num_beams=1,
-        num_return_sequences=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=settings.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=settings.max_new_tokens,
-        min_length=0,
-        # The mask ends at this one; the model's own list of ends may be longer.
-        eos_token_id=settings.eos_id,
-        return_dict_in_generate=True,
-        output_scores=keep_logits,
-    )
-    return output.sequences[:, 1:], list(output.scores or ())
+def encode(model: Any, prompts: Prompts) -> Encoded:
+    """Run the encoder of a model, with whatever adapter is active, once for each prompt."""
+    backbone = unwrap(model)
+    inputs = backbone.get_input_embeddings()(prompts.input_ids)
+    mask = prompts.attention_mask
+    if (virtual := find_virtual_tokens(model, len(mask))) is not None:
+        inputs = torch.cat([virtual.to(inputs.dtype), inputs], dim=1)
+        mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
+    encoder = backbone.get_encoder()
+    hidden = encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+    return Encoded(hidden, mask)
 
 
 def response_mask(responses: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -130,83 +129,152 @@ def response_mask(responses: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 
 def score_tokens(
     model: Any,
-    prompts: Prompts,
+    encoded: Encoded,
     responses: Tensor,
+    mask: Tensor,
     temperature: float,
     value_head: ValueHead | None = None,
-    encoded: BaseModelOutput | None = None,
+    with_entropy: bool = False,
 ) -> TokenScores:
     """Read log-probabilities, entropies and values of given responses in one decoder pass.
 
-    The temperature divides the logits here as in :func:`sample`; the softmax is taken in fp32.
+    The temperature divides the logits here as in the sampler; the softmax is taken in fp32, and
+    only at the real tokens, for the vocabulary is the widest thing in the model.
 
     Args:
         model: The encoder-decoder, with the adapter of the wanted policy active.
-        prompts: B prompts.
+        encoded: Its encoder's output, one row for each response.
         responses: Token ids without the start token, [B, T].
+        mask: True at y1..EOS, [B, T].
         temperature: That of the sampler.
         value_head: Reads the decoder's last hidden states; None leaves the values 0.
-        encoded: The encoder's output for these prompts under this same policy, if at hand.
+        with_entropy: Compute the entropy too; otherwise it is left 0.
     """
-    if encoded is None:
-        encoded = encode(model, prompts)
-    output = model(
-        encoder_outputs=encoded,
-        attention_mask=prompts.attention_mask,
-        decoder_input_ids=shift_right(responses, model.config.decoder_start_token_id),
-        output_hidden_states=value_head is not None,
-        use_cache=False,
-    )
-    logits = output.logits.float() / temperature
-    normaliser = logits.logsumexp(dim=-1)
-    logprobs = logits.gather(-1, responses.unsqueeze(-1)).squeeze(-1) - normaliser
-    with torch.no_grad():
-        entropy = normaliser - (logits.softmax(dim=-1) * logits).sum(dim=-1)
-    if value_head is None:
-        return TokenScores(logprobs, entropy, torch.zeros_like(entropy))
-    return TokenScores(logprobs, entropy, value_head(output.decoder_hidden_states[-1]))
+    backbone = unwrap(model)
+    hidden = (
+        backbone.get_decoder()(
+            input_ids=shift_right(responses, backbone.config.decoder_start_token_id),
+            encoder_hidden_states=encoded.hidden,
+            encoder_attention_mask=encoded.attention_mask,
+            use_cache=False,
+        )
+        .last_hidden_state[mask]
+    )  # fmt: skip
+    logits = head_logits(backbone, hidden).float() / temperature
+    logprobs = -F.cross_entropy(logits, responses[mask], reduction="none")
+    entropy = torch.zeros_like(logprobs)
+    if with_entropy:
+        with torch.no_grad():
+            entropy = entropy_of(logits)
+    values = torch.zeros_like(logprobs) if value_head is None else value_head(hidden)
+    return TokenScores(*(_spread(each, mask) for each in (logprobs, entropy, values)))
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Entropy in nats of the distributions that logits [..., V] stand for: [...]."""
+    logprobs = logits.log_softmax(dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1)
+
+
+@torch.no_grad()
+def score_in_chunks(
+    model: Any,
+    encoded: Encoded,
+    owner: Tensor,
+    responses: Tensor,
+    mask: Tensor,
+    temperature: float,
+    chunk: int,
+    value_head: ValueHead | None = None,
+    with_entropy: bool = False,
+) -> TokenScores:
+    """Score B responses, ``chunk`` of them in a pass, without gradient; see :func:`score_tokens`.
+
+    Args:
+        model: As in :func:`score_tokens`.
+        encoded: Of P prompts.
+        owner: Which of them each response answers, [B].
+        responses: [B, T].
+        mask: [B, T].
+        temperature: That of the sampler.
+        chunk: Rows in a pass; it bounds the memory and changes no result.
+        value_head: As in :func:`score_tokens`.
+        with_entropy: As in :func:`score_tokens`.
+    """
+    width = responses.shape[1]
+    parts = []
+    for rows in torch.arange(len(responses), device=responses.device).split(chunk):
+        longest = int(mask[rows].sum(dim=1).max())
+        part = score_tokens(
+            model, encoded.rows(owner[rows]), responses[rows, :longest], mask[rows, :longest],
+            temperature, value_head, with_entropy,
+        )  # fmt: skip
+        parts.append([F.pad(each, (0, width - longest)) for each in part])
+    return TokenScores(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
 def roll_out(
     model: Any,
-    value_head: ValueHead,
     prompts: Prompts,
     settings: Sampling,
-    keep_logits: bool = False,
-) -> tuple[Rollout, list[Tensor]]:
-    """Sample a response to each prompt and score its tokens under policy and reference.
+    value_head: ValueHead | None = None,
+    reference: Any = None,
+    samples: int = 1,
+    shared_encoder: bool = False,
+    reuse_sampler: bool = False,
+    chunk: int = 16,
+) -> Rollout:
+    """Sample responses to each prompt and score their tokens under policy and reference.
 
-    The policy's encoder runs once for the sampler and for the log-probabilities. The latter come
-    from a teacher-forced pass as in the update, not from the sampler, whose cached passes round
-    differently under bf16.
+    Passes: the policy's encoder runs once a prompt, for the sampler, the log-probabilities and, if
+    it is shared, the reference. With ``reuse_sampler`` log-probabilities and values are those of
+    the cached passes that the tokens were drawn in. In fp32 these differ from a teacher-forced pass
+    by rounding (1e-5); under bf16 by up to some hundredths of a nat a token, and then a
+    teacher-forced pass of the same kind as the update's is made.
 
     Args:
-        model: The backbone with the policy's adapter active.
-        value_head: Of the policy.
-        prompts: B prompts.
+        model: The policy, its adapter active.
+        prompts: P prompts.
         settings: How to sample.
-        keep_logits: Give the sampler's own logits too.
-
-    Returns:
-        The rollout, and the sampler's own logits, T times [B, V], if they are kept.
+        value_head: Of the policy, if its advantages ask for values.
+        reference: A model of its own for the reference; None where adapters hold it.
+        samples: Responses for each prompt.
+        shared_encoder: Whether nothing in the encoder is trained, so that its output serves all.
+        reuse_sampler: Take log-probabilities and values from the sampler.
+        chunk: Rows that are scored in one pass.
     """
     encoded = encode(model, prompts)
-    responses, sampler_logits = sample(
-        model.get_base_model(), prompts, encoded, settings, keep_logits
+    owner = torch.arange(len(prompts.input_ids), device=encoded.hidden.device)
+    owner = owner.repeat_interleave(samples)
+    drawn = sample(
+        unwrap(model),
+        encoded.hidden[owner] if samples > 1 else encoded.hidden,
+        encoded.attention_mask[owner],
+        settings,
+        value_head if reuse_sampler else None,
     )
-    mask, finished = response_mask(responses, settings.eos_id)
-    old = score_tokens(model, prompts, responses, settings.temperature, value_head, encoded)
-    with reference_policy(model):
-        reference = score_tokens(model, prompts, responses, settings.temperature)
-    rollout = Rollout(
-        prompts, responses, mask, finished,
-        old.logprobs, reference.logprobs, old.values, old.entropy,
+    mask, finished = response_mask(drawn.responses, settings.eos_id)
+    said = (owner, drawn.responses, mask, settings.temperature, chunk)
+    old = TokenScores(drawn.logprobs, drawn.entropy, drawn.values)
+    if not reuse_sampler:
+        old = score_in_chunks(model, encoded, *said, value_head, with_entropy=True)
+    with reference_policy(model, reference) as start:
+        its = encoded if shared_encoder else encode(start, prompts)
+        ref_logprobs = score_in_chunks(start, its, *said).logprobs
+    return Rollout(
+        prompts, owner, drawn.responses, mask, finished,
+        old.logprobs, ref_logprobs, old.values, old.entropy,
+        encoded if shared_encoder else None,
     )  # fmt: skip
-    return rollout, sampler_logits
 
 
 def shift_right(responses: Tensor, start_id: int) -> Tensor:
     """Give the decoder input [start, y1..y_{T-1}] for responses y1..yT, both [B, T]."""
     start = torch.full_like(responses[:, :1], start_id)
     return torch.cat([start, responses[:, :-1]], dim=1)
+
+
+def _spread(real: Tensor, mask: Tensor) -> Tensor:
+    """Put the values of the real tokens [N] back where the mask [B, T] has them, 0 elsewhere."""
+    return real.new_zeros(mask.shape).masked_scatter(mask, real)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.ppo.advantages import gae, whiten
+from lightning_modules.ppo.advantages import GAE, GRPO, RLOO, gae, grpo, rloo, whiten
 
 
 def slow_gae(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
@@ -62,3 +62,54 @@ def test_whiten_over_two_ranks_equals_one() -> None:
         sums: list[Tensor] = [torch.stack([count, total]), torch.as_tensor(squares)]
         result = whiten(part, part_mask, sum_over_ranks=lambda _, sums=sums: sums.pop(0))
         torch.testing.assert_close(result, rows)
+
+
+def test_rloo_by_hand() -> None:
+    # 1 against the mean of 4 and 7; 4 against that of 1 and 7; 7 against that of 1 and 4.
+    totals = torch.tensor([1.0, 4.0, 7.0, 2.0, 2.0, 2.0])
+    assert rloo(totals, 3).tolist() == [-4.5, 0.0, 4.5, 0.0, 0.0, 0.0]
+
+
+def test_grpo_by_hand() -> None:
+    # Mean 4, standard deviation 3.
+    totals = torch.tensor([1.0, 4.0, 7.0, 2.0, 2.0, 2.0])
+    expected = torch.tensor([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(grpo(totals, 3), expected, atol=1e-4, rtol=0)
+    assert grpo(totals, 3, scale=False).tolist() == [-3.0, 0.0, 3.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5])
+def test_rloo_and_grpo_match_the_slow_versions(samples: int) -> None:
+    totals = torch.randn(4 * samples, generator=torch.Generator().manual_seed(3))
+    fast = {"rloo": rloo(totals, samples), "grpo": grpo(totals, samples)}
+    for i, reward in enumerate(totals.tolist()):
+        group = range(i // samples * samples, (i // samples + 1) * samples)
+        others = [totals[j].item() for j in group if j != i]
+        assert fast["rloo"][i] == pytest.approx(reward - sum(others) / len(others), abs=1e-5)
+        everyone = [totals[j].item() for j in group]
+        mean = sum(everyone) / samples
+        std = (sum((r - mean) ** 2 for r in everyone) / (samples - 1)) ** 0.5
+        assert fast["grpo"][i] == pytest.approx((reward - mean) / (std + 1e-4), abs=1e-4)
+
+
+@pytest.mark.parametrize("estimator", [RLOO(), GRPO(), GRPO(scale=False)])
+def test_every_token_of_a_response_has_its_advantage(estimator: RLOO | GRPO) -> None:
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    # Penalties on the way and the score at the end: what counts is their sum, 0.5 and 2.
+    rewards = torch.tensor([[-0.5, 1.0, 0.0], [0.0, -1.0, 3.0]])
+    advantages, returns = estimator(rewards, torch.full((2, 3), 9.0), mask, 2)
+    assert returns is None
+    assert not advantages[~mask].any()
+    assert advantages[0, 0] == advantages[0, 1] < 0 < advantages[1, 0] == advantages[1, 2]
+
+
+def test_gae_is_the_function_of_its_name() -> None:
+    rewards, values = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(4))
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    credit = GAE(gamma=0.9, lam=0.7)(rewards, values, mask, samples=1)
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.7)
+    assert credit.returns is not None
+    assert torch.equal(credit.advantages, advantages)
+    assert torch.equal(credit.returns, returns)
+    with pytest.raises(ValueError, match="gamma must be in"):
+        GAE(gamma=1.5)

@@ -1,14 +1,16 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from lightning_modules.ppo.kl import KLCoefficient, k1, k3, per_sequence
+from lightning_modules.ppo.kl import KLCoefficient, k1, k2, k3, per_sequence
 
 
 def test_estimators_by_hand() -> None:
     logprobs, reference = torch.tensor([[math.log(0.5)]]), torch.tensor([[math.log(0.25)]])
     assert k1(logprobs, reference).item() == pytest.approx(math.log(2))
+    assert k2(logprobs, reference).item() == pytest.approx(math.log(2) ** 2 / 2)
     # exp(-log 2) - 1 + log 2
     assert k3(logprobs, reference).item() == pytest.approx(0.5 - 1 + math.log(2))
 
@@ -21,6 +23,25 @@ def test_estimators_have_the_exact_kl_as_expectation() -> None:
     assert (p * k3(p.log(), q.log())).sum().item() == pytest.approx(exact.item(), abs=1e-6)
     assert (k3(p.log(), q.log()) >= 0).all()
     assert (k1(p.log(), q.log()) < 0).any()
+
+
+def gradient(logits: torch.Tensor, function: Any) -> torch.Tensor:
+    """Gradient of a function of the log-probabilities that logits stand for."""
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(function(logits.log_softmax(-1)), logits)[0]
+
+
+def test_as_a_loss_only_k2_has_the_gradient_of_the_kl() -> None:
+    """Exact expectations over three tokens, the samples held fixed as in a loss."""
+    logits = torch.tensor([0.5, -1.0, 0.3])
+    p, q = logits.softmax(-1), torch.tensor([0.3, 0.3, 0.4])
+    forward = gradient(logits, lambda lp: (lp.exp() * (lp - q.log())).sum())
+    backward = gradient(logits, lambda lp: (q * (q.log() - lp)).sum())
+    of = {k: gradient(logits, lambda lp, k=k: (p * k(lp, q.log())).sum()) for k in (k1, k2, k3)}
+    torch.testing.assert_close(of[k2], forward)
+    torch.testing.assert_close(of[k1], torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(of[k3], backward)
+    assert (forward - backward).abs().max() > 0.01
 
 
 def test_per_sequence_sums_real_tokens_only() -> None:

@@ -1,6 +1,19 @@
+from typing import Any
+
+import pytest
 import torch
 
-from lightning_modules.ppo.rewards import penalise_unfinished, shape_rewards
+from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward, Texts
+from lightning_modules.ppo.rewards import (
+    RunningMoments,
+    ScoreShaping,
+    penalise_length,
+    penalise_unfinished,
+    shape_rewards,
+)
+from lightning_modules.reward_model import RewardScorer
+
+CPU = torch.device("cpu")
 
 
 def test_score_sits_on_the_last_real_token_and_kl_on_each() -> None:
@@ -21,3 +34,99 @@ def test_unfinished_summaries_lose_the_penalty() -> None:
     scores, finished = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
     assert penalise_unfinished(scores, finished, 0.5).tolist() == [1.0, 0.5]
     assert penalise_unfinished(scores, finished, None).tolist() == [1.0, 1.0]
+    assert penalise_unfinished(scores, finished, 0.5, replace=True).tolist() == [1.0, -0.5]
+
+
+def test_long_summaries_pay_for_what_is_over() -> None:
+    lengths = torch.tensor([3, 10, 12])
+    assert penalise_length(torch.ones(3), lengths, 0.5, free=10).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_running_moments_are_those_of_all_scores() -> None:
+    scores = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    moments = RunningMoments()
+    assert moments.std == 1.0
+    for part in (scores[:1], scores[1:17], scores[17:]):
+        moments.update(part)
+    assert moments.mean == pytest.approx(scores.double().mean().item(), abs=1e-9)
+    assert moments.std == pytest.approx(scores.double().std(unbiased=False).item(), abs=1e-9)
+
+
+def test_running_moments_count_all_ranks() -> None:
+    mine, theirs = torch.tensor([1.0, 2.0]), torch.tensor([6.0, 7.0, 9.0])
+    both = torch.cat([mine, theirs]).double()
+    moments = RunningMoments()
+    sums = [torch.tensor([5.0, both.sum().item()]), (both - both.mean()).square().sum()]
+    moments.update(mine, sum_over_ranks=lambda _: sums.pop(0))
+    assert moments.mean == pytest.approx(5.0)
+    assert moments.std == pytest.approx(both.std(unbiased=False).item())
+
+
+def test_scores_are_shaped_in_the_order_that_the_settings_say() -> None:
+    shaping = ScoreShaping(
+        normalise=True, scale=2.0, clip=1.5, unfinished_penalty=1.0, length_penalty=0.1,
+        length_free=4,
+    )  # fmt: skip
+    finished = torch.tensor([True, False, True])
+    # Mean 3, standard deviation sqrt(2): -1.41, 0, 1.41; doubled and clipped -1.5, 0, 1.5.
+    shaped = shaping(
+        torch.tensor([3 - 3**0.5, 3.0, 3 + 3**0.5]), finished, torch.tensor([4, 5, 14])
+    )
+    torch.testing.assert_close(shaped, torch.tensor([-1.5, -1.0 - 0.1, 1.5 - 1.0]))
+
+
+def test_a_classifier_can_be_asked_about_the_pair(roberta: str) -> None:
+    texts = Texts(["It is.", "No."], ["Is it?", "Really?"], [["a"], ["b"]])
+    scorer = RewardScorer(roberta, "hate")
+    pairs = scorer.tokenizer(texts.dialogues, texts.summaries, padding=True, return_tensors="pt")
+    expected = scorer.model(**pairs).logits[:, 1]
+    torch.testing.assert_close(ClassifierReward(roberta, "hate", True).score(texts, CPU), expected)
+    alone = ClassifierReward(roberta, "hate").score(texts, CPU)
+    torch.testing.assert_close(alone, scorer.logits(texts.summaries))
+    assert (alone - expected).abs().max() > 1e-3
+
+
+def test_a_long_dialogue_leaves_the_summary_whole(roberta: str) -> None:
+    scorer = RewardScorer(roberta)
+    same, other = (scorer.logits([text], ["x" * 500]) for text in ("yes", "no!"))
+    assert not torch.allclose(same, other)
+
+
+def words(predictions: list[str], dialogues: list[str], references: list[list[str]]) -> list[int]:
+    return [len(text.split()) for text in predictions]
+
+
+def test_any_function_over_texts_is_a_reward() -> None:
+    texts = Texts(("a b", "c"), ("", ""), (("x",), ("y",)))
+    assert FunctionReward(f"{__name__}.words").score(texts, CPU).tolist() == [2.0, 1.0]
+
+
+def test_rouge_and_the_faithfulness_checks_are_rewards() -> None:
+    dialogue = "#Person1#: Is Ann in?\n#Person2#: No."
+    texts = Texts(
+        ["Ann is out.", "Bob is out, says #Person7#."], [dialogue] * 2, [["Ann is out."]] * 2
+    )
+
+    def score(function: str, **arguments: Any) -> list[float]:
+        return FunctionReward(function, arguments).score(texts, CPU).tolist()
+
+    assert score("metrics.rouge.rouge", key="rouge1")[0] == 1.0 > score("metrics.rouge.rouge")[1]
+    assert score("metrics.faithfulness.unfaithful_name") == [0.0, 1.0]
+    assert score("metrics.faithfulness.unfaithful_speaker") == [0.0, 1.0]
+    with pytest.raises(ValueError, match="ROUGE has no 'rouge9'"):
+        score("metrics.rouge.rouge", key="rouge9")
+
+
+@pytest.mark.parametrize("path", ["no_such_module.f", "tests.ppo.test_rewards.no_such", "words"])
+def test_a_function_that_is_not_there_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="there is no function"):
+        FunctionReward(path)
+
+
+def one_number(predictions: list[str], dialogues: list[str], references: list[list[str]]) -> float:
+    return 1.0
+
+
+def test_a_function_must_give_one_number_a_summary() -> None:
+    with pytest.raises(ValueError, match=r"gave \[\] numbers for 2 summaries"):
+        FunctionReward(f"{__name__}.one_number").score(Texts(["a", "b"], ["", ""], [[], []]), CPU)

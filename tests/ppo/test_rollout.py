@@ -6,30 +6,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import attach_lora, reference_policy
+from lightning_modules.adapters import LoRASettings, attach_lora, reference_policy
 from lightning_modules.backbones import load_backbone, set_dropout
+from lightning_modules.ppo import rollout as rollout_module
 from lightning_modules.ppo.rollout import (
+    Encoded,
     Prompts,
-    Sampling,
     encode,
     response_mask,
     roll_out,
-    sample,
+    score_in_chunks,
     score_tokens,
     shift_right,
 )
+from lightning_modules.ppo.sampling import Samples, Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
 from tests.batches import make_batch
 
 EOS = 1
-SETTINGS = Sampling(max_new_tokens=9, temperature=0.7, eos_id=EOS)
+SETTINGS = Sampling(max_new_tokens=9, temperature=0.7, eos_id=EOS, pad_id=0)
+
+
+def likely_to_end(model: Any) -> Any:
+    """Let responses have many lengths: one token in ten is EOS."""
+    bias = torch.zeros(model.lm_head.weight.shape[0])
+    bias[EOS] = 2.5
+    model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return model
 
 
 @pytest.fixture(scope="module")
 def policy(t5: str) -> Any:
     """A LoRA policy that is no longer its reference."""
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), r=4, alpha=8, dropout=0.1, target_modules=["q", "v"])
+    backbone = likely_to_end(load_backbone(t5))
+    model = attach_lora(backbone, LoRASettings(r=4, alpha=8, dropout=0.1))
     set_dropout(model, 0.0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -76,50 +87,68 @@ def test_mask_covers_exactly_y1_to_eos() -> None:
     assert finished.tolist() == [True, True, False, True, True, True]
 
 
+def draw(policy: Any, encoded: Encoded, settings: Sampling = SETTINGS) -> Samples:
+    return sample(policy.get_base_model(), *encoded, settings)
+
+
 @torch.no_grad()
-def test_logprobs_match_the_slow_version(policy: Any, prompts: Prompts) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_logprobs_match_the_slow_version(
+    policy: Any, prompts: Prompts, reuse: bool, chunk: int
+) -> None:
     torch.manual_seed(1)
-    responses, _ = sample(policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS)
-    mask, _ = response_mask(responses, EOS)
-    fast = score_tokens(policy, prompts, responses, SETTINGS.temperature).logprobs
-    for row in range(len(responses)):
-        real, n = prompts.attention_mask[row].bool(), int(mask[row].sum())
-        expected = slow_logprobs(
-            policy, prompts.input_ids[row][real], responses[row, :n], SETTINGS.temperature
-        )
-        torch.testing.assert_close(fast[row, :n], torch.tensor(expected), atol=1e-5, rtol=0)
+    made = roll_out(policy, prompts, SETTINGS, reuse_sampler=reuse, chunk=chunk)
+    assert not made.finished.all()
+    assert made.mask.sum(dim=1).unique().numel() > 1
+    for row in range(len(made.responses)):
+        real, n = prompts.attention_mask[row].bool(), int(made.mask[row].sum())
+        prompt, response = prompts.input_ids[row][real], made.responses[row, :n]
+        expected = torch.tensor(slow_logprobs(policy, prompt, response, 0.7))
+        torch.testing.assert_close(made.logprobs[row, :n], expected, atol=1e-5, rtol=0)
+        with reference_policy(policy):
+            expected = torch.tensor(slow_logprobs(policy, prompt, response, 0.7))
+        torch.testing.assert_close(made.ref_logprobs[row, :n], expected, atol=1e-5, rtol=0)
+        assert not made.logprobs[row, n:].any()
+        assert not made.ref_logprobs[row, n:].any()
+    assert (made.logprobs - made.ref_logprobs).abs().max() > 0.01
 
 
 @torch.no_grad()
 def test_logprobs_do_not_depend_on_the_batch(policy: Any, prompts: Prompts) -> None:
     torch.manual_seed(2)
-    rollout, _ = roll_out(policy, ValueHead(32), prompts, SETTINGS)
+    made = roll_out(policy, prompts, SETTINGS)
     for rows in (torch.tensor([3]), torch.tensor([4, 0]), torch.tensor([5, 2, 1])):
-        part = rollout.rows(rows)
-        alone = score_tokens(policy, part.prompts, part.responses, SETTINGS.temperature)
-        gap = (alone.logprobs - part.logprobs).abs()[part.mask].max()
+        part = made.rows(rows)
+        assert part.prompts.input_ids.shape[1] == part.prompts.attention_mask.sum(1).max()
+        encoded = encode(policy, part.prompts).rows(part.owner)
+        alone = score_tokens(policy, encoded, part.responses, part.mask, SETTINGS.temperature)
+        gap = (alone.logprobs - made.logprobs[rows, : part.mask.shape[1]]).abs().max()
         assert gap < 1e-5
 
 
 @torch.no_grad()
-def test_entropy_and_values_match_their_definitions(policy: Any, prompts: Prompts) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+def test_entropy_and_values_match_their_definitions(
+    policy: Any, prompts: Prompts, reuse: bool
+) -> None:
     torch.manual_seed(3)
     head = ValueHead(32)
-    rollout, _ = roll_out(policy, head, prompts, SETTINGS)
+    made = roll_out(policy, prompts, SETTINGS, head, reuse_sampler=reuse)
     output = policy(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
-        decoder_input_ids=shift_right(rollout.responses, 0),
+        decoder_input_ids=shift_right(made.responses, 0),
         output_hidden_states=True,
     )
-    entropy = torch.distributions.Categorical(logits=output.logits / 0.7).entropy()
-    torch.testing.assert_close(rollout.entropy, entropy, atol=1e-5, rtol=1e-5)
+    entropy = torch.distributions.Categorical(logits=output.logits / 0.7).entropy() * made.mask
+    torch.testing.assert_close(made.entropy, entropy, atol=1e-5, rtol=1e-5)
     # The states that the head reads are the ones that the output head reads.
     hidden = output.decoder_hidden_states[-1]
     lm_head = policy.get_base_model().lm_head
     torch.testing.assert_close(lm_head(hidden), output.logits, atol=1e-5, rtol=1e-5)
-    values = hidden @ head.linear.weight[0] + head.linear.bias
-    torch.testing.assert_close(rollout.values, values, atol=1e-5, rtol=1e-5)
+    values = (hidden @ head.linear.weight[0] + head.linear.bias) * made.mask
+    torch.testing.assert_close(made.values, values, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -127,42 +156,91 @@ def test_reference_is_the_backbone_alone_for_a_fresh_lora(
     policy: Any, prompts: Prompts, t5: str
 ) -> None:
     torch.manual_seed(4)
-    rollout, _ = roll_out(policy, ValueHead(32), prompts, SETTINGS)
-    alone = score_tokens(load_backbone(t5), prompts, rollout.responses, SETTINGS.temperature)
-    torch.testing.assert_close(rollout.ref_logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
-    assert (rollout.logprobs - rollout.ref_logprobs).abs()[rollout.mask].max() > 0.01
+    made = roll_out(policy, prompts, SETTINGS)
+    backbone = likely_to_end(load_backbone(t5))
+    said = (made.responses, made.mask, SETTINGS.temperature)
+    alone = score_tokens(backbone, encode(backbone, prompts), *said)
+    torch.testing.assert_close(made.ref_logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
+    assert (made.logprobs - made.ref_logprobs).abs().max() > 0.01
     with reference_policy(policy):
         pass
-    again = score_tokens(policy, prompts, rollout.responses, SETTINGS.temperature)
-    torch.testing.assert_close(again.logprobs, rollout.logprobs)
+    again = score_tokens(policy, encode(policy, prompts), *said)
+    torch.testing.assert_close(again.logprobs, made.logprobs)
+
+
+@torch.no_grad()
+def test_samples_of_a_prompt_share_its_encoder_pass(
+    policy: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    real = rollout_module.encode
+    monkeypatch.setattr(
+        rollout_module,
+        "encode",
+        lambda model, some: rows.append(len(some.input_ids)) or real(model, some),
+    )
+    torch.manual_seed(4)
+    made = roll_out(policy, prompts, SETTINGS, samples=3)
+    assert rows == [6, 6]  # policy and reference, whatever the number of samples
+    assert made.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
+    assert len({tuple(row) for row in made.responses[:3].tolist()}) == 3
+    for row in (0, 4, 17):
+        prompt = int(made.owner[row])
+        inside = prompts.attention_mask[prompt].bool()
+        expected = slow_logprobs(
+            policy, prompts.input_ids[prompt][inside], made.responses[row][made.mask[row]], 0.7
+        )
+        torch.testing.assert_close(
+            made.logprobs[row][made.mask[row]], torch.tensor(expected), atol=1e-5, rtol=0
+        )
+    part = made.rows(torch.tensor([16, 4, 3]))
+    assert part.owner.tolist() == [1, 0, 0]
+    assert torch.equal(part.prompts.attention_mask.sum(1), prompts.attention_mask[[1, 5]].sum(1))
 
 
 @torch.no_grad()
 def test_no_token_is_lost_when_the_limit_is_hit(policy: Any, prompts: Prompts) -> None:
     torch.manual_seed(5)
-    responses, logits = sample(
-        policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS, True
-    )
-    assert responses.shape[1] == len(logits) <= 9
+    responses = draw(policy, encode(policy, prompts)).responses
+    assert responses.shape[1] == 9
     mask, finished = response_mask(responses, EOS)
     assert (mask.sum(dim=1)[~finished] == 9).all()
     assert not finished.all()
 
 
 @torch.no_grad()
+def test_rows_that_have_ended_are_dropped_and_change_nothing(policy: Any, prompts: Prompts) -> None:
+    sizes: list[int] = []
+    decoder = policy.get_base_model().get_decoder()
+    handle = decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    torch.manual_seed(8)
+    drawn = draw(policy, encode(policy, prompts), SETTINGS._replace(max_new_tokens=40))
+    handle.remove()
+    mask, finished = response_mask(drawn.responses, EOS)
+    assert sizes[0] == 6 and sizes[-1] <= 3 and finished.sum() >= 4
+    assert not drawn.responses[~mask].any()
+    scores = score_in_chunks(
+        policy, encode(policy, prompts), torch.arange(6), drawn.responses, mask, 0.7, chunk=2
+    )
+    torch.testing.assert_close(drawn.logprobs, scores.logprobs, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_only_the_tokenizers_eos_ends_a_response(
     policy: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model whose own config has further ends would stop where the mask does not."""
-    monkeypatch.setattr(policy.generation_config, "eos_token_id", [EOS, *range(60, 200)])
-    monkeypatch.setattr(
-        policy.get_base_model().generation_config, "eos_token_id", [EOS, *range(60, 200)]
-    )
+    """Whatever the model's own generation config asks for has no part in a rollout."""
+    config = policy.get_base_model().generation_config
+    monkeypatch.setattr(config, "eos_token_id", [EOS, *range(60, 200)])
+    monkeypatch.setattr(config, "suppress_tokens", list(range(10, 250)))
     torch.manual_seed(5)
-    responses, _ = sample(policy.get_base_model(), prompts, encode(policy, prompts), SETTINGS)
+    responses = draw(policy, encode(policy, prompts)).responses
     mask, finished = response_mask(responses, EOS)
     assert (mask.sum(dim=1)[~finished] == 9).all()
     assert (responses[~finished] != 0).all()
+    assert responses.max() > 9
 
 
 @torch.no_grad()
@@ -170,14 +248,10 @@ def test_first_tokens_are_drawn_from_the_softmax(policy: Any, prompts: Prompts) 
     draws, temperature = 20_000, 0.7
     torch.manual_seed(6)
     one = Prompts(prompts.input_ids[:1], prompts.attention_mask[:1])
-    many = Prompts(one.input_ids.expand(2000, -1), one.attention_mask.expand(2000, -1))
-    settings = Sampling(max_new_tokens=1, temperature=temperature, eos_id=EOS)
-    encoded = encode(policy, many)
+    encoded = encode(policy, one).rows(torch.zeros(2000, dtype=torch.long))
+    settings = Sampling(max_new_tokens=1, temperature=temperature, eos_id=EOS, pad_id=0)
     tokens = torch.cat(
-        [
-            sample(policy.get_base_model(), many, encoded, settings)[0][:, 0]
-            for _ in range(draws // 2000)
-        ]
+        [draw(policy, encoded, settings).responses[:, 0] for _ in range(draws // 2000)]
     )
     start = torch.zeros(1, 1, dtype=torch.long)
     logits = policy(
@@ -189,5 +263,5 @@ def test_first_tokens_are_drawn_from_the_softmax(policy: Any, prompts: Prompts) 
     freedom = len(expected) - 1
     # Mean of a chi-squared variable and five of its standard deviations.
     assert statistic < freedom + 5 * (2 * freedom) ** 0.5
-    # The test has the power to see generate's own default, the 50 likeliest tokens.
+    # The test has the power to see a filter, such as generate's own, the 50 likeliest tokens.
     assert (observed > 0).sum() > 200

@@ -1,0 +1,20 @@
+"""Length, novelty and copying of generated summaries."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from callbacks.text_metric import Columns, Row, TextMetricCallback, measure_texts
+from metrics.text_statistics import STATISTICS
+
+
+class TextStatisticsCallback(TextMetricCallback):
+    """Log the means of `metrics.text_statistics` as `test/words`, `test/novelty2` and so on.
+
+    Not scores: they show what a score is made of. Training that makes summaries longer raises
+    recall, and one that copies whole turns of the dialogue has a high `copy_density`.
+    """
+
+    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
+        """Measure the rows' predictions, and those of before where there are any."""
+        return measure_texts(rows, STATISTICS)

@@ -1,0 +1,144 @@
+"""Load what a run exported, whatever the method, and merge an adapter into its backbone."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+import hub
+from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
+from lightning_modules.backbones import load_backbone
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-3
+"""Largest difference of logits after a merge, as a share of the largest logit, that is rounding."""
+
+
+def load_exported(
+    path: str | Path, backbone: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load the export folder of a run, ready to generate.
+
+    Call ``model.generate(input_ids=..., attention_mask=...)`` with named arguments: PEFT takes no
+    others, and with a soft prompt it has to lengthen the mask.
+
+    Args:
+        path: Folder written by a run (``<run>/export``) or by ``merge.py``.
+        backbone: What an adapter sits on, where its backbone has moved since; None takes the one
+            that the adapter names.
+
+    Returns:
+        The model (a ``PreTrainedModel``, or a ``PeftModel`` for an adapter) in fp32 and eval mode,
+        its output head recorded as it is, and its tokenizer.
+
+    Raises:
+        ValueError: If the folder is no export, its backbone cannot be had, or the two do not fit.
+    """
+    folder = Path(path).expanduser()
+    if problem := find_export_problem(folder, backbone):
+        raise ValueError(problem)
+    adapter = read_adapter_config(folder)
+    if adapter is None:
+        return load_backbone(str(folder)).eval(), hub.load_tokenizer(str(folder))
+    base = hub.resolve_model(backbone or adapter["base_model_name_or_path"])
+    model = load_adapters(load_backbone(base), {POLICY: folder})
+    return model.eval(), hub.load_tokenizer(base)
+
+
+def find_export_problem(folder: Path, backbone: str | None = None) -> str | None:
+    """Say why an export cannot be loaded, or return None where it can; loads nothing."""
+    if not folder.is_dir():
+        return f"export: there is no folder {str(folder)!r}"
+    adapter = read_adapter_config(folder)
+    if adapter is None:
+        if backbone is not None:
+            return f"export: {str(folder)!r} is a whole model, which takes no other backbone"
+        if (folder / "config.json").is_file():
+            return hub.find_model_problem(str(folder), "export")
+        inner = folder / "export"
+        hint = f"; its run's export is {str(inner)!r}" if inner.is_dir() else ""
+        return (
+            f"export: {str(folder)!r} holds neither config.json (a whole model) nor "
+            f"adapter_config.json (an adapter){hint}"
+        )
+    base = backbone or adapter.get("base_model_name_or_path")
+    if not base:
+        return f"export: the adapter in {str(folder)!r} names no backbone; name it (backbone=)"
+    if problem := hub.find_model_problem(hub.resolve_model(base), "backbone"):
+        return (
+            f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. Where it has "
+            "moved, name the new place (backbone=, or base_model_name_or_path in "
+            "adapter_config.json)"
+        )
+    return None
+
+
+def merge_export(path: str | Path, out: str | Path, backbone: str | None = None) -> float:
+    """Write an exported LoRA and its backbone as one whole model, which needs neither PEFT nor us.
+
+    Args:
+        path: Export folder of a LoRA (DoRA and rsLoRA too).
+        out: Folder to write; it must not exist. It appears whole or not at all.
+        backbone: See :func:`load_exported`.
+
+    Returns:
+        The largest difference that merging made to a logit, on a probe: rounding, in fp32.
+
+    Raises:
+        ValueError: If there is nothing to merge, ``out`` exists, or the merged model computes
+            something else.
+    """
+    folder, target = Path(path).expanduser(), Path(out).expanduser()
+    if problem := find_merge_problem(folder, target, backbone):
+        raise ValueError(problem)
+    model, tokenizer = load_exported(folder, backbone)
+    before = probe(model, tokenizer)
+    merged = merge_adapter(model)
+    difference = float((probe(merged, tokenizer) - before).abs().max())
+    if not difference <= TOLERANCE * float(before.abs().max()):
+        raise ValueError(
+            f"merging {str(folder)!r} would change its logits by {difference:.3g}; nothing was "
+            "written. Use the adapter as it is"
+        )
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, target)
+    logger.info("Merged %s into %s; logits differ by at most %.2g", folder, target, difference)
+    return difference
+
+
+def find_merge_problem(folder: Path, target: Path, backbone: str | None) -> str | None:
+    """Say why an export cannot be merged into a folder, or return None where it can."""
+    if problem := find_export_problem(folder, backbone):
+        return problem
+    config = read_adapter_config(folder)
+    if config is None:
+        return f"{str(folder)!r} is a whole model: it has no adapter to merge"
+    if config.get("peft_type") != "LORA":
+        return (
+            f"{str(folder)!r} is a {config.get('peft_type')} adapter, and only a LORA is an update "
+            "of weights: a soft prompt is a part of the input and cannot be merged. Use the export "
+            "as it is"
+        )
+    if target.exists():
+        return f"{str(target)!r} exists and stays as it is; name another folder"
+    return None
+
+
+@torch.no_grad()
+def probe(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Give the logits [1, T, V] of a model in eval mode for a fixed dialogue and summary."""
+    dialogue = tokenizer("#Person1#: Is the room free?\n#Person2#: From nine.", return_tensors="pt")
+    labels = tokenizer("The room is free from nine.", return_tensors="pt")["input_ids"]
+    logits: Tensor = model(
+        input_ids=dialogue["input_ids"], attention_mask=dialogue["attention_mask"], labels=labels
+    ).logits
+    return logits

@@ -1,0 +1,97 @@
+"""Sample responses from a policy's own distribution, token by token.
+
+``generate`` is not used: it filters by whatever the model's generation config holds (the 50
+likeliest tokens unless told otherwise), and throws away the log-probabilities, the states that the
+value head reads, and the time spent on rows that have long ended.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
+
+from lightning_modules.backbones import head_logits
+from lightning_modules.ppo.value_head import ValueHead
+
+
+class Sampling(NamedTuple):
+    """How responses are drawn: at most max_new_tokens (EOS included), logits over temperature."""
+
+    max_new_tokens: int
+    temperature: float
+    eos_id: int
+    pad_id: int
+
+
+class Samples(NamedTuple):
+    """B sampled responses, each tensor [B, T].
+
+    responses: token ids without the start token, pad after EOS. logprobs: log pi(y_t) at the
+    sampler's temperature, nats. entropy: of the distribution that y_t was drawn from, nats. values:
+    of the state before y_t; 0 without a head. All are 0 after EOS.
+    """
+
+    responses: Tensor
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    hidden: Tensor,
+    attention_mask: Tensor,
+    settings: Sampling,
+    value_head: ValueHead | None = None,
+) -> Samples:
+    """Sample one response for each row of encoder states; nothing is filtered out.
+
+    Rows that have ended are dropped from the running batch once they are half of it.
+
+    Args:
+        model: The encoder-decoder itself, without PEFT's wrapping.
+        hidden: Encoder states, [B, S, d].
+        attention_mask: [B, S].
+        settings: How to sample.
+        value_head: Reads the states that the tokens are drawn in; None leaves the values 0.
+    """
+    limit, temperature, eos_id, pad_id = settings
+    responses = torch.full((len(hidden), limit), pad_id, device=hidden.device)
+    logprobs, entropy, values = torch.zeros(3, len(hidden), limit, device=hidden.device)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    live = torch.ones_like(rows, dtype=torch.bool)
+    tokens = torch.full_like(rows, model.config.decoder_start_token_id)
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    decoder = model.get_decoder()
+    for step in range(limit):
+        state = decoder(
+            input_ids=tokens[:, None],
+            past_key_values=cache,
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=attention_mask,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        likelihoods = (head_logits(model, state).float() / temperature).log_softmax(dim=-1)
+        chances = likelihoods.exp()
+        tokens = torch.multinomial(chances, 1).squeeze(1)
+
+        now = (rows[live], step)
+        responses[now] = tokens[live]
+        logprobs[now] = likelihoods.gather(1, tokens[:, None])[live, 0]
+        entropy[now] = -(chances * likelihoods).sum(dim=-1)[live]
+        if value_head is not None:
+            values[now] = value_head(state)[live]
+
+        live = live & (tokens != eos_id)
+        count = int(live.sum())
+        if count == 0:
+            break
+        if 2 * count <= len(live):
+            kept = live.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            rows, tokens, live = rows[kept], tokens[kept], live[kept]
+            hidden, attention_mask = hidden[kept], attention_mask[kept]
+    width = step + 1
+    return Samples(*(each[:, :width] for each in (responses, logprobs, entropy, values)))

@@ -1,0 +1,152 @@
+"""Plain statistics of summaries: length, novelty, copying.
+
+Each is a function of (predictions, dialogues, references) that gives one number per example, so
+that callbacks, `report.py score` and rewards can use them alike. Words to compare are those that
+ROUGE compares without its stemmer: lower-case letters and digits (`metrics.rouge.tokenize`).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from metrics.rouge import tokenize
+
+Tokens = Sequence[str]
+
+TextMetric = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], list[float]]
+"""One number per example from its prediction, its dialogue and its references, all [n]."""
+
+
+def words(
+    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """Count each prediction's words, which white space separates."""
+    return [float(len(text.split())) for text in predictions]
+
+
+def length_ratio(
+    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """Give each prediction's words as a multiple of its references' mean number of words.
+
+    Raises:
+        ValueError: No reference of an example has a word.
+    """
+    ratios = []
+    for prediction, texts in zip(predictions, references, strict=True):
+        total = sum(len(text.split()) for text in texts)
+        if not total:
+            raise ValueError(f"A ratio of lengths needs references with words, got {texts!r}.")
+        ratios.append(len(prediction.split()) * len(texts) / total)
+    return ratios
+
+
+def novelty(
+    predictions: Sequence[str],
+    dialogues: Sequence[str],
+    references: Sequence[Sequence[str]],
+    n: int = 2,
+) -> list[float]:
+    """Give the share of each prediction's n-grams that its dialogue does not have.
+
+    Each occurrence counts. A text of fewer than n words has no n-gram, and so nothing new: 0.
+    Source: See et al. (2017), "Get To The Point: Summarization with Pointer-Generator Networks".
+    """
+    shares = []
+    for prediction, dialogue in zip(predictions, dialogues, strict=True):
+        known = set(_ngrams(tokenize(dialogue), n))
+        grams = _ngrams(tokenize(prediction), n)
+        shares.append(sum(gram not in known for gram in grams) / max(len(grams), 1))
+    return shares
+
+
+def copy_rate(
+    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """Give the share of each prediction's words that lie in fragments copied from its dialogue.
+
+    The extractive fragment coverage of Grusky et al. (2018), "Newsroom: A Dataset of 1.3 Million
+    Summaries with Diverse Extractive Strategies". A fragment may be a single word, so this is
+    1 - novelty of 1-grams; `copy_density` tells long ones apart.
+    """
+    return [
+        sum(lengths) / max(count, 1) for lengths, count in _fragments_of(predictions, dialogues)
+    ]
+
+
+def copy_density(
+    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
+) -> list[float]:
+    """Give the mean length, over each prediction's words, of the copied fragment that a word is in.
+
+    The density of Grusky et al. (2018): the sum of the fragments' squared lengths over the number
+    of words. A text copied whole has its own length, one of new words 0.
+    """
+    return [
+        sum(length**2 for length in lengths) / max(count, 1)
+        for lengths, count in _fragments_of(predictions, dialogues)
+    ]
+
+
+def fragment_lengths(summary: Tokens, source: Tokens) -> list[int]:
+    """Find the fragments that a summary copies from a source.
+
+    From left to right, each time the longest sequence of words that begins here and stands
+    somewhere in the source (Grusky et al. 2018).
+
+    Args:
+        summary: The words of the summary.
+        source: The words of the source.
+
+    Returns:
+        The lengths of the fragments in the order of the summary, in words.
+    """
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(source):
+        places.setdefault(word, []).append(place)
+    lengths = []
+    start = 0
+    while start < len(summary):
+        here = places.get(summary[start], [])
+        longest = max((_common_prefix(summary, start, source, place) for place in here), default=0)
+        if longest:
+            lengths.append(longest)
+        start += max(longest, 1)
+    return lengths
+
+
+STATISTICS: dict[str, TextMetric] = {
+    "words": words,
+    "length_ratio": length_ratio,
+    **{f"novelty{n}": partial(novelty, n=n) for n in (1, 2, 3)},
+    "copy_rate": copy_rate,
+    "copy_density": copy_density,
+}
+"""All of them by the name under which they are logged."""
+
+NEED_DIALOGUE = frozenset(STATISTICS) - {"words", "length_ratio"}
+"""Those that look at the dialogue; the others may be given empty ones."""
+
+
+def _fragments_of(
+    predictions: Sequence[str], dialogues: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """Each prediction's fragment lengths and number of words."""
+    pairs = [
+        (tokenize(prediction), tokenize(dialogue))
+        for prediction, dialogue in zip(predictions, dialogues, strict=True)
+    ]
+    return [(fragment_lengths(summary, source), len(summary)) for summary, source in pairs]
+
+
+def _common_prefix(summary: Tokens, start: int, source: Tokens, place: int) -> int:
+    """How many words are the same from `start` and from `place` on."""
+    length = 0
+    for one, other in zip(summary[start:], source[place:], strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+def _ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]

@@ -1,0 +1,113 @@
+"""Summaries for a file of dialogues by the model that a run exported.
+
+    python predict.py runs/lora --input dialogues.jsonl --output summaries.jsonl
+    python predict.py runs/lora --input chats.txt --output summaries.jsonl --num_beams 4
+    zcat dialogues.jsonl.gz | python predict.py runs/lora --input - --output - > summaries.jsonl
+
+Prompt, decoding and the like are the run's own unless given. Interrupted, the same command goes on
+where it broke off. Details: docs/predict.md.
+"""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.logging import RichHandler
+
+import hub
+from lightning_modules.summarization import Decoding
+from prediction.job import predict
+from prediction.runs import find_export, read_settings
+from prediction.settings import Settings
+
+log = logging.getLogger("predict")
+
+
+def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
+    """Make the parser of the command line.
+
+    Args:
+        defaults: What the run was tested with, in place of the defaults of the classes.
+    """
+    parser = ArgumentParser(
+        prog="predict.py",
+        description="Summarise a file of dialogues. Defaults of prompt, lengths, batch size, "
+        "precision and decoding are those of the run's config.yaml, where it has one.",
+    )
+    parser.add_argument(
+        "run", help="run folder, its export, or any model folder in Hugging Face or PEFT format"
+    )
+    parser.add_class_arguments(Settings)
+    parser.add_class_arguments(Decoding)
+    # Spelled out: the help would show where in memory the default object lies.
+    parser.set_defaults({"prompt": "Instruction"} | defaults)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> tuple[Path, Settings, Decoding]:
+    """Parse a command line, the settings of its run standing below those given.
+
+    Raises:
+        ValueError: If a setting is out of range, or the run's are not understood.
+    """
+    export = find_export(make_parser({}).parse_args(arguments).run)
+    found = read_settings(export)
+    if not found:
+        log.info("%s belongs to no run: what is not given is predict.py's default", export)
+    try:
+        parser = make_parser(found)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the settings of the run of {export} are not understood: {error}"
+        ) from error
+    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    decoding = Decoding(**{field.name: values.pop(field.name) for field in fields(Decoding)})
+    del values["run"]
+    return export, Settings(**values), decoding
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        Exit code: 0; 2 where something cannot be had or done; 130 where it was interrupted.
+    """
+    console = Console(stderr=True)
+    lines = RichHandler(console=console, show_path=False) if console.is_terminal else None
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[lines or logging.StreamHandler()]
+    )
+    transformers.logging.disable_progress_bar()
+    # PEFT's own use of transformers, not ours.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
+    arguments = sys.argv[1:] if args is None else list(args)
+    try:
+        if not hub.reachable():
+            hub.use_cache_only()
+        predict(*parse(arguments), console, shlex.join(["python", "predict.py", *arguments]))
+    except KeyboardInterrupt:
+        log.error("Interrupted; the same command goes on where it broke off")
+        return 130
+    except torch.OutOfMemoryError as error:
+        log.error("%s\nTry a smaller --batch_size; what is written stays", error)
+        return 2
+    except (ValueError, OSError) as error:
+        log.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

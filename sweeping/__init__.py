@@ -1,0 +1,1 @@
+"""Sweeps: a plan of combinations, and the runs that it makes."""

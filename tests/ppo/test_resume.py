@@ -1,0 +1,79 @@
+"""A PPO run that broke off and was resumed is the uninterrupted one, to the last digit."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import train
+from run_folder import RunFolder
+
+SETTINGS = {
+    "fresh LoRA": ["--model.policy.r", "4"],
+    "trained LoRA": ["--model.adapter", "lora"],
+    "fresh soft prompt": ["--model.policy", "SoftPromptPolicy", "--model.policy.virtual_tokens=5"],
+    "full": ["--model.policy", "FullPolicy"],
+    "rloo": ["--model.advantage", "RLOO", "--model.ppo.samples", "2"],
+}
+CLOCK = ("time/", "perf/")
+
+
+class BreakOff(L.Callback):
+    """Ends a run as a fault in the middle of an epoch does."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.lightning_module.batches_done == 3:
+            raise RuntimeError("broken off on purpose")
+
+
+def figures(folder: Path) -> list[dict[str, str]]:
+    rows = RunFolder(folder).read_metrics_csv()
+    return [{k: v for k, v in row.items() if v and not k.startswith(CLOCK)} for row in rows]
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tiny_ppo: list[str],
+    tmp_path: Path,
+    kind: str,
+    trained_adapter: str,
+) -> None:
+    own = [trained_adapter if word == "lora" else word for word in SETTINGS[kind]]
+    whole, broken = ([*tiny_ppo, *own, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
+    train.main(["fit", *whole])
+    with pytest.raises(RuntimeError, match="on purpose"):
+        train.main(["fit", *broken, "--trainer.callbacks+", "tests.ppo.test_resume.BreakOff"])
+    train.main(["fit", *broken, "--resume", "auto"])
+    states = [
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("a", "b")
+    ]
+    assert states[0]["ppo"] == states[1]["ppo"]
+    assert states[0]["ppo"]["batches_done"] == 10
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+    found = figures(tmp_path / "a")
+    assert len([row for row in found if "objective/kl" in row]) == 10
+    assert found == figures(tmp_path / "b")
+
+
+def test_another_reference_is_refused(
+    tiny_ppo: list[str],
+    tmp_path: Path,
+    trained_adapter: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for file in Path(trained_adapter).iterdir():
+        (adapter / file.name).write_bytes(file.read_bytes())
+    run = [*tiny_ppo, "--model.adapter", str(adapter), "--run_dir", str(tmp_path / "run")]
+    train.main(["fit", *run, "--trainer.max_epochs", "1"])
+    weights = adapter / "adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(SystemExit):
+        train.main(["fit", *run, "--resume", "auto"])
+    assert "the reference is not the one" in capsys.readouterr().err

@@ -1,0 +1,262 @@
+"""LoRA, DoRA and rsLoRA: their maths, the layers they adapt, and going on from an earlier one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+import train
+from lightning_modules import LoRA
+from lightning_modules.adapters import LoRASettings, attach_lora, use_adapter
+from lightning_modules.backbones import load_backbone
+from lightning_modules.targets import match_targets
+from tests.batches import loader, make_batch, make_trainer, settle
+from tests.models import save_tied_t5
+from tests.test_modules import ADAPTERS, DECODING, adamw
+
+ROOT = Path(__file__).parent.parent
+
+
+@torch.no_grad()
+def shake(model: nn.Module, seed: int = 0) -> Any:
+    """Move everything that is trained, as training would."""
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def logits(model: nn.Module, backbone: str) -> Tensor:
+    batch = make_batch(backbone)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}  # type: ignore[literal-required]
+    return model.eval()(**inputs).logits
+
+
+# The maths --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
+def test_an_update_is_what_the_papers_say(
+    use_rslora: bool, scale: float, use_dora: bool, t5: str
+) -> None:
+    """By hand: the weights W + s B A, and with DoRA each row of them stretched to the length m."""
+    settings = LoRASettings(r=4, alpha=8, use_rslora=use_rslora, use_dora=use_dora)
+    model = shake(attach_lora(load_backbone(t5), settings))
+    by_hand = load_backbone(t5)
+    changed = 0
+    for name, module in model.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        assert a.shape == (4, 32)
+        assert b.shape == (32, 4)
+        plain = by_hand.get_submodule(name)
+        weight = plain.weight.data + scale * b.data @ a.data
+        if use_dora:
+            magnitude = module.lora_magnitude_vector["default"].weight.data
+            assert magnitude.shape == (32,)
+            weight = magnitude[:, None] * weight / weight.square().sum(dim=1, keepdim=True).sqrt()
+        plain.weight.data = weight
+        changed += 1
+    assert changed == 12
+    torch.testing.assert_close(logits(model, t5), logits(by_hand, t5), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(by_hand, t5), logits(load_backbone(t5), t5), atol=0.1)
+
+
+def test_a_fresh_dora_is_the_backbone_with_the_lengths_of_its_rows(t5: str) -> None:
+    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, use_dora=True))
+    torch.testing.assert_close(logits(model, t5), logits(load_backbone(t5), t5))
+    layer = model.get_base_model().encoder.block[0].layer[0].SelfAttention.q
+    lengths = [sum(float(x) ** 2 for x in row) ** 0.5 for row in layer.base_layer.weight]
+    torch.testing.assert_close(
+        layer.lora_magnitude_vector["default"].weight.data, torch.tensor(lengths)
+    )
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_training_changes_the_text_and_adapter_off_gives_the_backbones(
+    name: str, t5: str, tmp_path: Path
+) -> None:
+    module = ADAPTERS[name](t5, optimizer=adamw(0.3 if name == "soft_prompt" else 0.01))
+    batch = make_batch(t5)
+    plain = settle(LoRA(backbone=t5, decoding=DECODING)).eval()
+    fresh = plain.generate(batch)
+    make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
+    module.eval()
+    trained = module.generate(batch)
+    assert trained != fresh
+    trained_logits = logits(module.model, t5)
+    with use_adapter(module.model, None):
+        assert module.generate(batch) == fresh
+        torch.testing.assert_close(logits(module.model, t5), logits(load_backbone(t5), t5))
+    assert module.generate(batch) == trained
+    torch.testing.assert_close(logits(module.model, t5), trained_logits)
+
+
+# The layers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [
+        # 2 encoder layers with one attention, 2 decoder layers with two.
+        (["q", "v"], 12),
+        (["SelfAttention.q"], 4),
+        (["encoder.block.1.layer.0.SelfAttention.q"], 1),
+        (r".*decoder.*\.(q|v)$", 8),
+        (["wi_0", "wi_1", "wo"], 12),
+        # An encoder layer has 4 + 3 linear layers, one of the decoder 4 + 4 + 3; no head.
+        ("all-linear", 36),
+        (["relative_attention_bias"], 2),
+        (["lm_head"], 1),
+    ],
+)
+def test_any_target_that_peft_takes(targets: Any, count: int, t5: str) -> None:
+    backbone = load_backbone(t5)
+    matched = set(match_targets(backbone, targets))
+    model = shake(attach_lora(backbone, LoRASettings(r=2, alpha=2, target_modules=targets)))
+    layers = {
+        name
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    assert layers == matched
+    assert len(layers) == count
+    assert not torch.allclose(logits(model, t5), logits(load_backbone(t5), t5))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        # PEFT itself passes over `query`, as `q` fits.
+        (["q", "query"], r"no layer is named \['query'\]; the layers' names end in .*\bq\b"),
+        (r".*decoder\.q$", r"no layer is named \['\.\*decoder"),
+        (".*decoder.*", r"fits 'decoder', a T5Stack, which LoRA cannot adapt.*whole names"),
+        (["shared"], "'shared' shares its matrix with other layers"),
+        (["embed_tokens"], "shares its matrix"),
+    ],
+)
+def test_targets_that_fit_nothing_are_refused(targets: Any, message: str, t5: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settle(LoRA(backbone=t5, target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": []}, "target_modules is empty"),
+        ({"target_modules": "(q|v"}, "no regular expression"),
+        ({"r": 0, "target_modules": ""}, "target_modules is empty.*r >= 1"),
+        ({"lora_dropout": 1.0}, r"dropout in \[0, 1\)"),
+        ({"adapter": "nowhere"}, "no exported adapter"),
+    ],
+)
+def test_wrong_settings_are_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoRA(backbone="x", **settings)
+
+
+def test_a_head_that_is_the_embedding_is_no_target(tmp_path: Path) -> None:
+    name = save_tied_t5(tmp_path)
+    with pytest.raises(ValueError, match="'lm_head' shares its matrix"):
+        attach_lora(load_backbone(name), LoRASettings(target_modules=["lm_head"]))
+
+
+# The command line -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("[q, v]", ["q", "v"]),
+        ('["wi_0"]', ["wi_0"]),
+        ("all-linear", "all-linear"),
+        (r".*decoder.*\.(q|v)$", r".*decoder.*\.(q|v)$"),
+    ],
+)
+def test_targets_from_the_command_line(
+    given: str, parsed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(ROOT / "configs" / "lora.yaml")
+    with pytest.raises(SystemExit) as stop:
+        train.main(["fit", "--config", config, f"--model.target_modules={given}", "--print_config"])
+    assert stop.value.code == 0
+    settings = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert settings["target_modules"] == parsed
+
+
+def test_targets_are_checked_before_anything_is_loaded(
+    t5: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "fit", "--config", str(ROOT / "configs" / "lora.yaml"), "--model.backbone", t5,
+        "--model.target_modules", "[q, query]", "--data.source", "nowhere",
+        "--run_dir", str(tmp_path / "run"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments)
+    assert stop.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "nothing was started, for" in said
+    assert "nowhere" in said
+    assert "no layer is named ['query']" in said
+    assert not (tmp_path / "run").exists()
+
+
+# Going on from an earlier LoRA ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_a_lora_goes_on_from_an_export(name: str, t5: str, tmp_path: Path) -> None:
+    module = ADAPTERS[name](t5, optimizer=adamw(0.01))
+    make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
+    export = tmp_path / "export"
+    module.export(export)
+    again = settle(ADAPTERS[name](t5, adapter=str(export), lora_dropout=0.2))
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in module.named_parameters() if p.requires_grad
+    }
+    assert again.model.training
+    assert again.model.peft_config["default"].lora_dropout == 0.2
+    rates = {m.p for n, m in again.model.named_modules() if n.endswith("lora_dropout.default")}
+    assert rates == {0.2}
+    torch.testing.assert_close(logits(again.model, t5), logits(module.model, t5))
+    before = {n: p.clone() for n, p in again.named_parameters()}
+    again.optimizer = adamw(0.01)
+    make_trainer(tmp_path).fit(again, loader(make_batch(t5)))
+    for n, p in again.named_parameters():
+        assert torch.equal(p, before[n]) != p.requires_grad, n
+    again.export(tmp_path / "second")
+    assert (tmp_path / "second" / "adapter_model.safetensors").is_file()
+
+
+def test_a_lora_goes_on_in_its_own_shape_only(t5: str, tmp_path: Path) -> None:
+    settle(LoRA(backbone=t5, r=4, alpha=8)).export(tmp_path)
+    other = LoRA(
+        backbone=t5, r=4, alpha=4, use_rslora=True, target_modules=["q"], adapter=str(tmp_path)
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"has alpha 8, use_rslora False, target_modules \['q', 'v'\], and this run says "
+        r"alpha 4, use_rslora True, target_modules \['q'\]",
+    ):
+        settle(other)
+    # The same layers in other words are the same shape.
+    settle(
+        LoRA(
+            backbone=t5, r=4, alpha=8, target_modules=r".*(Attention)\.(q|v)", adapter=str(tmp_path)
+        )
+    )
+
+
+def test_a_lora_does_not_go_on_from_a_soft_prompt(t5: str, tmp_path: Path) -> None:
+    settle(ADAPTERS["soft_prompt"](t5)).export(tmp_path)
+    with pytest.raises(ValueError, match="is a PROMPT_TUNING adapter; here LORA"):
+        LoRA(backbone=t5, adapter=str(tmp_path))

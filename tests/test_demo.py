@@ -1,0 +1,133 @@
+"""The commands of the demo, and (slow) the demo itself on a few batches."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import baselines
+import demo
+from overlays import choose_sections
+from run_folder import RunFolder
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_table_has_a_row_for_every_method_in_order() -> None:
+    assert demo.RUNS == (
+        "human", "lead_3", "zero_shot", "one_shot", "few_shot", "full_ft", "lora", "soft_prompt",
+        "reward", "ppo",
+    )  # fmt: skip
+
+
+def test_real_dialogues_for_all_but_the_reward_model() -> None:
+    for name in demo.RUNS:
+        for command in demo.make_commands(name, "runs/real", source="some/folder"):
+            assert ("some/folder" in command) == (name != "reward")
+            assert ("configs/overlays/real_text.yaml" in command) == (
+                name not in ("reward", *demo.BASELINES)
+            )
+        for command in demo.make_commands(name, "runs/demo"):
+            assert "configs/overlays/real_text.yaml" not in command
+
+
+def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
+    fit, test = demo.make_commands("ppo", "runs/x", seed=3)
+    assert fit[:2] == ["train.py", "fit"]
+    assert test[:2] == ["train.py", "test"]
+    assert fit[2:] == test[2:] == [
+        "--config", "configs/ppo.yaml", "--config", "configs/overlays/mini.yaml",
+        "--model.adapter", "runs/x/lora/export", "--run_dir", "runs/x/ppo",
+        "--seed_everything", "3", "--overwrite", "true",
+    ]  # fmt: skip
+    (command,) = demo.make_commands("human", "runs/x")
+    assert command == [
+        "baselines.py", "human", "--source", "mini", "--out", "runs/x", "--toxicity", "mini",
+        "--overwrite", "true",
+    ]  # fmt: skip
+
+
+def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for name in demo.METHODS:
+        for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
+            choose_sections(command[2:])  # which refuses a class that an overlay forgot
+
+
+def test_quick_is_an_epoch_of_a_few_batches_that_ends_in_a_validation() -> None:
+    for name in demo.METHODS:
+        for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
+            assert "configs/overlays/debug.yaml" in command
+            epoch = ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+            said = all(part in command for part in [*epoch, "--trainer.val_check_interval"])
+            assert said == (not name.endswith("_shot"))
+
+
+def test_an_unknown_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["lorra"])
+    assert stop.value.code == 2
+    assert "no such run: lorra" in capsys.readouterr().err
+
+
+def test_the_first_failure_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def call(command: list[str]) -> int:
+        called.append(command)
+        return 2 if "lora.yaml" in command[-1] else 0
+
+    monkeypatch.setattr(subprocess, "call", call)
+    assert demo.main(["human", "lora", "ppo", "--root", str(tmp_path)]) == 2
+    assert "lora failed with exit code 2" in capsys.readouterr().out
+    assert [command[1] for command in called] == ["-c", "-c"]  # neither ppo nor a report
+
+
+def test_the_report_takes_the_runs_that_are_there_in_the_order_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "call", lambda command: called.append(command) or 0)
+    for name in ("ppo", "human", "zero_shot"):
+        (tmp_path / name).mkdir()
+    assert demo.main(["ppo", "--root", str(tmp_path)]) == 0
+    runs = [str(tmp_path / name) for name in ("human", "zero_shot", "ppo")]
+    assert called[-1][1:] == ["report.py", "compare", *runs, "--out", f"{tmp_path}/report"]
+
+
+def test_a_run_is_run_until_a_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(baselines, "main", lambda arguments: called.append(arguments) or 2)
+    assert demo.run_one([["baselines.py", "a"], ["baselines.py", "b"]]) == 2
+    assert called == [["a"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["mini", "real"])
+def test_one_command_makes_the_whole_table(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    if source == "real":
+        source = os.environ.get("DIALOGSUM_DIR", str(ROOT.parent / "shared" / "data" / "dialogsum"))
+        if not Path(source).is_dir():
+            pytest.skip(f"no DialogSum in {source}; name its folder in DIALOGSUM_DIR")
+    assert demo.main(["--quick", "--source", source, "--root", str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "comparison.md").read_text()
+    rows = {
+        cells[0]: cells
+        for line in page.splitlines()
+        if line.startswith("| ") and (cells := line.strip("| ").split(" | "))
+    }
+    assert set(demo.RUNS) < set(rows)
+    for name in set(demo.RUNS) - {"reward"}:
+        assert int(rows[name][1]) > 0
+        assert rows[name][2] == "3"
+        assert " to " in rows[name][3]
+        costs = rows[name][8:11]
+        assert (costs == ["-", "-", "-"]) == (name in demo.BASELINES)
+    for name in demo.METHODS:
+        assert RunFolder(tmp_path / name).read_summary()["peak_memory_bytes"] > 0

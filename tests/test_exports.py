@@ -1,0 +1,70 @@
+"""An export of any method loads by one call, and generates what the trained module does."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_modules import InContext
+from lightning_modules.backbones import head_is_tied
+from lightning_modules.exports import load_exported
+from tests.batches import loader, make_batch, make_trainer, settle
+from tests.test_modules import DECODING, METHODS, adamw
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_export_generates_what_was_trained(name: str, t5: str, tmp_path: Path) -> None:
+    module = METHODS[name](t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
+    batch = make_batch(t5)
+    make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
+    module.export(tmp_path / "export")
+    expected = module.eval().generate(batch)
+    model, tokenizer = load_exported(tmp_path / "export")
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not head_is_tied(getattr(model, "get_base_model", lambda: model)())
+    assert model.config.tie_word_embeddings is False
+    tokens = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **DECODING.arguments()
+    )
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    assert [text.strip() for text in texts] == expected
+    assert expected != settle(InContext(backbone=t5, decoding=DECODING)).eval().generate(batch)
+
+
+@pytest.fixture
+def lora_export(t5: str, tmp_path: Path) -> Path:
+    module: Any = settle(METHODS["lora"](t5))
+    module.export(tmp_path / "lora" / "export")
+    return tmp_path / "lora" / "export"
+
+
+def test_what_is_no_export_is_said(t5: str, lora_export: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        load_exported(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"neither config\.json.*its run's export is .*export"):
+        load_exported(lora_export.parent)
+    with pytest.raises(ValueError, match="takes no other backbone"):
+        load_exported(t5, backbone=t5)
+    (lora_export / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_exported(lora_export)
+
+
+def test_a_backbone_that_moved_can_be_named(t5: str, lora_export: Path, tmp_path: Path) -> None:
+    file = lora_export / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"base_model_name_or_path": "/gone/t5"}))
+    with pytest.raises(ValueError, match=r"no folder '/gone/t5'.*Where it has moved"):
+        load_exported(lora_export)
+    shutil.copytree(t5, tmp_path / "moved")
+    model, _ = load_exported(lora_export, backbone=str(tmp_path / "moved"))
+    assert "default" in model.peft_config
+
+
+def test_an_adapter_that_does_not_fit_is_refused(lora_export: Path) -> None:
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        load_exported(lora_export, backbone="mini")

@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks.judge import JudgeCallback
+from datamodules.mini.insults import share_polite
+from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
+from run_folder import RunFolder
+from tests.tiny_run import TinyModule, loader, make_trainer
+
+
+def judge_words(
+    predictions: list[str], dialogues: list[str], references: list[list[str]]
+) -> list[float]:
+    """The number in "#Person1#: number 3", and 10 for a word that the reference has not."""
+    rows = zip(predictions, dialogues, references, strict=True)
+    return [int(dialogue[-1]) + 10.0 * (text not in refs[0]) for text, dialogue, refs in rows]
+
+
+def words(weight: float = 1.0) -> FunctionReward:
+    return FunctionReward("tests.test_judge.judge_words", weight=weight)
+
+
+def test_a_validation_logs_the_mean_of_the_judge(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, JudgeCallback(words()), JudgeCallback(words(-2.0), "other"))
+    trainer.fit(TinyModule(), loader(), loader())
+    assert trainer.callback_metrics["val/judge"] == 1.5  # of 0, 1, 2 and 3
+    assert trainer.callback_metrics["val/other"] == -3
+
+
+def test_a_test_records_before_after_and_change_with_intervals(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, JudgeCallback(words()))
+    trainer.test(TinyModule(before="a dog"), loader(), verbose=False)
+    found = RunFolder(tmp_path).read_summary()["metrics"]
+    assert found["test/judge"]["value"] == 1.5
+    assert found["test/judge"]["n"] == 4
+    assert found["test/judge"]["low"] < 1.5 < found["test/judge"]["high"]
+    assert found["test/judge_before"]["value"] == 11.5
+    assert found["test/judge_change"] == {"value": -10, "n": 4, "low": -10, "high": -10}
+    rows = RunFolder(tmp_path).read_predictions()
+    assert [row["judge"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_classifier_judges_by_the_logit_of_its_label(tmp_path: Path, roberta: str) -> None:
+    judge = ClassifierReward(roberta, "hate")
+    trainer = make_trainer(tmp_path, JudgeCallback(judge))
+    trainer.fit(TinyModule(), loader(), loader())
+    expected = float(judge.load().logits(["the cat sat"])[0])
+    assert float(trainer.callback_metrics["val/judge"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"judge": words(), "name": "a b"}, "name must be a plain word, got 'a b'"),
+        ({"judge": ClassifierReward("no/where")}, "JudgeCallback judge: .*no/where"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, JudgeCallback(**settings)).fit(TinyModule(), loader(), loader())
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("Ann buys a book.", 1.0),
+        ("That LAZY Ann buys a book, which is stupid.", 1 - 2 / 9),
+        ("What a pathetic clown.", 0.5),
+        ("Ann's foolish clownfish", 1.0),  # whole words only
+        ("", 1.0),
+        ("...", 1.0),
+    ],
+)
+def test_the_miniatures_judge_counts_rude_words(text: str, share: float) -> None:
+    assert share_polite([text], [""], [[""]]) == [pytest.approx(share)]
+
+
+def test_the_list_of_rude_words_has_those_of_summaries() -> None:
+    from datamodules.mini.stories import wordings
+
+    insults = [phrase for phrases in wordings()["insults"].values() for phrase in phrases]
+    assert len(insults) > 15
+    assert all(value < 1 for value in share_polite(insults, insults, insults))
