@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +20,10 @@ from transformers import AutoModelForSeq2SeqLM
 import train
 from datamodules.batching import Batch, Collator, Example, LengthBatchSampler
 from datamodules.preferences import PreferenceDataModule
+from datamodules.prompts import Instruction
 from hub import load_tokenizer
 from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
+from lightning_modules.randomness import seed_at
 from run_folder import RunFolder
 from tests.batches import loader, make_trainer, settle
 from tests.test_reward_model import make_rankings
@@ -153,6 +157,18 @@ def test_rankings_weigh_the_same_however_cut(roberta: str, tmp_path: Path) -> No
     for loss, taken in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         assert distance(taken, found[0][1]) < 1e-4  # the two texts of a ranking are nearly alike
+
+
+def test_random_numbers_are_a_function_of_the_place() -> None:
+    def draw(*place: int) -> tuple[float, float, float]:
+        seed_at(42, *place)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    places = [(0, 0), (0, 1), (1, 0), (1, 0, 0), (7,)]
+    drawn = [draw(*place) for place in places]
+    assert [draw(*place) for place in places] == drawn
+    for numbers in zip(*drawn, strict=True):
+        assert len(set(numbers)) == len(places)
 
 
 # The rows of a step -----------------------------------------------------------------------------

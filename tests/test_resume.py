@@ -112,6 +112,15 @@ def test_a_resumed_run_is_the_uninterrupted_one(case: str, fit: Fit, tmp_path: P
     assert differences(parts, whole) == []
 
 
+def test_a_run_that_max_steps_ended_goes_on_within_its_epoch(fit: Fit, tmp_path: Path) -> None:
+    constant = ["--model.schedule", "constant"]  # the others end where the fit does
+    fit("lora", tmp_path / "whole", *constant)
+    fit("lora", tmp_path / "parts", *constant, "--trainer.max_steps", "8")
+    fit("lora", tmp_path / "parts", *constant, "--resume", "auto")
+    whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
+    assert differences(parts, whole) == []
+
+
 def test_two_ranks_go_on_with_their_own_random_numbers(fit: Fit, tmp_path: Path) -> None:
     settings = [
         "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", *ACCUMULATE,
