@@ -181,6 +181,7 @@ def test_a_kill_within_a_write_loses_that_checkpoint_at_most(
         assert left["global_step"] == step
         assert list(checkpoints.glob(".*.partial"))
         resume = ["--resume", "auto"]
+    (checkpoints / ".epoch=1.ckpt.partial").write_bytes(b"half a checkpoint")
     fit("lora", tmp_path / "parts", *settings, *resume)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
@@ -291,8 +292,11 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
 
 
 def test_early_stopping_holds_when_the_run_is_resumed(fit: Fit, tmp_path: Path) -> None:
-    # Nothing is learnt, so the first validation stays the best.
+    # Nothing is learnt, so the first validation stays the best. The first three validations come
+    # after 3, 6 and 9 batches, each within a step of four.
     settings = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "9"]
+    settings += ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4"]
+    settings += ["--trainer.val_check_interval", "3"]
     patient = [*settings, "--early_stopping.patience", "2"]
 
     def validations(folder: str) -> int:
@@ -302,7 +306,8 @@ def test_early_stopping_holds_when_the_run_is_resumed(fit: Fit, tmp_path: Path) 
     fit("lora", tmp_path / "whole", *patient)
     assert validations("whole") == 3
     with pytest.raises(SystemExit):
-        broken = break_off("on_validation_batch_end", 4, "ctrl-c")  # in the second validation
+        # After the second validation, and before the end of the step that it lies in.
+        broken = break_off("on_train_batch_start", 8, "ctrl-c")
         fit("lora", tmp_path / "parts", *patient, *broken)
     fit("lora", tmp_path / "parts", *patient, "--resume", "auto")
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
