@@ -94,7 +94,6 @@ class RunCheckpoint(ModelCheckpoint):
                 },
             }
         super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]
 
     # When it is time ----------------------------------------------------------------------------
 

@@ -189,11 +189,6 @@ class ExactResume(L.Callback):
             if trainer.is_global_zero and self.KEY in checkpoint:
                 shorten_files(trainer, checkpoint[self.KEY])
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Clear the sign that Lightning began with a validation by: it has been seen."""
-        if self._resumed:
-            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
-
     def _restore_step_count(self, trainer: L.Trainer, validating: bool = False) -> None:
         """Give rows of ``metrics.csv`` the step that they would have had without the break."""
         if not self._resumed:

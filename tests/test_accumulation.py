@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,14 +20,24 @@ from transformers import AutoModelForSeq2SeqLM
 import train
 from datamodules.batching import Batch, Collator, Example, LengthBatchSampler
 from datamodules.preferences import PreferenceDataModule
+from datamodules.prompts import Instruction
 from hub import load_tokenizer
 from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
+from lightning_modules.randomness import seed_at
 from run_folder import RunFolder
 from tests.batches import loader, make_trainer, settle
 from tests.test_reward_model import make_rankings
 
 ROOT = Path(__file__).parent.parent
-CUTS = {"8x1": (8, 1), "4x2": (4, 2), "2x4": (2, 4), "1x8": (1, 8)}
+TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork"]
+CUTS = {
+    "8x1": ["8", "1"],
+    "4x2": ["4", "2"],
+    "2x4": ["2", "4"],
+    "1x8": ["1", "8"],
+    "2x2 on 2 ranks": ["2", "2", *TWO_RANKS],
+    "1x4 on 2 ranks": ["1", "4", *TWO_RANKS],
+}
 METHODS: dict[str, Callable[..., Any]] = {
     "full_ft": FullFT,
     "lora": lambda **kw: LoRA(r=4, lora_dropout=0.0, target_modules=["q", "v", "wo"], **kw),
@@ -147,6 +159,18 @@ def test_rankings_weigh_the_same_however_cut(roberta: str, tmp_path: Path) -> No
         assert distance(taken, found[0][1]) < 1e-4  # the two texts of a ranking are nearly alike
 
 
+def test_random_numbers_are_a_function_of_the_place() -> None:
+    def draw(*place: int) -> tuple[float, float, float]:
+        seed_at(42, *place)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    places = [(0, 0), (0, 1), (1, 0), (1, 0, 0), (7,)]
+    drawn = [draw(*place) for place in places]
+    assert [draw(*place) for place in places] == drawn
+    for numbers in zip(*drawn, strict=True):
+        assert len(set(numbers)) == len(places)
+
+
 # The rows of a step -----------------------------------------------------------------------------
 
 
@@ -208,7 +232,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more: str) -> RunFolder:
+def fit(t5: str, data: Path, run: Path, batch_size: str, accumulate: str, *more: str) -> RunFolder:
     """Train every weight for two epochs of three steps, with warm-up, decay and clipping."""
     train.main(
         [
@@ -217,8 +241,8 @@ def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more:
             "--model.optimizer.lr", "0.01", "--model.optimizer.eps", "1e-4",
             "--model.optimizer.weight_decay", "0.1", "--model.warmup_fraction", "0.0",
             "--model.warmup_steps", "2", "--model.decoding.max_new_tokens", "2",
-            "--data.source", str(data), "--data.batch_size", str(batch_size),
-            "--trainer.accumulate_grad_batches", str(accumulate), "--trainer.max_epochs", "2",
+            "--data.source", str(data), "--data.batch_size", batch_size,
+            "--trainer.accumulate_grad_batches", accumulate, "--trainer.max_epochs", "2",
             "--trainer.gradient_clip_val", "0.3", "--trainer.precision", "32-true",
             "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1",
             "--toxicity.model", "null", "--run_dir", str(run), *more,
@@ -227,13 +251,25 @@ def fit(t5: str, data: Path, run: Path, batch_size: int, accumulate: int, *more:
     return RunFolder(run)
 
 
-def losses_and_weights(run: RunFolder) -> tuple[list[float], dict[str, Tensor]]:
+class Course(NamedTuple):
+    """What a fit went through, a number a step, and what it ended with."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]
+
+
+def read_course(run: RunFolder) -> Course:
+    rows = [row for row in run.read_metrics_csv() if row["train/loss"]]
     last = torch.load(run.checkpoints / "last.ckpt", weights_only=True)
-    rows = [row["train/loss"] for row in run.read_metrics_csv() if row["train/loss"]]
-    return [float(loss) for loss in rows], last["state_dict"]
+    return Course(
+        [float(row["train/loss"]) for row in rows],
+        [float(row["train/grad_norm"]) for row in rows],
+        last["state_dict"],
+    )
 
 
-def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
+def slow_fit(t5: str, data: Path) -> Course:
     """The same in plain PyTorch: each step's rows in one padded batch."""
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_pretrained(t5)
@@ -241,20 +277,17 @@ def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-4, weight_decay=0.1)
     tokenizer = load_tokenizer(t5)
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    prompts = [
-        f"Summarize the following conversation.\n\n{row['dialogue']}\n\nSummary:" for row in rows
-    ]
+    prompts = [Instruction().wrap(row["dialogue"]) for row in rows]
+    targets = [row["summary"] for row in rows]
     rates = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]  # two steps of warm-up, then down to 0 over four
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     sampler = LengthBatchSampler(lengths, 8, shuffle=True, seed=42)
-    losses = []
+    losses, norms = [], []
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
         for step in sampler:
             inputs = tokenizer([prompts[i] for i in step], padding=True, return_tensors="pt")
-            labels = tokenizer(
-                [rows[i]["summary"] for i in step], padding=True, return_tensors="pt"
-            )
+            labels = tokenizer([targets[i] for i in step], padding=True, return_tensors="pt")
             target = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100)
             logits = model(**inputs, labels=target).logits
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum")
@@ -262,21 +295,24 @@ def slow_fit(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
             losses.append(loss.item())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)))
             optimizer.param_groups[0]["lr"] = 0.01 * rates[len(losses) - 1]
             optimizer.step()
-    return losses, {f"model.{name}": value for name, value in model.state_dict().items()}
+    weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+    return Course(losses, norms, weights)
 
 
 @pytest.fixture(scope="module")
-def slow(t5: str, data: Path) -> tuple[list[float], dict[str, Tensor]]:
+def slow(t5: str, data: Path) -> Course:
     return slow_fit(t5, data)
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_fit_is_that_of_a_plain_loop_however_cut(
-    cut: str, t5: str, data: Path, slow: tuple[list[float], dict[str, Tensor]], tmp_path: Path
+    cut: str, t5: str, data: Path, slow: Course, tmp_path: Path
 ) -> None:
-    losses, weights = losses_and_weights(fit(t5, data, tmp_path / "run", *CUTS[cut]))
-    assert losses == pytest.approx(slow[0], rel=1e-6)
-    assert distance({name: slow[1][name] for name in weights}, weights) < 1e-6
+    found = read_course(fit(t5, data, tmp_path / "run", *CUTS[cut]))
+    assert max(slow.norms) > 0.3 > min(slow.norms)  # some are clipped, and some are not
+    assert found.losses == pytest.approx(slow.losses, rel=1e-6)
+    assert found.norms == pytest.approx(slow.norms, rel=1e-5)
+    assert distance({name: slow.weights[name] for name in found.weights}, found.weights) < 1e-6

@@ -152,28 +152,6 @@ def test_overwrite_spares_what_the_run_starts_from(
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(base: list[str], tmp_path: Path) -> None:
-    """Dropout on, schedule running, stopped in the middle of an epoch: the same to the last bit."""
-    keep = ["--trainer.max_epochs", "3", "--data.batch_size", "2", "--trainer.log_every_n_steps"]
-    keep += ["1", "--checkpoint.every_n_train_steps", "2", "--checkpoint.monitor", "null"]
-    keep += ["--model.schedule", "constant"]
-    whole = [*base[:-1], str(tmp_path / "whole"), *keep]
-    train.main(["fit", *whole])
-    train.main(["fit", *base, *keep, "--trainer.max_steps", "6"])
-    train.main(["fit", *base, *keep, "--resume", "auto"])
-    weights = [
-        torch.load(tmp_path / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("whole", "run")
-    ]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
-    losses = [
-        [row["val/loss"] for row in RunFolder(tmp_path / run).read_metrics_csv() if row["val/loss"]]
-        for run in ("whole", "run")
-    ]
-    assert losses[0] == losses[1]
-
-
 def test_a_run_that_breaks_off_keeps_its_best_and_its_last_weights(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
