@@ -45,6 +45,9 @@ METHODS: dict[str, Callable[..., Any]] = {
 }
 TEXT = "is room free from six and can you call me back before the train leaves at noon"
 
+CLIP = 1.55
+"""Norm at which gradients are clipped: in the midst of theirs."""
+
 
 def make_rows(count: int) -> list[dict[str, str]]:
     """Dialogues and summaries of very different lengths."""
@@ -243,7 +246,7 @@ def fit(t5: str, data: Path, run: Path, batch_size: str, accumulate: str, *more:
             "--model.warmup_steps", "2", "--model.decoding.max_new_tokens", "2",
             "--data.source", str(data), "--data.batch_size", batch_size,
             "--trainer.accumulate_grad_batches", accumulate, "--trainer.max_epochs", "2",
-            "--trainer.gradient_clip_val", "0.3", "--trainer.precision", "32-true",
+            "--trainer.gradient_clip_val", str(CLIP), "--trainer.precision", "32-true",
             "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1",
             "--toxicity.model", "null", "--run_dir", str(run), *more,
         ]
@@ -295,7 +298,7 @@ def slow_fit(t5: str, data: Path) -> Course:
             losses.append(loss.item())
             optimizer.zero_grad()
             loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)))
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)))
             optimizer.param_groups[0]["lr"] = 0.01 * rates[len(losses) - 1]
             optimizer.step()
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -312,7 +315,7 @@ def test_a_fit_is_that_of_a_plain_loop_however_cut(
     cut: str, t5: str, data: Path, slow: Course, tmp_path: Path
 ) -> None:
     found = read_course(fit(t5, data, tmp_path / "run", *CUTS[cut]))
-    assert max(slow.norms) > 0.3 > min(slow.norms)  # some are clipped, and some are not
+    assert max(slow.norms) > CLIP > min(slow.norms)  # some are clipped, and some are not
     assert found.losses == pytest.approx(slow.losses, rel=1e-6)
     assert found.norms == pytest.approx(slow.norms, rel=1e-5)
     assert distance({name: slow.weights[name] for name in found.weights}, found.weights) < 1e-6
