@@ -14,10 +14,10 @@ def seed_at(seed: int, *place: int) -> None:
 
     Args:
         seed: The run's seed.
-        place: Whole numbers from 0 that name the place, such as rank, epoch and batch.
+        place: Whole numbers from 0 that name the place, such as rank, epoch and batch; as many for
+            every place, for zeros at the end count for nothing.
     """
-    # With their count, as numpy takes zeros at the end for nothing: (1, 0) would be (1, 0, 0).
-    wide = np.random.SeedSequence((seed, len(place), *place)).generate_state(1, np.uint64)
+    wide = np.random.SeedSequence((seed, *place)).generate_state(1, np.uint64)
     narrow = int(wide[0]) >> 32
     random.seed(narrow)
     np.random.seed(narrow)

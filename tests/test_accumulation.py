@@ -167,7 +167,7 @@ def test_random_numbers_are_a_function_of_the_place() -> None:
         seed_at(42, *place)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
-    places = [(0, 0), (0, 1), (1, 0), (1, 0, 0), (7,)]
+    places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 7)]  # all of one depth
     drawn = [draw(*place) for place in places]
     assert [draw(*place) for place in places] == drawn
     for numbers in zip(*drawn, strict=True):
