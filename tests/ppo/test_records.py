@@ -80,11 +80,11 @@ def fit(
     precision: str | None = None,
     **settings: Any,
 ) -> tuple[Keep, PPOPolicy]:
-    """Train on batches of 6, 5 and 6 prompts."""
+    """Train on batches of 6, 5 and 2 prompts."""
     torch.manual_seed(3)
     keep, writer = Keep(), RolloutWriter(every=every, checkpoint_every=every)
     module = make_policy(t5, roberta, **settings)
-    rows = [make_batch(t5, rows) for rows in (6, 5, 6)][:batches]
+    rows = [make_batch(t5, rows) for rows in (6, 5, 2)][:batches]
     trainer = make_trainer(folder, callbacks=[keep, writer], precision=precision or "32-true")
     trainer.fit(module, loader(*rows))
     return keep, module
