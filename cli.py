@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ActionYesNo
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,6 +25,7 @@ from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.loggers import RunCSVLogger
+from callbacks.memory import MemoryCallback
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
 from callbacks.resume import ExactResume
@@ -37,6 +39,7 @@ from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
 from overlays import choose_sections, first_config
+from planning.command import make_plan, print_plans
 from run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -145,6 +148,13 @@ class AlignsumCLI(LightningCLI):
             default=False,
             help="Replace what an earlier run left in the run folder (fit), or its test (test).",
         )
+        parser.add_argument(
+            "--plan_memory",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="Print how much memory this run will take, and end: nothing is loaded or written.",
+        )
         parser.add_lightning_class_args(RougeCallback, "rouge")
         parser.add_lightning_class_args(ToxicityCallback, "toxicity")
         parser.add_lightning_class_args(SampleTexts, "samples")
@@ -183,6 +193,8 @@ class AlignsumCLI(LightningCLI):
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)
         settings.checkpoint.dirpath = str(folder.checkpoints)
+        if settings.plan_memory:
+            return  # neither the folder is used nor any model or data
         problems = [*self.find_folder_problems(folder), *self.find_setting_problems()]
         if problems:
             raise SettingsError(
@@ -303,11 +315,17 @@ class AlignsumCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give every run its CSV log and run-folder callbacks, whatever the config adds."""
+        trains = self.subcommand == "fit"
+        if self.settings.plan_memory:
+            print_plans(self.model, self.datamodule, self.settings, trains)
+            raise SystemExit(0)
         run_dir = self.settings.run_dir
         configured = self._get(self.config_init, "trainer")["logger"]
         extra = configured if isinstance(configured, list) else [configured]
         loggers = [RunCSVLogger(run_dir), *(log for log in extra if log not in (None, True, False))]
         always = [
+            # Before the others: its measurement starts before any of them loads a model.
+            MemoryCallback(make_plan(self.model, self.datamodule, self.settings, trains)),
             RunProgress(),
             SummaryCallback(command=shlex.join(["python", "train.py", *self.arguments])),
             ExportCallback(),

@@ -1,0 +1,197 @@
+"""Count the bytes of the tensors that live at each moment of a computation done without data.
+
+The computation is the real one, operation by operation, on torch's fake tensors: they have a shape,
+a type and a device and no content, so a model of any size costs seconds and no memory. What is
+counted is therefore what the code does, whatever is in it: dropout masks, attention weights, bf16
+copies under autocast, what autograd keeps for the backward pass and what checkpointing does not.
+
+Not seen are buffers inside one operation, and what an allocator keeps beyond what it
+has handed out.
+"""
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter
+
+from planning.parts import OTHER
+
+_NUMBER = torch.ops.aten._local_scalar_dense.default
+
+
+class LiveBytes(FakeTensorMode):
+    """Makes every tensor inside a ``with`` block one of no content, and counts their bytes.
+
+    A storage is counted once however many tensors view it, from the operation that made it until
+    the last of them is gone. The bytes are kept by parts, as they are now and as they were at the
+    peak.
+
+    Args:
+        classify: Names the part of a new tensor that an operation made; None counts them all as
+            :data:`OTHER`.
+    """
+
+    def __init__(
+        self, classify: Callable[[Tensor, Any], str] = lambda tensor, made_by: OTHER
+    ) -> None:
+        super().__init__()
+        self.classify = classify
+        self.now: Counter[str] = Counter()
+        self.total = 0
+        self.peak: Counter[str] = Counter()
+        self._peak_total = 0
+        self._parts: dict[int, str] = {}
+        self._depth = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Work out the shape of one operation's output, and count it.
+
+        Where Python asks for a number, as optimizers do, it is given 1: there is none.
+        """
+        if func is _NUMBER:
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        self._depth += 1
+        try:
+            output = super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._depth -= 1
+        if self._depth == 0:  # not what working it out made in passing
+            for tensor in tree_iter(output):
+                if isinstance(tensor, Tensor):
+                    self._count(tensor, made_by=func)
+        return output
+
+    def name(self, part: str, tensors: Iterable[Tensor | None]) -> None:
+        """Count tensors under a part, whether they were counted before or not."""
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                continue
+            key, size = _identify(tensor)
+            if key in self._parts:
+                self.now[self._parts[key]] -= size
+                self.now[part] += size
+                self._parts[key] = part
+            else:
+                self._count(tensor, part)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Counter[str]]:
+        """Find the peak of what runs inside a ``with`` block; the counter is filled at its end."""
+        found: Counter[str] = Counter()
+        self.peak, self._peak_total = self.now.copy(), self.total
+        yield found
+        found.update(self.peak)
+
+    def _count(self, tensor: Tensor, part: str | None = None, made_by: Any = None) -> None:
+        key, size = _identify(tensor)
+        if key in self._parts or size == 0:
+            return
+        part = part or self.classify(tensor, made_by)
+        self._parts[key] = part
+        self.now[part] += size
+        self.total += size
+        weakref.finalize(tensor.untyped_storage(), self._forget, key, size)
+        if self.total > self._peak_total:
+            self.peak, self._peak_total = self.now.copy(), self.total
+
+    def _forget(self, key: int, size: int) -> None:
+        self.now[self._parts.pop(key)] -= size
+        self.total -= size
+
+
+def _identify(tensor: Tensor) -> tuple[int, int]:
+    """Give the identity of a tensor's storage, and its bytes."""
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage.nbytes()
+
+
+class FusedKernels(TorchFunctionMode):
+    """Makes what runs inside keep for its backward pass what a GPU's kernels keep.
+
+    There dropout keeps one byte an element, on a CPU its noise in full. And there one kernel does
+    the attention (memory-efficient attention, which takes T5's additive bias) and keeps its inputs
+    and its output; on a CPU attention with a trained bias or with dropout keeps the weights of all
+    heads too, several times over.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Put the stand-ins in their places."""
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            return _fused_attention(*args, **kwargs)
+        if func is F.dropout:
+            return _fused_dropout(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+) -> Tensor:
+    if torch.is_autocast_enabled(query.device.type):  # it is on autocast's list of bf16 operations
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+        attn_mask = None if attn_mask is None else attn_mask.to(kind)
+    return _FusedAttention.apply(query, key, value, attn_mask)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention of the right shapes: softmax(q k' + mask) v is not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        output = torch.empty_like(query)
+        normaliser = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, output, normaliser)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors[:4]
+        wanted = zip(inputs, ctx.needs_input_grad, strict=True)
+        return tuple(torch.empty_like(tensor) if needed else None for tensor, needed in wanted)
+
+
+def _fused_dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not training or p == 0:
+        return input
+    return torch.native_dropout(input, p, True)[0]
+
+
+def place(model: nn.Module) -> None:
+    """Move a model from the meta device to tensors without data, which compute as a CPU's do.
+
+    It is built on the meta device because libraries move and swap the parameters of a new model,
+    which tensors without data do not bear. To be called inside :class:`LiveBytes`.
+    """
+    placed: dict[int, Tensor] = {}
+
+    def put(tensor: Tensor) -> Tensor:
+        if id(tensor) not in placed:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            placed[id(tensor)] = empty
+        return placed[id(tensor)]  # a shared one stays shared
+
+    for module in model.modules():
+        # PEFT keeps the numbers of its virtual tokens in a plain dict.
+        for store in [value for value in vars(module).values() if isinstance(value, dict)]:
+            for name, value in store.items():
+                if isinstance(value, Tensor):
+                    store[name] = put(value)
