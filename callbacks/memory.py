@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from planning.measure import peak_bytes, resident_bytes, restart_peak
+from planning.measure import measure_peak_memory, resident_bytes, restart_peak
 from planning.memory import Plan
 from run_folder import RunFolder
 
@@ -29,11 +29,12 @@ class MemoryCallback(Callback):
     def __init__(self, plan: Plan | None) -> None:
         self.plan = plan
         self._baseline = 0
+        self._restarted = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the measurement before models are loaded."""
         device = trainer.strategy.root_device
-        restart_peak(device)
+        self._restarted = restart_peak(device)
         self._baseline = 0 if device.type == "cuda" else resident_bytes()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,7 +49,9 @@ class MemoryCallback(Callback):
     def _record(self, trainer: L.Trainer) -> None:
         """Write the peak of the rank that took most."""
         device = trainer.strategy.root_device
-        amount, kind = peak_bytes(device)
+        amount, kind = measure_peak_memory(device)
+        if not self._restarted:
+            kind += ", since the process began"
         if trainer.world_size > 1:
             tensor = torch.tensor(amount, dtype=torch.float64, device=device)
             amount = int(trainer.strategy.reduce(tensor, reduce_op="max"))

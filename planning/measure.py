@@ -12,10 +12,6 @@ logger = logging.getLogger(__name__)
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
-TENSORS = "cuda tensors"
-RESIDENT = "process resident set"
-SINCE_START = "process resident set since the process began"
-
 
 def resident_bytes() -> int:
     """Measure the resident set of this process now; its largest so far where no one tells."""
@@ -45,17 +41,16 @@ def restart_peak(device: torch.device) -> bool:
     return True
 
 
-def peak_bytes(device: torch.device) -> tuple[int, str]:
+def measure_peak_memory(device: torch.device) -> tuple[int, str]:
     """Measure the peak since :func:`restart_peak`, and say of what.
 
     On CUDA what tensors took on the device, elsewhere the resident set of the whole process: what a
     container's limit and the kernel's killer go by.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), TENSORS
-    if _STATUS.exists():
-        return _read_status("VmHWM"), RESIDENT
-    return _largest_so_far(), SINCE_START
+        return torch.cuda.max_memory_allocated(device), "cuda tensors"
+    peak = _read_status("VmHWM") if _STATUS.exists() else _largest_so_far()
+    return peak, "process resident set"
 
 
 def _read_status(field: str) -> int:
