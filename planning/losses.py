@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.adapters import encoder_is_trained
 from lightning_modules.ppo.losses import policy_loss, value_loss
 from lightning_modules.ppo.policy import PPOPolicy
-from lightning_modules.ppo.rollout import Prompts, score_tokens
+from lightning_modules.ppo.rollout import Encoded, Prompts, encode, score_tokens
 from lightning_modules.reward_model import RewardModel, pairwise_loss
 from lightning_modules.summarization import SummarizationModule
 from planning.parts import Lengths
@@ -50,15 +51,25 @@ def make_rollout(rows: int, source: int, target: int) -> tuple[Prompts, Tensor]:
 
 
 def _ppo(module: PPOPolicy, lengths: Lengths) -> Tensor:
+    """The loss of one micro-batch, each prompt of which is encoded once."""
     settings = module.ppo
-    rows = min(settings.minibatch_size, lengths.batch_size)
-    prompts, responses = make_rollout(rows, lengths.source, settings.max_new_tokens)
-    new = score_tokens(module.model, prompts, responses, settings.temperature, module.value_head)
+    rows = min(
+        settings.microbatch_size or settings.minibatch_size, lengths.batch_size * settings.samples
+    )
+    prompts, _ = make_rollout(-(-rows // settings.samples), lengths.source, 1)
+    responses = torch.ones(rows, settings.max_new_tokens, dtype=torch.long)
+    mask = torch.ones_like(responses, dtype=torch.bool)
+    with torch.set_grad_enabled(encoder_is_trained(module.model)):
+        encoded = encode(module.model, prompts)
+    encoded = Encoded(*(each.repeat_interleave(settings.samples, 0)[:rows] for each in encoded))
+    new = score_tokens(
+        module.model, encoded, responses, mask, settings.temperature, module.value_head
+    )
     old = torch.zeros_like(new.logprobs)
-    mask = torch.ones_like(old, dtype=torch.bool)
-    policy = policy_loss(new.logprobs, old, old, mask, settings.clip)
-    value = value_loss(new.values, old, old, mask, settings.value_clip)
-    return (policy.loss + settings.value_weight * value) / mask.sum()
+    loss = policy_loss(new.logprobs, old, old, mask, settings.clip).loss
+    if module.value_head is not None:
+        loss = loss + settings.value_weight * value_loss(new.values, old, old, mask, 0.2)
+    return loss / mask.sum()
 
 
 def _pairwise(module: RewardModel, lengths: Lengths) -> Tensor:

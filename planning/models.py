@@ -7,9 +7,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import POLICY, REFERENCE
-from lightning_modules.backbones import set_dropout
+from lightning_modules.adapters import POLICY, REFERENCE, attach_lora
+from lightning_modules.backbones import checkpoint_activations, set_dropout
 from lightning_modules.ppo.policy import PPOPolicy
+from lightning_modules.ppo.policy_kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
+from lightning_modules.ppo.reward_terms import ClassifierReward
 from lightning_modules.reward_model import RewardModel
 from planning.shapes import Blueprint, build_classifier, build_seq2seq, find_blueprint
 
@@ -32,7 +34,10 @@ def build_model(module: Any, blueprint: Blueprint) -> nn.Module:
 
 def build_judges(module: Any, judge: str | None) -> list[nn.Module]:
     """Make the frozen classifiers: PPO's reward model, then the one that measures toxicity."""
-    names = [module.reward_model_name] if isinstance(module, PPOPolicy) else []
+    names: list[str] = []
+    if isinstance(module, PPOPolicy):
+        terms = module.terms.values()
+        names += [term.model for term in terms if isinstance(term, ClassifierReward)]
     if judge and module.generates:
         names.append(judge)
     models = [build_classifier(find_blueprint(name, "classifier")).eval() for name in names]
@@ -42,25 +47,32 @@ def build_judges(module: Any, judge: str | None) -> list[nn.Module]:
 def attach_fresh(module: Any, backbone: PreTrainedModel) -> nn.Module:
     """Attach a method's adapter without reading any weights or any tokenizer.
 
-    Where it starts from, a text or another run's export, changes nothing about its size; but a PPO
-    policy that starts from an adapter keeps that one too, as its reference.
+    Where it starts from, a text or another run's export, changes nothing about its size.
     """
-    start = getattr(module, "adapter", None)
-    if isinstance(module, PPOPolicy) and start is not None:
-        model = get_peft_model(backbone, LoraConfig.from_pretrained(start), adapter_name=POLICY)
-        model.add_adapter(REFERENCE, LoraConfig.from_pretrained(start))
-        model.set_adapter(POLICY)
-        set_dropout(model, 0.0)
-        return model
+    if isinstance(module, PPOPolicy):
+        return attach_policy(module, backbone)
     for name, value in (("adapter", None), ("init", "random"), ("init_text", None)):
         if hasattr(module, name):
             setattr(module, name, value)
     return module.attach(backbone)
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Turn gradient checkpointing on."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def attach_policy(module: PPOPolicy, backbone: PreTrainedModel) -> nn.Module:
+    """Attach a policy, and the reference where it is a model or an adapter of its own."""
+    kind, start = module.policy, module.adapter
+    if isinstance(kind, MergedPolicy):
+        model: Any = attach_lora(backbone, kind.lora)
+    elif isinstance(kind, LoRAPolicy) and start is not None:
+        model = get_peft_model(backbone, LoraConfig.from_pretrained(start), adapter_name=POLICY)
+        model.add_adapter(REFERENCE, LoraConfig.from_pretrained(start))
+        model.set_adapter(POLICY)
+    else:
+        if isinstance(kind, SoftPromptPolicy):
+            module.policy = SoftPromptPolicy(kind.virtual_tokens, "random")
+        module.adapter = None
+        return module.attach(backbone)
+    set_dropout(model, 0.0)
+    return model
 
 
 def find_layers(model: nn.Module) -> Iterator[nn.Module]:

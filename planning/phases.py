@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from lightning_modules.adapters import count_parameters, reference_policy
+from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
 from lightning_modules.base import BaseModule
+from lightning_modules.kernels import fuse, quicken
 from lightning_modules.ppo.policy import PPOPolicy
-from lightning_modules.ppo.rollout import encode, score_tokens
+from lightning_modules.ppo.rollout import Encoded, encode, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
 from planning.classify import Classifier
 from planning.losses import make_loss, make_rollout
@@ -77,8 +78,14 @@ def trace_module(
     blueprint = find_blueprint(trial.backbone_name, trial.kind)
     with torch.device("meta"):
         trial.model = build_model(trial, blueprint)
+        if not computation.gpu:  # there dropout and attention are torch's own
+            for each in (trial.model, getattr(trial, "reference", None)):
+                if each is not None:
+                    quicken(each)
         if isinstance(trial, PPOPolicy):
-            trial.value_head = ValueHead(blueprint.config.hidden_size)
+            trial.shares_encoder = not encoder_is_trained(trial.model)
+            if trial.advantage.uses_values:
+                trial.value_head = ValueHead(blueprint.config.hidden_size)
         judges = build_judges(trial, judge)
     trace = _Trace(trial, lengths.padded(), computation)
     return trace.run(judges, judge is not None, trains)
@@ -106,7 +113,7 @@ class _Trace:
                 self.train()
             self.evaluate(judges[-1:] if has_toxicity else [])
             if trains and isinstance(module, PPOPolicy):
-                self.roll_out(judges[0])
+                self.roll_out(judges[: len(judges) - has_toxicity])
         layers = [count_bytes(child) for child in find_layers(module.model)]
         return Traced(*count_parameters(module), max(layers, default=0), self.phases)
 
@@ -114,7 +121,7 @@ class _Trace:
 
     def train(self) -> None:
         """Take a step that meets the gradients and the optimizer state that others have left."""
-        optimizer = self.optimizer = self.module.optimizer(self.module.parameter_groups())
+        optimizer = self.optimizer = fuse(self.module.optimizer(self.module.parameter_groups()))
         for group in optimizer.param_groups:
             if self.how.gpu and group.get("foreach", True) is None:
                 group["foreach"] = True  # torch's default there; on a CPU it goes one by one
@@ -157,21 +164,23 @@ class _Trace:
         module.train()
 
     @torch.no_grad()
-    def roll_out(self, reward_model: nn.Module) -> None:
+    def roll_out(self, judges: list[nn.Module]) -> None:
         """Sample responses to a batch of prompts, and score their tokens and texts."""
-        module, rows = self.module, self.lengths.batch_size
-        settings = module.ppo
+        module, settings = self.module, self.module.ppo
+        rows = self.lengths.batch_size * settings.samples
         self.generate("rollout, generating", rows, settings.max_new_tokens)
-        prompts, responses = make_rollout(rows, self.lengths.source, settings.max_new_tokens)
+        prompts, _ = make_rollout(self.lengths.batch_size, self.lengths.source, 1)
+        chunk = min(rows, settings.microbatch_size or settings.minibatch_size)
+        responses = torch.ones(chunk, settings.max_new_tokens, dtype=torch.long)
+        mask = torch.ones_like(responses, dtype=torch.bool)
         with self.phase("rollout, log-probabilities"), self.autocast():
-            encoded = encode(module.model, prompts)
-            old = score_tokens(
-                module.model, prompts, responses, settings.temperature, module.value_head, encoded
-            )
-            with reference_policy(module.model):
-                score_tokens(module.model, prompts, responses, settings.temperature)
-            del old, encoded
-        self.score("rollout, reward", [reward_model], min(rows, _JUDGED), settings.max_new_tokens)
+            kept = encode(module.model, prompts)
+            with reference_policy(module.model, module.reference) as reference:
+                own = kept if module.shares_encoder else encode(reference, prompts)
+                some = Encoded(*(each[:1].expand(chunk, *each.shape[1:]) for each in own))
+                score_tokens(reference, some, responses, mask, settings.temperature)
+            del kept, own, some
+        self.score("rollout, reward", judges, min(rows, _JUDGED), settings.max_new_tokens)
 
     def generate(self, name: str, rows: int, new_tokens: int) -> None:
         """Reckon, without a trace, what decoding with a cache takes at its last token.

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_iter
 from planning.parts import OTHER
 
 _NUMBER = torch.ops.aten._local_scalar_dense.default
+_NONZERO = torch.ops.aten.nonzero.default
 
 
 class LiveBytes(FakeTensorMode):
@@ -57,10 +58,14 @@ class LiveBytes(FakeTensorMode):
     ) -> Any:
         """Work out the shape of one operation's output, and count it.
 
-        Where Python asks for a number, as optimizers do, it is given 1: there is none.
+        Where Python asks for a number, as optimizers do, it is given 1: there is none. Where it
+        asks which elements of a mask are set, it is given them all.
         """
         if func is _NUMBER:
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if func is _NONZERO:  # how many there are only the data say: at most all
+            with self:
+                return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.long)
         self._depth += 1
         try:
             output = super().__torch_dispatch__(func, types, args, kwargs)
