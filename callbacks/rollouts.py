@@ -1,7 +1,6 @@
 """Keep the rollouts of PPO on disk, to be read by people and made updates of again."""
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,6 @@ from lightning_modules.ppo.records import (
     to_records,
 )
 from run_folder import RunFolder, write_lines, write_text
-
-log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
 
@@ -55,8 +52,8 @@ class RolloutFolder:
 
     def find_checkpoint(self, batch: int) -> Path | None:
         """Find the last checkpoint from before a batch or, failing that, before an earlier one."""
-        found = [path for path, number, _ in self._files(".ckpt") if number <= batch]
-        return found[-1] if found else None
+        numbers = [number for _, number, _ in self._files(".ckpt") if number <= batch]
+        return self.checkpoint(max(numbers)) if numbers else None
 
     def describe(self, batch: int, rank: int = 0) -> Record:
         """Read what a batch has beside its rows.
