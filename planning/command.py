@@ -93,6 +93,6 @@ def print_plans(module: BaseModule, datamodule: Any, settings: Any, trains: bool
     for table in (
         make_phases_table(current, own),
         make_settings_table(grid, own, mine),
-        make_rule_table(mine.traced.total),
+        make_rule_table(min(plan.traced.total for plan in current)),  # adapters come on top
     ):
         console.print(table)

@@ -22,7 +22,7 @@ HEAP_SHARE = 0.25
 """Free blocks that glibc's heap keeps, as a share of the tensors that come and go with each step:
 measured over the runs of ``benchmarks/memory_plan.py``, where it was 0.14 to 0.31. Blocks below
 32 MiB come from one heap, and a small one that stays keeps the free ones around it from being
-joined. With MALLOC_MMAP_THRESHOLD_=1048576 it is next to nothing, and a step a third slower."""
+joined. With MALLOC_MMAP_THRESHOLD_=1048576 it is next to nothing, and a step 40 % slower."""
 
 LASTING = (WEIGHTS, JUDGES, GRADIENTS, OPTIMIZER)
 """The parts that stay from step to step."""
