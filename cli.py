@@ -1,6 +1,5 @@
 """The command line: LightningCLI with a run folder, overlays, and checks before anything starts."""
 
-import importlib
 import logging
 import shlex
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from callbacks.summary import SummaryCallback
 from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from callbacks.watch import PPOWatch
+from imports import import_object
 from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
@@ -198,7 +198,7 @@ class AlignsumCLI(LightningCLI):
             find_precision_problem(settings.trainer.precision),
             find_debug_problem(settings.trainer),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
-            *import_class(settings.data.class_path).find_problems(settings.data.init_args),
+            *import_object(settings.data.class_path).find_problems(settings.data.init_args),
         ]
         if (judge := settings.toxicity.get("model")) is not None:
             judge = hub.resolve_model(judge, "classifier")
@@ -218,7 +218,7 @@ class AlignsumCLI(LightningCLI):
         Raises:
             SettingsError: If it is none of ours.
         """
-        found = import_class(self.settings.model.class_path)
+        found = import_object(self.settings.model.class_path)
         if not issubclass(found, BaseModule):
             raise SettingsError(
                 f"model: {found.__name__} is no BaseModule of lightning_modules/base.py, "
@@ -348,9 +348,3 @@ def find_debug_problem(trainer: Any) -> str | None:
 def is_first_rank() -> bool:
     """Whether this is rank 0. The other ranks start when it has looked, and may have written."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def import_class(path: str) -> Any:
-    """Import a class by its dotted path."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

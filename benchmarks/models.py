@@ -51,9 +51,9 @@ def save_tokenizer(folder: Path, special: list[str], template: str, size: int = 
     ).save_pretrained(folder)  # fmt: skip
 
 
-def save_t5_base(folder: Path) -> str:
-    """Save a T5 of FLAN-T5-base's shape, its head untied."""
-    save_tokenizer(folder, ["<pad>", "</s>", "<unk>"], "$A </s>")
+def save_t5_base(folder: Path, tokens: int = 32000) -> str:
+    """Save a T5 of FLAN-T5-base's shape, its head untied, with a tokenizer of so many tokens."""
+    save_tokenizer(folder, ["<pad>", "</s>", "<unk>"], "$A </s>", tokens)
     torch.manual_seed(0)
     config = T5Config(**FLAN_T5_BASE, decoder_start_token_id=0, tie_word_embeddings=False)
     model = T5ForConditionalGeneration(config)

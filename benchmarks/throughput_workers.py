@@ -26,7 +26,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from benchmarks.models import save_t5_base, save_tokenizer
+from benchmarks.models import save_t5_base
 from cli import AlignsumCLI
 from datamodules import DialogSumDataModule
 from datamodules.batching import IGNORED_LABEL
@@ -131,9 +131,8 @@ def choose(batches: Sequence[Sequence[int]], lengths: Sequence[int], task: Task)
 
 def prepare(folder: Path, dialogues: Path) -> None:
     """Write a model of FLAN-T5-base's shape, and the dev split as both train and dev split."""
-    save_t5_base(folder / "backbone")
     # Learnt from so little text, 32,000 tokens would hold whole phrases, and prompts be too short.
-    save_tokenizer(folder / "backbone", ["<pad>", "</s>", "<unk>"], "$A </s>", 8000)
+    save_t5_base(folder / "backbone", tokens=8000)
     (folder / "data").mkdir()
     for split in ("train", "dev"):
         (folder / "data" / f"{split}.jsonl").write_bytes(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback
+from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
 from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
 
 
@@ -49,15 +49,11 @@ class JudgeCallback(TextMetricCallback):
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
-        columns = {self.name: self._ask(pl_module, rows, "prediction")}
-        if "prediction_before" in rows[0]:
-            columns[f"{self.name}_before"] = self._ask(pl_module, rows, "prediction_before")
-        return columns
+        dialogues = [row["dialogue"] for row in rows]
+        references = [row["references"] for row in rows]
 
-    def _ask(self, pl_module: L.LightningModule, rows: Sequence[Row], field: str) -> list[float]:
-        texts = Texts(
-            [row[field] for row in rows],
-            [row["dialogue"] for row in rows],
-            [row["references"] for row in rows],
-        )
-        return (self.judge.weight * self.judge.score(texts, pl_module.device)).tolist()
+        def ask(texts: Sequence[str]) -> Columns:
+            scores = self.judge.score(Texts(texts, dialogues, references), pl_module.device)
+            return {self.name: (self.judge.weight * scores).tolist()}
+
+        return score_texts(rows, ask)

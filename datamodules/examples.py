@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from datamodules.progress import in_chunks
 from datamodules.reading import DataError, Row
 
 NO_EXAMPLE = -1
@@ -84,16 +83,12 @@ class ExampleSelector(ABC):
         picks = np.full((len(questions), self.shots), NO_EXAMPLE, dtype=np.int32)
         if self.shots == 0:
             return picks
-        for first in track(
-            range(0, len(questions), _CHUNK),
-            description=f"Choosing examples for {len(questions)} rows",
-            console=Console(stderr=True),
-            disable=not show_progress,
-            transient=True,
-        ):
-            chunk = questions[first : first + _CHUNK]
+        description = f"Choosing examples for {len(questions)} rows"
+        for part in in_chunks(len(questions), _CHUNK, description, show_progress):
+            chunk = questions[part]
             own = [self._places.get(_normalise(row.dialogue), NO_EXAMPLE) for row in chunk]
-            for row, (ranked, place) in enumerate(zip(self.rank(chunk), own, strict=True), first):
+            ranks = zip(self.rank(chunk), own, strict=True)
+            for row, (ranked, place) in enumerate(ranks, part.start):
                 allowed = ranked[ranked != place][: self.shots]
                 picks[row, : len(allowed)] = allowed
         return picks

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from datamodules.encoding import Encoded, Encoder
+from datamodules.progress import in_chunks
 from datamodules.reading import Row
 
 logger = logging.getLogger(__name__)
@@ -98,14 +97,8 @@ def _encode_in_chunks(
     encoder: Encoder, rows: Sequence[Row], picks: np.ndarray, split: str, show_progress: bool
 ) -> Encoded:
     parts = []
-    for first in track(
-        range(0, len(rows), _CHUNK),
-        description=f"Tokenising {split} ({len(rows)} rows)",
-        console=Console(stderr=True),
-        disable=not show_progress,
-        transient=True,
-    ):
-        chunk = slice(first, first + _CHUNK)
+    description = f"Tokenising {split} ({len(rows)} rows)"
+    for chunk in in_chunks(len(rows), _CHUNK, description, show_progress):
         parts.append(encoder.encode(rows[chunk], picks[chunk]))
     return Encoded(
         [row for part in parts for row in part.sources],

@@ -26,6 +26,7 @@ from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
 from lightning_modules.randomness import seed_at
 from run_folder import RunFolder
 from tests.batches import loader, make_trainer, settle
+from tests.rows import write_rows
 from tests.test_reward_model import make_rankings
 
 ROOT = Path(__file__).parent.parent
@@ -229,10 +230,7 @@ def test_only_batches_of_one_row_may_be_empty() -> None:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """22 rows: the epoch's three steps of up to 8 rows are not of one size."""
     folder = tmp_path_factory.mktemp("data")
-    for split, count in (("train", 22), ("validation", 2)):
-        lines = [json.dumps(row) + "\n" for row in make_rows(count)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
+    return write_rows(folder, train=make_rows(22), validation=make_rows(2))
 
 
 def fit(t5: str, data: Path, run: Path, batch_size: str, accumulate: str, *more: str) -> RunFolder:

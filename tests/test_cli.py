@@ -21,6 +21,7 @@ import train
 from datamodules.batching import Batch
 from lightning_modules import LoRA
 from run_folder import RunFolder
+from tests.rows import write_rows
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -34,14 +35,6 @@ ROWS = [
     }
     for number in range(8)
 ]
-
-
-def write_rows(folder: Path, **splits: list[dict]) -> Path:
-    folder.mkdir(exist_ok=True)
-    for split, rows in splits.items():
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

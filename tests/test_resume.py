@@ -1,6 +1,5 @@
 """A run that broke off, wherever and however often, and was resumed is the uninterrupted run."""
 
-import json
 import os
 import random
 import resource
@@ -17,6 +16,7 @@ from torch.multiprocessing import ProcessRaisedException
 import train
 from run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
+from tests.rows import write_rows
 from tests.test_accumulation import make_rows
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -27,10 +27,7 @@ Fit = Callable[..., None]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    for split, count in (("train", 22), ("validation", 6)):
-        lines = [json.dumps(row) + "\n" for row in make_rows(count)]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
+    return write_rows(folder, train=make_rows(22), validation=make_rows(6))
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """PPOPolicy: the loop of PPO over an encoder-decoder."""
 
-import importlib
 import logging
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
+from imports import import_object
 from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
 from lightning_modules.backbones import set_dropout
 from lightning_modules.kernels import quicken
@@ -42,9 +42,7 @@ MAIN_REWARD = "reward_model"
 
 def instantiate(settings: Any) -> Any:
     """Build a small object from its ``class_path`` and ``init_args``."""
-    module, _, name = settings.class_path.rpartition(".")
-    arguments = settings.get("init_args") or {}
-    return getattr(importlib.import_module(module), name)(**arguments)
+    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -1,6 +1,5 @@
 """What a summary is rewarded for: classifiers, reward models and functions over texts."""
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 import hub
+from imports import import_object
 from lightning_modules.reward_model import RewardScorer, find_label_problem
 
 
@@ -102,9 +102,8 @@ class FunctionReward(RewardTerm):
         self, function: str, arguments: Mapping[str, Any] | None = None, weight: float = 1.0
     ) -> None:
         super().__init__(weight)
-        module, _, name = function.rpartition(".")
         try:
-            self.function = getattr(importlib.import_module(module), name)
+            self.function = import_object(function)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"reward: there is no function {function!r} ({error}); give its dotted path, such "

@@ -27,9 +27,7 @@ class Prompts(NamedTuple):
 
     def rows(self, index: Tensor) -> "Prompts":
         """Take some of the rows, no wider than the longest of them."""
-        mask = self.attention_mask[index]
-        width = int(mask.sum(dim=1).max())
-        return Prompts(self.input_ids[index, :width], mask[:, :width])
+        return Prompts(*_take(self.input_ids, self.attention_mask, index))
 
 
 class Encoded(NamedTuple):
@@ -43,9 +41,7 @@ class Encoded(NamedTuple):
 
     def rows(self, index: Tensor) -> "Encoded":
         """Take some of the rows, no wider than the longest of them."""
-        mask = self.attention_mask[index]
-        width = int(mask.sum(dim=1).max())
-        return Encoded(self.hidden[index, :width], mask[:, :width])
+        return Encoded(*_take(self.hidden, self.attention_mask, index))
 
 
 class TokenScores(NamedTuple):
@@ -273,6 +269,13 @@ def shift_right(responses: Tensor, start_id: int) -> Tensor:
     """Give the decoder input [start, y1..y_{T-1}] for responses y1..yT, both [B, T]."""
     start = torch.full_like(responses[:, :1], start_id)
     return torch.cat([start, responses[:, :-1]], dim=1)
+
+
+def _take(values: Tensor, mask: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Take rows of right-padded values [P, S, ...] and of their mask, less needless padding."""
+    mask = mask[index]
+    width = int(mask.sum(dim=1).max())
+    return values[index, :width], mask[:, :width]
 
 
 def _spread(real: Tensor, mask: Tensor) -> Tensor:

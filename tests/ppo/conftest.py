@@ -1,6 +1,5 @@
 """Adapters that were trained, for policies to start from, and a tiny run by the command line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from lightning_modules import LoRA, SoftPrompt
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer
+from tests.rows import write_rows
 
 DECODING = Decoding(max_new_tokens=10)
 
@@ -46,9 +46,7 @@ def tiny_ppo(t5: str, roberta: str, tmp_path: Path) -> list[str]:
          "summary": "They talk.", "topic": "x"}
         for i in range(20)
     ]  # fmt: skip
-    for split in ("train", "validation", "test"):
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{split}.jsonl").write_text(lines)
+    write_rows(tmp_path, train=rows, validation=rows, test=rows)
     return [
         "--config", "configs/ppo.yaml", "--model.backbone", t5, "--model.reward_model", roberta,
         "--toxicity.model", "null", "--data.source", str(tmp_path), "--data.batch_size", "4",

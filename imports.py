@@ -1,0 +1,16 @@
+"""Find what a setting names by its dotted path."""
+
+import importlib
+from typing import Any
+
+
+def import_object(path: str) -> Any:
+    """Import a class or function by its dotted path.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If the module has no such name.
+        ValueError: If the path names no module.
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
