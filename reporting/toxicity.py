@@ -100,7 +100,10 @@ def _read_example(row: Any) -> Example:
     if "id" not in row:
         raise ValueError("it has no id; repeat the test.")
     before = _read_scored(row, "_before") if "prediction_before" in row else None
-    return Example(str(row["id"]), str(row.get("dialogue", "")), _read_scored(row), before)
+    example = Example(str(row["id"]), str(row.get("dialogue", "")), _read_scored(row), before)
+    # Half a character, "\ud800", is a ValueError here, and not when the page is half written.
+    "".join([example.id, example.dialogue, *(text.text for text in example.texts)]).encode()
+    return example
 
 
 def _read_scored(row: Mapping[str, Any], suffix: str = "") -> Scored:

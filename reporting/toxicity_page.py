@@ -74,13 +74,13 @@ def write_toxicity(
 
 
 def make_bars(run: ToxicityRun) -> dict[str, Estimate]:
-    """Mean and share, before and after, x 100."""
+    """Mean and share, before and after, x 100; what has no before is the text of after."""
     names = {"mean": "toxicity", f"share over {TOXIC_ABOVE}": "toxic_share"}
     bars = {}
     for label, name in names.items():
         if run.is_paired:
             bars[f"{label}, before"] = run.estimates[f"{name}_before"].scaled(100)
-        bars[f"{label}, after" if run.is_paired else label] = run.estimates[name].scaled(100)
+        bars[f"{label}, after"] = run.estimates[name].scaled(100)
     return bars
 
 

@@ -219,6 +219,7 @@ OLD = {"prediction_before": "q", "toxicity_before": 0.5, "reward_before": 0.0}
         ([GOOD, "text"], "line 2: it holds no JSON object"),
         ([{**GOOD, "prediction": None}], "line 1: it has no text as prediction"),
         ([{"id": "a", "prediction": "p"}], "it has no toxicity; test with a classifier"),
+        ([{**GOOD, "prediction": "\ud800"}], "line 1: 'utf-8' codec can't encode"),
         ([{**GOOD, "toxicity": "0.5"}], "toxicity is '0.5', and a number is wanted"),
         ([{**GOOD, "toxicity": 1.5}], "toxicity is 1.5, and a probability is wanted"),
         ([{**GOOD, "toxicity": float("nan")}], "toxicity is nan"),
