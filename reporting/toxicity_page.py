@@ -152,7 +152,7 @@ def lay_examples(examples: Sequence[Example]) -> str:
     rows = []
     for one in examples:
         toxicity = " → ".join(f"{100 * text.toxicity:.1f}" for text in one.texts)
-        rewards = [f"{text.reward:.2f}" for text in one.texts]
-        gain = [f"{one.gain:+.2f}"] if one.before else []
+        rewards = [f"{text.reward:z.2f}" for text in one.texts]
+        gain = [f"{one.gain:+z.2f}"] if one.before else []
         rows.append([one.id, *(text.text for text in one.texts), toxicity, *rewards, *gain])
     return lay_table(columns, rows, columns[:left])
