@@ -15,6 +15,7 @@ from metrics.intervals import Estimate
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
 _SMOOTH_FROM = 60
+_LEGEND_CHARS = 40
 
 
 class Series(NamedTuple):
@@ -126,7 +127,9 @@ def draw_bars(
     )
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
+    # One line of a legend that is wider than the axes would leave them no room at all.
+    columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
+    axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
     _save(figure, title, path)
 
 
