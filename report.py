@@ -2,11 +2,12 @@
 
 python report.py compare runs/lora runs/full_ft --out runs/report
 python report.py score --predictions out.txt --references ref.txt --out scores.json
+python report.py frontier runs/sweep_ppo_betas --out runs/frontier
 """
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rich
@@ -14,6 +15,10 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 
 from reporting.compare import read_out, write_comparison
+from reporting.frontier import choose, make_arms
+from reporting.frontier_files import write_frontier
+from reporting.frontier_runs import find_runs, group, read_ppo_runs
+from reporting.frontier_tables import make_table as make_frontier_table
 from reporting.pairing import Inputs, Match, read_examples
 from reporting.runs import read_runs
 from reporting.score import (
@@ -134,6 +139,41 @@ def score(
     return 0
 
 
+def frontier(runs: list[str], out: str = "runs/frontier", max_rouge_loss: float = 1.0) -> int:
+    """Show over seeds what tested PPO runs gained in toxicity and lost in ROUGE-1, and choose.
+
+    Runs whose settings differ in nothing but the seed are one row; those that differ in the weight
+    of the KL besides are joined in the plot. Writes frontier.md, frontier.json (by row),
+    frontier.csv (by run), plots/seeds.png and plots/frontier.png to a folder, and marks the least
+    toxic row that loses no more ROUGE-1 than is allowed. A folder that cannot be used is named, and
+    the others are shown.
+
+    Args:
+        runs: Run folders, or folders that hold them, such as a sweep's.
+        out: Folder to write to.
+        max_rouge_loss: How much test ROUGE-1 may be lost, times 100.
+
+    Returns:
+        Exit code: 0, or 2 where no run could be used.
+    """
+    found, problems = read_ppo_runs(find_runs([Path(run) for run in runs]))
+    for problem in problems:
+        log.error("%s", problem)
+    try:
+        if not max_rouge_loss >= 0:
+            raise ValueError(f"--max_rouge_loss must be 0 or more, got {max_rouge_loss}")
+        if not found:
+            raise ValueError("There is no tested PPO run to show.")
+        arms = make_arms(group(found), max_rouge_loss / 100)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
+    chosen = choose(arms, max_rouge_loss / 100)
+    _console().print(make_frontier_table(arms, chosen, max_rouge_loss / 100))
+    write_frontier(Path(out), arms, chosen, max_rouge_loss / 100, problems)
+    return 0
+
+
 def _console() -> Console:
     """The terminal; where there is none, one that is wide enough for our tables."""
     console = rich.get_console()
@@ -142,6 +182,9 @@ def _console() -> Console:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+COMMANDS: tuple[Callable[..., int], ...] = (compare, score, frontier)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -157,10 +200,10 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)
     parser = ArgumentParser(prog="report.py", description="Score prediction files; compare runs.")
     commands = parser.add_subcommands(required=True, dest="command")
-    for function in (compare, score):
+    for function in COMMANDS:
         summary, _, _ = (function.__doc__ or "").partition("\n\n    Args:")
         command = ArgumentParser(description=summary)
-        if function is compare:
+        if function is not score:
             command.add_argument(
                 "runs", nargs="+", metavar="RUN", help="run folders, in the order of the table"
             )
@@ -172,7 +215,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command.add_function_arguments(function, as_positional=False, skip={"runs", "stemmer"})
         commands.add_subcommand(function.__name__, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
-    run = compare if settings["command"] == "compare" else score
+    run = {function.__name__: function for function in COMMANDS}[settings["command"]]
     return run(**settings[settings["command"]])
 
 

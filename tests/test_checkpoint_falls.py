@@ -136,5 +136,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         RunCheckpoint(tmp_path, monitor="val/toxicity", mode="min", falls={"val/rouge1": -1})
     with pytest.raises(ValueError, match=r"nothing is monitored; set checkpoint.monitor"):
         RunCheckpoint(tmp_path, falls=FALLS)
-    with pytest.raises(ValueError, match=r"checkpoint: falls names val/judge, .* logged were: val/"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint: falls names val/judge, .* logged were: val/"
+    ):
         run(tmp_path, Told([0.0, 0.5], [0.0, START]), 1, falls={"val/judge": 0.1})
