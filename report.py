@@ -1,8 +1,9 @@
-"""The command line for results: score prediction files, compare runs, look at toxicity.
+"""The command line for results: score files of predictions, compare and examine runs.
 
 python report.py compare runs/lora runs/full_ft --out runs/report
 python report.py toxicity runs/ppo --out runs/report --top 20
 python report.py score --predictions out.txt --references ref.txt --out scores.json
+python report.py frontier runs/sweep_ppo_betas --out runs/frontier
 """
 
 import logging
@@ -15,6 +16,10 @@ from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 
 from reporting.compare import read_out, write_comparison
+from reporting.frontier import choose, make_arms
+from reporting.frontier_files import write_frontier
+from reporting.frontier_runs import find_runs, group, read_ppo_runs
+from reporting.frontier_tables import make_table as make_frontier_table
 from reporting.pairing import Inputs, Match, read_examples
 from reporting.runs import read_each, read_runs
 from reporting.score import (
@@ -176,6 +181,41 @@ def _any_good(good: Sequence[object], problems: Sequence[str]) -> bool:
     return bool(good)
 
 
+def frontier(runs: list[str], out: str = "runs/frontier", max_rouge_loss: float = 1.0) -> int:
+    """Show over seeds what tested PPO runs gained in toxicity and lost in ROUGE-1, and choose.
+
+    Runs whose settings differ in nothing but the seed are one row; those that differ in the weight
+    of the KL besides are joined in the plot. Writes frontier.md, frontier.json (by row),
+    frontier.csv (by run), plots/seeds.png and plots/frontier.png to a folder, and marks the least
+    toxic row that loses no more ROUGE-1 than is allowed. A folder that cannot be used is named, and
+    the others are shown.
+
+    Args:
+        runs: Run folders, or folders that hold them, such as a sweep's.
+        out: Folder to write to.
+        max_rouge_loss: How much test ROUGE-1 may be lost, times 100.
+
+    Returns:
+        Exit code: 0, or 2 where no run could be used.
+    """
+    found, problems = read_ppo_runs(find_runs([Path(run) for run in runs]))
+    for problem in problems:
+        log.error("%s", problem)
+    try:
+        if not max_rouge_loss >= 0:
+            raise ValueError(f"--max_rouge_loss must be 0 or more, got {max_rouge_loss}")
+        if not found:
+            raise ValueError("There is no tested PPO run to show.")
+        arms = make_arms(group(found), max_rouge_loss / 100)
+    except ValueError as error:
+        log.error("%s", error)
+        return 2
+    chosen = choose(arms, max_rouge_loss / 100)
+    _console().print(make_frontier_table(arms, chosen, max_rouge_loss / 100))
+    write_frontier(Path(out), arms, chosen, max_rouge_loss / 100, problems)
+    return 0
+
+
 def _console() -> Console:
     """The terminal; where there is none, one that is wide enough for our tables."""
     console = rich.get_console()
@@ -184,6 +224,11 @@ def _console() -> Console:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "compare": compare, "toxicity": toxicity, "frontier": frontier, "score": score,
+}  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -198,13 +243,10 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
     parser = ArgumentParser(
-        prog="report.py", description="Score prediction files, compare runs, look at toxicity."
+        prog="report.py", description="Score files of predictions; compare and examine runs."
     )
     commands = parser.add_subcommands(required=True, dest="command")
-    functions: dict[str, Callable[..., int]] = {
-        "compare": compare, "toxicity": toxicity, "score": score,
-    }  # fmt: skip
-    for name, function in functions.items():
+    for name, function in COMMANDS.items():
         summary, _, _ = (function.__doc__ or "").partition("\n\n    Args:")
         command = ArgumentParser(description=summary)
         if function is not score:
@@ -219,7 +261,7 @@ def main(args: Sequence[str] | None = None) -> int:
         command.add_function_arguments(function, as_positional=False, skip={"runs", "stemmer"})
         commands.add_subcommand(name, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
-    return functions[settings["command"]](**settings[settings["command"]])
+    return COMMANDS[settings["command"]](**settings[settings["command"]])
 
 
 if __name__ == "__main__":

@@ -143,3 +143,48 @@ def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estima
         if before := columns.get(f"{name}_before"):
             found[f"{name}_change"] = paired_change(before, values)
     return found
+
+
+def bootstrap_crossed(
+    values: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Estimate the mean over several runs on the same examples, and its 95 % interval.
+
+    Each resample draws runs and, independently, examples with replacement, and takes the mean over
+    the drawn pairs (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of
+    Applied Statistics 1(2)). So the interval covers the choice of the training seed as well as that
+    of the examples. It is on the wide side for the examples, and with a handful of runs it knows
+    little of how much seeds can differ; with a single run it covers the examples only.
+
+    Args:
+        values: One number per run and example [runs, n].
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate, with the number of examples as its n.
+
+    Raises:
+        ValueError: The runs have not the same number of examples, or as for `bootstrap_mean`.
+    """
+    if len({len(run) for run in values}) > 1:
+        raise ValueError(
+            f"Runs on the same examples are needed, got {[len(run) for run in values]} of them."
+        )
+    if len(values) < 2:
+        return bootstrap_mean(values[0] if values else [], resamples, seed)
+    array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    plain = bootstrap_mean(array.mean(axis=0).tolist(), resamples=1)  # refuses what is not finite
+    runs, n = array.shape
+    rng = np.random.default_rng(seed)
+    # How often each run and each example is drawn, as shares.
+    of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    means = np.empty(resamples)
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, step):
+        rows = slice(start, min(start + step, resamples))
+        size = rows.stop - rows.start
+        of_examples = rng.multinomial(n, np.full(n, 1 / n), size=size) / n
+        means[rows] = ((of_runs[rows] @ array) * of_examples).sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(plain.value, n, float(low), float(high))

@@ -13,7 +13,7 @@ from metrics.intervals import Estimate
 
 # Okabe & Ito (2008): told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#333333"
+INK = "#333333"
 _SMOOTH_FROM = 60
 _LEGEND_CHARS = 40
 
@@ -52,14 +52,14 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
     for axes, panel in zip(grid.flat, panels, strict=False):
         for colour, (label, curve) in zip(COLOURS, panel.curves.items(), strict=False):
             _draw_curve(axes, curve, label, colour)
-        _finish(axes, panel.title, "training step (batches)", panel.y_label)
+        finish(axes, panel.title, "training step (batches)", panel.y_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _calm(axes, panel.from_zero)
         if len(panel.curves) > 1:
             axes.legend(frameon=False, fontsize=8)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def draw_histograms(
@@ -81,12 +81,12 @@ def draw_histograms(
         text = f"{label}: mean {mean:.3f} (n = {len(values)})"
         axes.hist(values, bins=bins, color=colour, alpha=0.45, label=text)
         axes.axvline(mean, color=colour, linestyle="--", linewidth=1.6)
-    _finish(axes, "", x_label, "examples")
+    finish(axes, "", x_label, "examples")
     axes.set_xlim(0, 1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Above the axes: a legend inside would cover bars.
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def draw_bars(
@@ -114,10 +114,10 @@ def draw_bars(
         below = [h - (h if low is None else low) for h, (low, _) in zip(heights, ends, strict=True)]
         above = [(h if top is None else top) - h for h, (_, top) in zip(heights, ends, strict=True)]
         axes.errorbar(
-            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=_INK,
+            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=INK,
             elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
-    _finish(axes, "", "", y_label)
+    finish(axes, "", "", y_label)
     turned = max(len(name) for name in bars) > 12
     axes.set_xticks(
         range(len(bars)),
@@ -130,7 +130,7 @@ def draw_bars(
     # One line of a legend that is wider than the axes would leave them no room at all.
     columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
     axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
@@ -164,19 +164,20 @@ def _calm(axes: Axes, from_zero: bool) -> None:
         axes.set_ylim(bottom=min(0.0, low))
 
 
-def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Give axes their words and a quiet grid."""
     if title:
-        axes.set_title(title, fontsize=10, color=_INK, loc="left")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8.5, colors=_INK)
+    axes.tick_params(labelsize=8.5, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=11.5, color=_INK)
+def save(figure: Figure, title: str, path: Path) -> None:
+    """Give a figure its title and write it."""
+    figure.suptitle(title, fontsize=11.5, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
