@@ -58,14 +58,34 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0
     n = int(array.size)
     if n == 1:
         return Estimate(float(array[0]), 1)
+    means = resample_means(array[None], resamples, seed)[:, 0]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(array.mean()), n, float(low), float(high))
+
+
+def resample_means(
+    values: NDArray[np.float64], resamples: int = 1000, seed: int = 0
+) -> NDArray[np.float64]:
+    """Take the mean of each row over the same resampled columns.
+
+    Args:
+        values: M rows of one number per example, [M, n].
+        resamples: Number of bootstrap resamples R.
+        seed: Seed of the resampling; all rows, and all calls with the same n, share the draws.
+
+    Returns:
+        Means [R, M].
+    """
+    rows, n = values.shape
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    means = np.empty((resamples, rows))
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        means[start:stop] = array[rng.integers(n, size=(stop - start, n))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(array.mean()), n, float(low), float(high))
+        drawn = rng.integers(n, size=(stop - start, n))
+        for row, own in enumerate(values):
+            means[start:stop, row] = own[drawn].mean(axis=1)
+    return means
 
 
 def paired_change(

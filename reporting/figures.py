@@ -1,36 +1,31 @@
-"""The drawings: curves, histograms, bars. Each writes one PNG and knows nothing of runs."""
+"""The drawings as files: curves, histograms, bars, scatters. They know nothing of runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metrics.intervals import Estimate
+from reporting.charts import (
+    SMOOTH_FROM,
+    Chart,
+    Dot,
+    Dots,
+    Histogram,
+    Panel,
+    Scatter,
+    Series,
+    running_mean,
+    smallest_positive,
+)
 
 # Okabe & Ito (2008): told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _INK = "#333333"
-_SMOOTH_FROM = 60
-
-
-class Series(NamedTuple):
-    """One curve: training steps and the values at them, of the same length."""
-
-    steps: Sequence[float]
-    values: Sequence[float]
-
-
-class Panel(NamedTuple):
-    """One pair of axes: title, what y is (with unit), curves by label, whether y starts at 0."""
-
-    title: str
-    y_label: str
-    curves: Mapping[str, Series]
-    from_zero: bool = False
 
 
 def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
@@ -44,21 +39,19 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
         panels: At least one.
         columns: Most panels side by side.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns + 0.4, 3.1 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        for colour, (label, curve) in zip(COLOURS, panel.curves.items(), strict=False):
-            _draw_curve(axes, curve, label, colour)
-        _finish(axes, panel.title, "training step (batches)", panel.y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _calm(axes, panel.from_zero)
-        if len(panel.curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    _save(figure, title, path)
+    _save(_draw_grid(panels, columns), title, path)
+
+
+def draw_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 3) -> None:
+    """Draw charts of any kind in a grid, as PNG and as SVG.
+
+    Args:
+        path: The PNG to write; the SVG lies beside it.
+        title: Title of the whole figure.
+        charts: At least one.
+        columns: Most charts side by side.
+    """
+    _save(_draw_grid(charts, columns), title, path, svg=True)
 
 
 def draw_histograms(
@@ -73,28 +66,101 @@ def draw_histograms(
         groups: Per-example values in [0, 1] by label.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
+    _draw_histogram(figure.subplots(), Histogram("", x_label, groups))
+    _save(figure, title, path)
+
+
+def _draw_grid(charts: Sequence[Chart], columns: int) -> Figure:
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(4.4 * columns + 0.4, 3.1 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, chart in zip(grid.flat, charts, strict=False):
+        match chart:
+            case Panel():
+                _draw_panel(axes, chart)
+            case Scatter():
+                _draw_scatter(axes, chart)
+            case Histogram():
+                _draw_histogram(axes, chart)
+            case Dots():
+                _draw_dots(axes, chart)
+    for axes in grid.flat[len(charts) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    names = []
+    for label, curve in panel.curves.items():
+        style = panel.style(label)
+        _draw_curve(axes, curve, _plain(style.name), _colour(style.colour))
+        names += [style.name] if style.name else []
+    _finish(axes, panel.title, panel.x_label, panel.y_label)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _calm(axes, panel.from_zero)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_scatter(axes: Axes, chart: Scatter) -> None:
+    for dot in chart.dots:
+        _draw_whiskers(axes, dot, dot.x, dot.value.value, vertical=True)
+        axes.annotate(
+            _plain(dot.label), (dot.x, dot.value.value), textcoords="offset points",
+            xytext=(7, 4), fontsize=8,
+        )  # fmt: skip
+    for place in dict.fromkeys(dot.style for dot in chart.dots if chart.joined):
+        line = sorted((dot.x, dot.value.value) for dot in chart.dots if dot.style == place)
+        axes.plot(*zip(*line, strict=True), color=_colour(place), linewidth=1.2)
+    if chart.log:
+        axes.set_xscale("symlog", linthresh=smallest_positive(chart.dots))
+    axes.margins(x=0.15, y=0.12)
+    _finish(axes, chart.title, chart.x_label, chart.y_label)
+
+
+def _draw_dots(axes: Axes, chart: Dots) -> None:
+    for line, dot in enumerate(chart.dots):
+        _draw_whiskers(axes, dot, dot.value.value, -line, vertical=False)
+    axes.set_yticks([-line for line in range(len(chart.dots))])
+    axes.set_yticklabels([_plain(dot.label) for dot in chart.dots])
+    _finish(axes, chart.title, chart.label, "")
+
+
+def _draw_whiskers(axes: Axes, dot: Dot, x: float, y: float, vertical: bool) -> None:
+    value, low, high = dot.value.value, dot.value.low, dot.value.high
+    colour = _colour(dot.style)
+    if low is not None and high is not None:
+        ends = [[value - low], [high - value]]
+        along = {"yerr": ends} if vertical else {"xerr": ends}
+        axes.errorbar([x], [y], **along, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
+    axes.plot([x], [y], "o", color=colour, markersize=6)
+
+
+def _draw_histogram(axes: Axes, chart: Histogram) -> None:
     bins = np.linspace(0, 1, 26).tolist()
-    for colour, (label, values) in zip(COLOURS, groups.items(), strict=False):
+    for place, (label, values) in enumerate(chart.groups.items()):
         mean = float(np.mean(values))
         text = f"{label}: mean {mean:.3f} (n = {len(values)})"
-        axes.hist(values, bins=bins, color=colour, alpha=0.45, label=text)
-        axes.axvline(mean, color=colour, linestyle="--", linewidth=1.6)
-    _finish(axes, "", x_label, "examples")
+        axes.hist(values, bins=bins, color=_colour(place), alpha=0.45, label=text)
+        axes.axvline(mean, color=_colour(place), linestyle="--", linewidth=1.6)
+    _finish(axes, "", chart.x_label, "examples")
     axes.set_xlim(0, 1)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Above the axes: a legend inside would cover bars.
-    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
-    _save(figure, title, path)
+    axes.legend(
+        title=_plain(chart.title) or None, alignment="left", frameon=False, fontsize=9,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=1,
+    )  # fmt: skip
 
 
 def draw_bars(
     path: Path, title: str, y_label: str, bars: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    """Draw grouped bars with 95 % intervals as whiskers.
+    """Draw grouped bars with 95 % intervals as whiskers, as PNG and as SVG.
 
     Args:
-        path: The PNG to write.
+        path: The PNG to write; the SVG lies beside it.
         title: Title of the figure.
         y_label: What the height is, with its unit.
         bars: For each group (a run) the estimates by label; a label may miss in some groups.
@@ -120,28 +186,28 @@ def draw_bars(
     turned = max(len(name) for name in bars) > 12
     axes.set_xticks(
         range(len(bars)),
-        list(bars),
+        [_plain(name) for name in bars],
         rotation=25 if turned else 0,
         ha="right" if turned else "center",
     )
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
-    _save(figure, title, path)
+    _save(figure, title, path, svg=True)
 
 
-def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Centred mean over a twentieth of the points; the window shrinks at both ends."""
-    array = np.asarray(values, dtype=np.float64)
-    half = max(1, len(array) // 40)
-    total = np.concatenate([[0.0], np.cumsum(array)])
-    place = np.arange(len(array))
-    first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(array))
-    return (total[last] - total[first]) / (last - first)
+def _colour(place: int) -> str:
+    """A place in the palette; it begins again behind the last."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading formulas into a name."""
+    return text.replace("$", r"\$")
 
 
 def _draw_curve(axes: Axes, curve: Series, label: str, colour: str) -> None:
-    if len(curve.values) < _SMOOTH_FROM:
+    if len(curve.values) < SMOOTH_FROM:
         marker = "o" if len(curve.values) < 25 else ""
         axes.plot(*curve, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.6)
         return
@@ -173,7 +239,11 @@ def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=11.5, color=_INK)
+def _save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:
+    figure.suptitle(_plain(title), fontsize=11.5, color=_INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    if svg:
+        # Text as text, and no date: the same runs give the same file.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
