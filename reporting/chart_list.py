@@ -203,7 +203,8 @@ def _panels(
         styles: dict[str, Style] = {}
         for run, style in _named(comparison, wanted):
             curve = run.curves.get(metric)
-            if curve is not None and len(curve.steps) > 1:
+            flat = metric == "objective/kl_coef" and curve and len(set(curve.values)) == 1
+            if curve is not None and len(curve.steps) > 1 and not flat:
                 curves[run.name], styles[run.name] = curve, style
         if curves:
             panels.append(Panel(title, y_label, curves, from_zero, styles=styles))

@@ -26,6 +26,10 @@ def draw_values(seed: int, count: int, mean: float = 0.5) -> dict[str, list[floa
     return {metric: np.clip(rng.normal(mean, 0.2, count), 0, 1).tolist() for metric in METRICS}
 
 
+def make_dialogue(number: int) -> str:
+    return f"#Person1#: Ben, the way {number}?\n#Person2#: Left, Ann."
+
+
 def lay_run(
     path: Path,
     values: Mapping[str, Sequence[float]],
@@ -34,6 +38,7 @@ def lay_run(
     trainable: int = 57_344,
     config: Mapping[str, Any] | None = None,
     texts: Sequence[str] | None = None,
+    dialogues: Sequence[str] | None = None,
     curves: Mapping[str, Sequence[float]] | None = None,
     **summary: Any,
 ) -> Path:
@@ -59,7 +64,7 @@ def lay_run(
         rows.append(
             {
                 "id": f"test_{i}",
-                "dialogue": f"#Person1#: Ben, the way {i}?\n#Person2#: Left, Ann.",
+                "dialogue": dialogues[i] if dialogues else make_dialogue(i),
                 "references": REFERENCES,
                 "prediction": text,
                 "unknown_names": ["Zorro"] if "Zorro" in text else [],
