@@ -162,8 +162,8 @@ def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int]
         if not values:
             return EMPTY
         mean = sum(values) / len(values)
-        spread = f"{style(min(values))} to {style(max(values))}"
-        return Cell(style(mean), (spread,) if len(values) > 1 else (), mean)
+        low, high = style(min(values)), style(max(values))
+        return Cell(style(mean), (f"{low} to {high}",) if low != high else (), mean)
 
     return make
 

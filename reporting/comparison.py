@@ -102,6 +102,9 @@ class Comparison:
 
     def _difference(self, before: int, after: int, metric: str) -> Estimate | None:
         """Give the mean of `after` - `before` over the examples that both have; None without."""
+        if before > after:  # the same the other way round
+            gap = self.difference(after, before, metric)
+            return None if gap is None else _negated(gap)
         one, two = self.groups[before], self.groups[after]
         keys = shared_keys([*one.runs, *two.runs], metric)
         if not keys or before == after:
@@ -156,6 +159,11 @@ class Comparison:
             return [] if price is None else [one / 3600 * price for one in seconds]
         found = [run.summary.get(name) for run in self.groups[place].runs]
         return [float(one) for one in found if isinstance(one, int | float)]
+
+
+def _negated(estimate: Estimate) -> Estimate:
+    value, n, low, high = estimate
+    return Estimate(-value, n, None if high is None else -high, None if low is None else -low)
 
 
 def late_length(count: int) -> int:

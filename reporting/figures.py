@@ -106,13 +106,12 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 def _draw_scatter(axes: Axes, chart: Scatter) -> None:
     for dot in chart.dots:
         _draw_whiskers(axes, dot, dot.x, dot.value.value, vertical=True)
-        axes.annotate(
-            _plain(dot.label), (dot.x, dot.value.value), textcoords="offset points",
-            xytext=(7, 4), fontsize=8,
-        )  # fmt: skip
-    for place in dict.fromkeys(dot.style for dot in chart.dots if chart.joined):
-        line = sorted((dot.x, dot.value.value) for dot in chart.dots if dot.style == place)
-        axes.plot(*zip(*line, strict=True), color=_colour(place), linewidth=1.2)
+        name = "" if chart.joined else _plain(dot.label)  # where x says which dot it is
+        place = (dot.x, dot.value.value)
+        axes.annotate(name, place, textcoords="offset points", xytext=(7, 4), fontsize=8)
+    for style in dict.fromkeys(dot.style for dot in chart.dots if chart.joined):
+        line = sorted((dot.x, dot.value.value) for dot in chart.dots if dot.style == style)
+        axes.plot(*zip(*line, strict=True), color=_colour(style), linewidth=1.2)
     if chart.log:
         axes.set_xscale("symlog", linthresh=smallest_positive(chart.dots))
     axes.margins(x=0.15, y=0.12)

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,8 @@ Key = tuple[str, str]
 """What one test example is recognised by in several runs: its id and its dialogue."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Run:
     """One run as read from its folder.
 
     Attributes:
@@ -37,6 +39,7 @@ class Run(NamedTuple):
     curves: dict[str, Series]
     config: dict[str, Any]
     problems: tuple[str, ...] = ()
+    _columns: dict[str, dict[Key, float]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def has_model(self) -> bool:
@@ -67,8 +70,13 @@ class Run(NamedTuple):
 
     def values(self, metric: str) -> dict[Key, float]:
         """Give the examples' values of a metric, of those that have a finite one."""
-        found = {key: row[metric] for key, row in self.rows.items() if is_number(row.get(metric))}
-        return {key: float(value) for key, value in found.items()}
+        if metric not in self._columns:
+            self._columns[metric] = {
+                key: float(row[metric])
+                for key, row in self.rows.items()
+                if is_number(row.get(metric))
+            }
+        return self._columns[metric]
 
 
 def is_number(value: object) -> bool:

@@ -74,14 +74,15 @@ def _choice(comparison: Comparison) -> str:
     if not close:
         return (
             f"Use {label[best]}: its {name} of {value} is the highest of "
-            f"{len(comparison.ranked)} methods, {_lead(comparison, second, best)}."
+            f"{len(comparison.ranked)} methods, {_lead(comparison, second, best, 'above')} "
+            f"{label[second]}."
         )
-    names = _listed([label[place] for place in close])
     verb = "is" if len(close) == 1 else "are"
+    behind = [f"{label[place]}, {_lead(comparison, place, best, 'below')}" for place in close]
+    behind = behind if len(close) < 3 else [label[place] for place in close]
     sentence = (
-        f"Use {_listed([label[place] for place in (best, *close)], 'or')}: {label[best]} "
-        f"has the highest {name}, {value}, but {names} {verb} not clearly behind "
-        f"({_lead(comparison, close[0], best)})"
+        f"Use {_listed([label[place] for place in (best, *close)], 'or')}: {label[best]} has the "
+        f"highest {name}, {value}, but {_listed(behind)}, {verb} not clearly behind"
     )
     counts = {place: comparison.groups[place].first.trainable for place in (best, *close)}
     known = {place: count for place, count in counts.items() if count is not None}
@@ -91,15 +92,14 @@ def _choice(comparison: Comparison) -> str:
     return f"{sentence}."
 
 
-def _lead(comparison: Comparison, before: int, after: int) -> str:
-    """By how much one group is above another."""
-    label = comparison.groups[before].label
+def _lead(comparison: Comparison, before: int, after: int, word: str) -> str:
+    """By how much one group is above another, or the other below it."""
     gap = comparison.difference(before, after, HEADLINE)
     if gap is not None:
         interval = f" ({format_interval(gap)})" if gap.low is not None else ""
-        return f"{format_estimate(gap)}{interval} above {label}"
-    value = format_estimate(_headline(comparison, before))
-    return f"{label} has {value} on other dialogues"
+        return f"{format_estimate(gap)}{interval} {word}"
+    lead = _headline(comparison, after).value - _headline(comparison, before).value
+    return f"{format_estimate(Estimate(lead))} on other dialogues {word}"
 
 
 def _certainty(comparison: Comparison) -> str:

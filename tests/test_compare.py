@@ -196,7 +196,8 @@ def test_a_difference_of_chance_is_not_clear(tmp_path: Path) -> None:
     two = lay_run(tmp_path / "two", [0.9, 0.11, 0.5, 0.5], trainable=7)
     choice, certainty = read(one, two)
     assert choice.startswith("Use two or one: two has the highest ROUGE-1, 50.2 (")
-    assert "but one is not clearly behind (0.3 (" in choice
+    assert "but one, 0.3 (" in choice
+    assert " below, is not clearly behind; " in choice
     assert choice.endswith("; one trains the fewest weights, 5.")
     share = float(certainty.split(" %")[0].split()[-1])
     assert 30 < share < 80
@@ -206,7 +207,8 @@ def test_several_that_are_close_are_all_named(tmp_path: Path) -> None:
     rouge = {"a": [0.9, 0.1, 0.5], "b": [0.1, 0.9, 0.49], "c": [0.5, 0.48, 0.5], "d": [0.0] * 3}
     paths = [lay_run(tmp_path / name, values) for name, values in rouge.items()]
     assert read(*paths)[0].startswith("Use a, b or c: a has the highest")
-    assert "but b and c are not clearly behind" in read(*paths)[0]
+    assert " below and c, " in read(*paths)[0]
+    assert " below, are not clearly behind" in read(*paths)[0]
 
 
 @pytest.mark.parametrize(

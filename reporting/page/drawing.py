@@ -114,7 +114,8 @@ def _draw_scatter(chart: Scatter) -> Markup:
         parts.append(_path([(x(at), y(value)) for at, value in own], f"curve {colour(style)}"))
     for one in chart.dots:
         parts += _whisker(one, partial(_point, x(one.x), y))
-    parts += _place_labels(chart.dots, x, y, box)
+    if not chart.joined:  # where x says which dot it is
+        parts += _place_labels(chart.dots, x, y, box)
     label = f"{chart.title}: " + "; ".join(
         f"{one.label} {in_words(one.value)} at {one.x:g}" for one in chart.dots
     )
