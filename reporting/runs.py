@@ -120,6 +120,7 @@ def read_run(path: Path, name: str) -> Run:
     if not summary:
         raise ValueError("there is no summary.json in it; did the run finish?")
     metrics = _read_metrics(summary)
+    _check(summary)
     problems: list[str] = []
     rows: dict[Key, dict[str, Any]] = {}
     curves: dict[str, Series] = {}
@@ -144,13 +145,25 @@ def read_run(path: Path, name: str) -> Run:
 def _read_metrics(summary: Mapping[str, Any]) -> dict[str, Estimate]:
     try:
         metrics = {key: Estimate(**fields) for key, fields in summary.get("metrics", {}).items()}
-        for estimate in metrics.values():
-            float(estimate.value)
-    except (TypeError, AttributeError, ValueError) as error:
+        for name, (value, *rest) in metrics.items():
+            if not is_number(value) or not all(one is None or is_number(one) for one in rest):
+                raise TypeError(f"{name} has something else than finite numbers")
+    except (TypeError, AttributeError) as error:
         raise ValueError(
             f'"metrics" in summary.json is not {{name: {{value, n, low, high}}}} ({error}).'
         ) from error
     return metrics
+
+
+def _check(summary: Mapping[str, Any]) -> None:
+    """Refuse a summary whose other fields are of another shape than a run writes them in."""
+    for name in ("versions", "parameters", "data"):
+        if not isinstance(summary.get(name) or {}, dict):
+            raise ValueError(f'"{name}" in summary.json is not an object; repeat the run.')
+    if not all(map(is_number, (summary.get("parameters") or {}).values())):
+        raise ValueError('"parameters" in summary.json is not {name: number}; repeat the run.')
+    if not all(isinstance(split, dict) for split in (summary.get("data") or {}).values()):
+        raise ValueError('"data" in summary.json is not {split: {...}}; repeat the run.')
 
 
 def _read_rows(folder: RunFolder) -> dict[Key, dict[str, Any]]:

@@ -68,6 +68,7 @@ def lay_run(
                 "references": REFERENCES,
                 "prediction": text,
                 "unknown_names": ["Zorro"] if "Zorro" in text else [],
+                "unknown_speakers": [],
             }
             | {name: column[i] for name, column in values.items()}
             | ({"prediction_before": f"Before {i}."} if "toxicity_before" in values else {})

@@ -15,7 +15,7 @@ from metrics.intervals import Estimate, bootstrap_mean, paired_change
 from metrics.over_runs import difference_over_runs, mean_over_runs
 from reporting.comparison import Comparison
 from reporting.page.build import build_page, embed
-from reporting.page.examples import mark_overlap
+from reporting.page.examples import mark_overlap, stems_of
 from reporting.page.microscope import spread_out
 from reporting.runs import read_runs
 from run_folder import RolloutFiles, RunFolder
@@ -241,7 +241,8 @@ def test_spread_out_has_both_ends() -> None:
 
 def test_words_overlap_by_their_stems() -> None:
     # "asked" and "asks" have one stem; ROUGE knows no stem of so short a word as "has".
-    assert mark_overlap("Ann asked for it, #Person1# has.", ["Person1 asks Ann"]) == "110010"
+    known = stems_of(["Person1 asks", "Ann"])
+    assert mark_overlap("Ann asked for it, #Person1# has.", known) == "110010"
 
 
 # What is hostile or broken --------------------------------------------------------------------
@@ -342,6 +343,26 @@ def test_a_missing_metric_is_a_gap(tmp_path: Path) -> None:
     gaps = [c["data-metric"] for c, _ in page.cells if c["data-of"] != "value" and "data-n" in c]
     assert "toxicity" not in gaps
     assert "rouge1" in gaps
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("versions", ["torch"]), ("parameters", {"trainable": "many"}), ("parameters", 3),
+        ("data", {"test": 5}), ("metrics", {"test/rouge1": {"value": "0.5"}}), ("metrics", 7),
+        ("metrics", {"test/rouge1": {"value": float("nan")}}),
+        ("metrics", {"test/rouge1": {"value": 0.5, "low": "x", "high": 0.6}}),
+    ],
+)  # fmt: skip
+def test_a_summary_of_another_shape_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    good = lay_run(tmp_path / "good", draw_values(0, 5))
+    bad = lay_run(tmp_path / "bad", draw_values(1, 5))
+    RunFolder(bad).update_summary(**{field: value})
+    runs, problems = read_runs([bad, good])
+    assert [run.name for run in runs] == ["good"]
+    assert f'"{field}"' in problems[0]
+    assert "in summary.json is not" in problems[0]
+    assert 'data-row="good"' in build(bad, good)
 
 
 def test_runs_without_any_example_or_curve(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The dialogues of a comparison with every run's summary, in columns, for the page's browser."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from metrics.names import find_unknown_names
@@ -17,6 +17,7 @@ _WORD = re.compile(r"[a-z0-9]+", re.IGNORECASE | re.ASCII)
 _DECIMALS = 5
 
 Columns = dict[str, Any]
+Stem = tuple[str, ...]
 
 
 def list_examples(comparison: Comparison) -> Columns:
@@ -35,12 +36,13 @@ def list_examples(comparison: Comparison) -> Columns:
                 order.setdefault(key, row)
     keys = list(order)
     references = [_texts(order[key].get("references")) for key in keys]
+    known = [stems_of(texts) for texts in references]
     columns = []
     for place, group in enumerate(comparison.groups):
         for run in group.runs:
             for end, title in (("", run.name), (BEFORE, f"{run.name} (before)")):
                 if any(f"prediction{end}" in row for row in run.rows.values()):
-                    columns.append(_describe(run, end, title, place, keys, references))
+                    columns.append(_describe(run, end, title, place, keys, known))
     return {
         "ids": [identity for identity, _ in keys],
         "dialogues": [str(order[key].get("dialogue") or "") for key in keys],
@@ -55,7 +57,7 @@ def _describe(
     title: str,
     place: int,
     keys: Sequence[Key],
-    references: Sequence[Sequence[str]],
+    known: Sequence[Set[Stem]],
 ) -> Columns:
     """Give one run's texts, or those of before PPO, example by example."""
     rows = [run.rows.get(key) or {} for key in keys]
@@ -71,34 +73,38 @@ def _describe(
             if any(value is not None for value in column)
         },
         "overlap": [
-            None if text is None else mark_overlap(text, those)
-            for text, those in zip(texts, references, strict=True)
+            None if text is None else mark_overlap(text, stems)
+            for text, stems in zip(texts, known, strict=True)
         ],
         "names": [_names(row, text, end) for row, text in zip(rows, texts, strict=True)],
     }
 
 
-def mark_overlap(text: str, references: Sequence[str]) -> str:
+def stems_of(texts: Sequence[str]) -> set[Stem]:
+    """Give the stems of all words of some texts."""
+    return {stem(word.lower()) for text in texts for word in _WORD.findall(text)}
+
+
+def mark_overlap(text: str, known: Set[Stem]) -> str:
     """Say of each word of a text whether a reference has it too, by their stems as ROUGE does.
 
     Args:
         text: Any text.
-        references: Texts.
+        known: The stems of the references' words.
 
     Returns:
         A 1 or a 0 for each word.
     """
-    known = {stem(word.lower()) for one in references for word in _WORD.findall(one)}
     return "".join("1" if stem(word.lower()) in known else "0" for word in _WORD.findall(text))
 
 
 def _names(row: Mapping[str, Any], text: str | None, end: str) -> list[str]:
-    """Names that the dialogue does not have: those that the test found, or found now."""
+    """Names and speakers that the dialogue does not have: what the test found, else names."""
     if text is None:
         return []
     known = row.get("unknown_names") if not end else None
     if isinstance(known, list):
-        return _texts(known)
+        return _texts(known) + _texts(row.get("unknown_speakers"))
     return find_unknown_names(text, str(row.get("dialogue") or ""))
 
 
