@@ -58,7 +58,8 @@ def choose_columns(comparison: Comparison) -> list[Column]:
     return [
         column
         for column in _COLUMNS
-        if not column.optional or any(column.make(comparison, p) != EMPTY for p in places)
+        if not column.optional
+        or any(column.make(comparison, p).text not in ("", NONE) for p in places)
     ]
 
 
@@ -169,8 +170,7 @@ def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int]
 
 
 def _notes(comparison: Comparison, place: int) -> Cell:
-    notes = "; ".join(make_notes(comparison.groups[place].first))
-    return Cell(notes) if notes else EMPTY
+    return Cell("; ".join(make_notes(comparison.groups[place].first)))
 
 
 def _shots(run: Run) -> list[str]:

@@ -105,3 +105,49 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
 def smallest_positive(dots: Sequence[Dot]) -> float:
     """The smallest x above 0, where a logarithmic axis that has a 0 may begin."""
     return min((dot.x for dot in dots if dot.x > 0), default=1.0)
+
+
+Rectangle = tuple[float, float, float, float]
+"""Left, top, width, height; y grows downwards."""
+
+_LINE = 14.0
+_MARK = 6.0
+
+
+def place_labels(
+    marks: Sequence[tuple[float, float, float]], left: float, right: float
+) -> list[tuple[float, float]]:
+    """Choose for each dot the side of it where its name covers least of names and dots.
+
+    Args:
+        marks: Where each dot is, pixels or points, y growing downwards, and how wide its name is.
+        left: A name should not begin before it.
+        right: A name should not end behind it.
+
+    Returns:
+        The top left corner of each name, which is 14 high.
+    """
+    taken: list[Rectangle] = [(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y, _ in marks]
+    corners = []
+    for x, y, width in marks:
+        sides = (
+            (x + 9, y - 7), (x - 9 - width, y - 7),
+            (x - width / 2, y - 24), (x - width / 2, y + 10),
+            (x + 9, y - 20), (x + 9, y + 6),
+            (x - 9 - width, y - 20), (x - 9 - width, y + 6),
+        )  # fmt: skip
+        costs = []
+        for at, top in sides:
+            outside = max(0.0, left - at) + max(0.0, at + width - right)
+            covered = sum(_overlap((at, top, width, _LINE), other) for other in taken)
+            costs.append(9 * outside + covered)
+        corner = sides[costs.index(min(costs))]
+        taken.append((*corner, width, _LINE))
+        corners.append(corner)
+    return corners
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> float:
+    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)

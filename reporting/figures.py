@@ -19,12 +19,17 @@ from reporting.charts import (
     Panel,
     Scatter,
     Series,
+    place_labels,
     running_mean,
     smallest_positive,
 )
 
-# Okabe & Ito (2008): told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe & Ito (2008): told apart by colour-blind readers too. The last two are ours.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#595959", "#7A4A21",
+)  # fmt: skip
+_MARKERS = "osD"  # where the palette begins again
+_LETTER = 4.6  # width of a letter of a name, points
 _INK = "#333333"
 
 
@@ -87,6 +92,15 @@ def _draw_grid(charts: Sequence[Chart], columns: int) -> Figure:
                 _draw_dots(axes, chart)
     for axes in grid.flat[len(charts) :]:
         axes.set_visible(False)
+    named = [
+        (axes, chart.dots)
+        for axes, chart in zip(grid.flat, charts, strict=False)
+        if isinstance(chart, Scatter) and not chart.joined  # where x says which dot it is
+    ]
+    if named:
+        figure.draw_without_rendering()
+        for axes, dots in named:
+            _name_dots(axes, dots)
     return figure
 
 
@@ -106,16 +120,33 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 def _draw_scatter(axes: Axes, chart: Scatter) -> None:
     for dot in chart.dots:
         _draw_whiskers(axes, dot, dot.x, dot.value.value, vertical=True)
-        name = "" if chart.joined else _plain(dot.label)  # where x says which dot it is
-        place = (dot.x, dot.value.value)
-        axes.annotate(name, place, textcoords="offset points", xytext=(7, 4), fontsize=8)
     for style in dict.fromkeys(dot.style for dot in chart.dots if chart.joined):
         line = sorted((dot.x, dot.value.value) for dot in chart.dots if dot.style == style)
         axes.plot(*zip(*line, strict=True), color=_colour(style), linewidth=1.2)
     if chart.log:
         axes.set_xscale("symlog", linthresh=smallest_positive(chart.dots))
+    if chart.joined:
+        axes.set_xticks(values := sorted({dot.x for dot in chart.dots}), [f"{x:g}" for x in values])
+        axes.minorticks_off()
     axes.margins(x=0.15, y=0.12)
     _finish(axes, chart.title, chart.x_label, chart.y_label)
+
+
+def _name_dots(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Write each name beside its dot; the axes have their final place."""
+    scale = 72 / axes.figure.dpi
+    frame = axes.get_window_extent()
+    spots = axes.transData.transform([(dot.x, dot.value.value) for dot in dots]) * scale
+    marks = [
+        (float(x), -float(y), _LETTER * len(dot.label))
+        for (x, y), dot in zip(spots, dots, strict=True)
+    ]
+    corners = place_labels(marks, frame.x0 * scale, frame.x1 * scale)
+    for dot, (x, y, _), (left, top) in zip(dots, marks, corners, strict=True):
+        axes.annotate(
+            _plain(dot.label), (dot.x, dot.value.value), xytext=(left - x, y - top),
+            textcoords="offset points", fontsize=8, verticalalignment="top",
+        )  # fmt: skip
 
 
 def _draw_dots(axes: Axes, chart: Dots) -> None:
@@ -133,7 +164,8 @@ def _draw_whiskers(axes: Axes, dot: Dot, x: float, y: float, vertical: bool) -> 
         ends = [[value - low], [high - value]]
         along = {"yerr": ends} if vertical else {"xerr": ends}
         axes.errorbar([x], [y], **along, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
-    axes.plot([x], [y], "o", color=colour, markersize=6)
+    marker = _MARKERS[dot.style // len(COLOURS) % len(_MARKERS)]
+    axes.plot([x], [y], marker, color=colour, markersize=6)
 
 
 def _draw_histogram(axes: Axes, chart: Histogram) -> None:

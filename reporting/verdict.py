@@ -88,7 +88,9 @@ def _choice(comparison: Comparison) -> str:
     known = {place: count for place, count in counts.items() if count is not None}
     if len(known) == len(counts) and min(known.values()) < max(known.values()):
         least = min(known, key=lambda place: known[place])
-        sentence += f"; {label[least]} trains the fewest weights, {format_count(known[least])}"
+        sentence += (
+            f"; of these {label[least]} trains the fewest weights, {format_count(known[least])}"
+        )
     return f"{sentence}."
 
 

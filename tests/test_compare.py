@@ -8,6 +8,7 @@ import pytest
 import report
 from metrics.intervals import Estimate
 from metrics.words import KEYS
+from reporting.charts import place_labels
 from reporting.compare import make_csv
 from reporting.comparison import Comparison
 from reporting.formats import format_dollars, format_estimate, format_interval
@@ -198,7 +199,7 @@ def test_a_difference_of_chance_is_not_clear(tmp_path: Path) -> None:
     assert choice.startswith("Use two or one: two has the highest ROUGE-1, 50.2 (")
     assert "but one, 0.3 (" in choice
     assert " below, is not clearly behind; " in choice
-    assert choice.endswith("; one trains the fewest weights, 5.")
+    assert choice.endswith("; of these one trains the fewest weights, 5.")
     share = float(certainty.split(" %")[0].split()[-1])
     assert 30 < share < 80
 
@@ -242,7 +243,7 @@ def test_what_no_model_made_is_shown_but_not_ranked(tmp_path: Path) -> None:
     comparison = Comparison(runs)
     assert [row[-4:] for row in make_rows(comparison)[1:]] == [
         ["-", "-", "-", "each reference against the others"],
-        ["5\n0.5 %", "75 s", "1.00 GiB", "-"],
+        ["5\n0.5 %", "75 s", "1.00 GiB", ""],
     ]
     # No model is called the best but lora, nor are two backbones found.
     assert make_verdict(comparison).sentences == [
@@ -311,6 +312,14 @@ def test_a_wrong_place_or_price_is_refused_before_anything_is_read(
     assert report.main(["compare", path, "--out", out, "--price_per_hour", "-1"]) == 2
     assert "--price_per_hour has to be" in caplog.text
     assert not (tmp_path / "out").exists()
+
+
+def test_names_of_dots_cover_no_other_name_where_there_is_room() -> None:
+    marks = [(100.0, 100.0, 40.0), (104.0, 101.0, 40.0), (99.0, 103.0, 40.0), (290.0, 50.0, 40.0)]
+    corners = place_labels(marks, 0.0, 300.0)
+    assert all(x + 40 <= 300 for x, _ in corners)
+    for i, (x, y) in enumerate(corners):
+        assert all(abs(x - left) >= 40 or abs(y - top) >= 14 for left, top in corners[:i])
 
 
 def test_summary_stays_the_runs_own(tmp_path: Path) -> None:

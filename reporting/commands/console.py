@@ -3,8 +3,8 @@
 import rich
 from rich.console import Console
 
-# A table of ten columns needs this much; a file or a pipe has it, whatever rich would assume.
-_WIDTH = 190
+# A table of all columns needs this much; a file or a pipe has it, whatever rich would assume.
+_WIDTH = 230
 
 
 def wide_console() -> Console:

@@ -18,6 +18,7 @@ from reporting.charts import (
     Panel,
     Scatter,
     Series,
+    place_labels,
     running_mean,
     smallest_positive,
 )
@@ -42,6 +43,7 @@ from reporting.page.svg import (
 _WIDTH, _HEIGHT = 390, 236
 _MOST_POINTS = 240
 _BINS = 20
+_LETTER = 6.4  # width of a letter of a name, pixels
 
 
 def draw(chart: Chart) -> Markup:
@@ -115,7 +117,7 @@ def _draw_scatter(chart: Scatter) -> Markup:
     for one in chart.dots:
         parts += _whisker(one, partial(_point, x(one.x), y))
     if not chart.joined:  # where x says which dot it is
-        parts += _place_labels(chart.dots, x, y, box)
+        parts += _name_dots(chart.dots, x, y, box)
     label = f"{chart.title}: " + "; ".join(
         f"{one.label} {in_words(one.value)} at {one.x:g}" for one in chart.dots
     )
@@ -150,39 +152,17 @@ def _log_scale(dots: Sequence[Dot], box: Box) -> tuple[Scale, list[float]]:
     return lambda value: box.left + 12 if value <= 0 else inner(math.log10(value)), values
 
 
-def _place_labels(dots: Sequence[Dot], x: Scale, y: Scale, box: Box) -> list[Markup]:
-    """Write each name beside its dot, on the side where it covers least."""
-    marks = [(x(one.x) - 6, y(one.value.value) - 6, 12.0, 12.0) for one in dots]
-    taken: list[tuple[float, float, float, float]] = list(marks)
-    parts = []
-    for one in dots:
-        at, up = x(one.x), y(one.value.value)
-        words = shorten(one.label, 20)
-        wide = 6.4 * len(words)
-        sides = (
-            (at + 9, up - 7, "start"), (at - 9 - wide, up - 7, "end"),
-            (at - wide / 2, up - 24, "middle"), (at - wide / 2, up + 10, "middle"),
-            (at + 9, up - 20, "start"), (at + 9, up + 6, "start"),
-        )  # fmt: skip
-
-        def cost(side: tuple[float, float, str], wide: float = wide) -> float:
-            left, top, _ = side
-            outside = max(0, box.left - left) + max(0, left + wide - box.right - 12)
-            return 9 * outside + sum(_overlap((left, top, wide, 14), other) for other in taken)
-
-        left, top, anchor = min(sides, key=cost)
-        taken.append((left, top, wide, 14))
-        start = {"start": left, "middle": left + wide / 2, "end": left + wide}[anchor]
-        parts.append(text(start, top + 11, words, "name", anchor))
-    return parts
-
-
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> float:
-    wide = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    high = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    return max(wide, 0) * max(high, 0)
+def _name_dots(dots: Sequence[Dot], x: Scale, y: Scale, box: Box) -> list[Markup]:
+    """Write each name beside its dot."""
+    words = [shorten(one.label, 20) for one in dots]
+    marks = [
+        (x(one.x), y(one.value.value), _LETTER * len(word))
+        for one, word in zip(dots, words, strict=True)
+    ]
+    corners = place_labels(marks, box.left, box.right + 12)
+    return [
+        text(left, top + 11, word, "name") for (left, top), word in zip(corners, words, strict=True)
+    ]
 
 
 def _draw_panel(panel: Panel) -> Markup:
