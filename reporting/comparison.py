@@ -22,6 +22,8 @@ HEADLINE = "rouge1"
 COMPARED = (*KEYS, "toxicity", "reward")
 """Metrics of examples that runs are compared by."""
 
+LOWER_IS_BETTER = ("toxicity",)
+
 _LATE = 10
 _FEWEST_LATE = 5
 
