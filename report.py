@@ -1,6 +1,8 @@
-"""The command line for results: compare runs, score prediction files.
+"""The command line for results: score files of predictions, compare and examine runs.
 
 python report.py compare runs/lora runs/full_ft --out runs/report
+python report.py toxicity runs/ppo --out runs/report --top 20
+python report.py frontier runs/sweep_ppo_betas --out runs/frontier
 python report.py score --predictions out.txt --references ref.txt --out scores.json
 """
 
@@ -12,7 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-COMMANDS = ("compare", "score")
+COMMANDS = ("compare", "toxicity", "frontier", "score")
 """Modules of `reporting.commands`: a function of its own name, and one that adds its options."""
 
 
@@ -28,7 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
     args = sys.argv[1:] if args is None else args
-    parser = ArgumentParser(prog="report.py", description="Compare runs; score prediction files.")
+    parser = ArgumentParser(
+        prog="report.py", description="Score files of predictions; compare and examine runs."
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     modules: dict[str, Any] = {}
     # Only what is asked for: some take seconds to import, and comparing runs is quick.

@@ -1,11 +1,9 @@
-"""Means and differences over several training runs of one method, on the same test examples.
+"""Differences between methods of several training runs each, on the same test examples.
 
-With one run an interval covers the choice of test examples. With several it has to cover the
-choice of training seed too: runs and examples are resampled independently of each other, crossed
-as they are (Owen 2007, "The pigeonhole bootstrap"). Resampling k runs gives only (k - 1) / k of
-their variance, which is much where k is 2 or 3, so the runs' deviations from their mean are
-stretched by sqrt(k / (k - 1)) first (Rao and Wu 1988). Of two or three runs an interval stays a
-rough one all the same: look at the runs one by one.
+As in :func:`metrics.intervals.bootstrap_crossed`, runs and examples are drawn independently of
+each other. The methods of a comparison share the draws of the examples: what is hard for one is
+mostly hard for the other, and cancels. Their runs are drawn each by themselves, unless they belong
+together.
 """
 
 from collections.abc import Sequence
@@ -13,35 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics.intervals import Estimate, bootstrap_mean, resample_means
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
 
 Matrix = NDArray[np.float64]
-
-
-def mean_over_runs(values: Matrix, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Estimate the mean of K runs over n examples, and its 95 % interval.
-
-    Args:
-        values: One row for each run, one column for each example, [K, n].
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Returns:
-        The estimate; for a single run that of `bootstrap_mean`.
-
-    Raises:
-        ValueError: As for `bootstrap_mean`.
-    """
-    centre = bootstrap_mean(values.mean(axis=0).tolist(), resamples, seed)
-    if len(values) == 1 or centre.low is None:
-        return centre
-    return _estimate(centre, resample_runs([values], resamples, seed)[0])
 
 
 def difference_over_runs(
     before: Matrix, after: Matrix, paired: bool = False, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Estimate the mean of after - before over the same examples.
+    """Estimate the mean of after - before over the same examples, and its 95 % interval.
 
     Args:
         before: Runs of one method, [K, n].
@@ -51,19 +29,21 @@ def difference_over_runs(
         seed: Seed of the resampling.
 
     Returns:
-        The estimate; for single runs that of `paired_change`.
+        The estimate, with the number of examples as its n; for single runs that of
+        `paired_change`.
 
     Raises:
         ValueError: As for `bootstrap_mean`.
     """
     if paired or len(before) == len(after) == 1:
-        return mean_over_runs(after - before, resamples, seed)
+        return bootstrap_crossed((after - before).tolist(), resamples, seed)
     mean = (after.mean(axis=0) - before.mean(axis=0)).tolist()
-    centre = bootstrap_mean(mean, resamples, seed)
+    centre = bootstrap_mean(mean, resamples=1)  # refuses what is not finite
     if centre.low is None:
         return centre
     one, two = resample_runs([before, after], resamples, seed)
-    return _estimate(centre, two - one)
+    low, high = np.percentile(two - one, [2.5, 97.5])
+    return Estimate(centre.value, centre.n, float(low), float(high))
 
 
 def resample_runs(
@@ -79,14 +59,15 @@ def resample_runs(
     Returns:
         For each method its R means.
     """
-    rng = np.random.default_rng([seed, 1])  # another stream than that of the examples
-    found = []
-    for values in methods:
-        runs = len(values)
-        means = resample_means(_stretch(values), resamples, seed)
-        weights = rng.multinomial(runs, [1 / runs] * runs, size=resamples) / runs
-        found.append((weights * means).sum(axis=1))
-    return found
+    rng = np.random.default_rng(seed)
+    n = methods[0].shape[1]
+    means = [np.empty(resamples) for _ in methods]
+    for number in range(resamples):
+        examples = rng.integers(n, size=n)
+        for values, found in zip(methods, means, strict=True):
+            runs = rng.integers(len(values), size=len(values))
+            found[number] = values[runs].mean(axis=0)[examples].mean()
+    return means
 
 
 def share_first(methods: Sequence[Matrix], first: int, resamples: int = 1000) -> float:
@@ -103,16 +84,3 @@ def share_first(methods: Sequence[Matrix], first: int, resamples: int = 1000) ->
     means = np.stack(resample_runs(methods, resamples))
     others = np.delete(means, first, axis=0).max(axis=0)
     return float(((means[first] > others) + 0.5 * (means[first] == others)).mean())
-
-
-def _stretch(values: Matrix) -> Matrix:
-    runs = len(values)
-    if runs == 1:
-        return values
-    centre = values.mean(axis=0)
-    return centre + np.sqrt(runs / (runs - 1)) * (values - centre)
-
-
-def _estimate(centre: Estimate, means: NDArray[np.float64]) -> Estimate:
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(centre.value, centre.n, float(low), float(high))

@@ -1,7 +1,7 @@
 """The cells of the table of a comparison, with what a page needs to sort and to explain them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from metrics.intervals import Estimate
@@ -82,15 +82,44 @@ def make_notes(run: Run) -> list[str]:
     return notes
 
 
-def estimate_cell(metric: str, estimate: Estimate | None, n: int | None = None) -> Cell:
+def estimate_cell(
+    estimate: Estimate | None, n: int | None = None, scale: float = 100, digits: int = 1
+) -> Cell:
     """Value, then interval, then n where it is not the row's."""
     if estimate is None:
         return EMPTY
-    how = scale_of(metric)
     own = f"n = {estimate.n}" if estimate.n not in (n, None) else ""
-    interval = format_interval(estimate, False, *how)
-    text = format_estimate(estimate, False, *how)
-    return Cell(text, tuple(p for p in (interval, own) if p), estimate.value, estimate)
+    interval = format_interval(estimate, scale=scale, digits=digits)
+    text = format_estimate(estimate, scale=scale, digits=digits)
+    return Cell(text, tuple(part for part in (interval, own) if part), estimate.value, estimate)
+
+
+def make_change_cell(
+    metrics: Mapping[str, Estimate | None],
+    name: str,
+    n: int | None,
+    scale: float = 100,
+    digits: int = 1,
+) -> Cell:
+    """Before → after, and below it the paired change where there is one; else the value alone.
+
+    Args:
+        metrics: Holds "<name>", and with two policies "<name>_before" and perhaps "<name>_change".
+        name: The metric.
+        n: That of the row.
+        scale: Factor of the numbers.
+        digits: Decimals.
+    """
+    after, before, change = (metrics.get(name + part) for part in ("", "_before", "_change"))
+    if before is None or after is None:
+        return estimate_cell(after, n, scale, digits)
+    start, end = (format_estimate(one, scale=scale, digits=digits) for one in (before, after))
+    details: tuple[str, ...] = ()
+    if change is not None:
+        value = format_estimate(change, sign=True, scale=scale, digits=digits)
+        interval = format_interval(change, sign=True, scale=scale, digits=digits)
+        details = (f"{value} ({interval})" if interval else value,)
+    return Cell(f"{start} → {end}", details, after.value, after)
 
 
 def find_n(comparison: Comparison, place: int) -> int | None:
@@ -123,26 +152,23 @@ def _references(comparison: Comparison, place: int) -> Cell:
 
 def _metric(key: str) -> Callable[[Comparison, int], Cell]:
     return lambda comparison, place: estimate_cell(
-        key, comparison.estimate(place, key), find_n(comparison, place)
+        comparison.estimate(place, key), find_n(comparison, place), *scale_of(key)
     )
 
 
 def _toxicity(comparison: Comparison, place: int) -> Cell:
     """The mean, or before → after with the paired change."""
-    after = comparison.estimate(place, "toxicity")
-    before = comparison.estimate(place, "toxicity_before")
-    change = comparison.change(place, "toxicity")
-    if before is None or after is None or change is None:
-        return estimate_cell("toxicity", after, find_n(comparison, place))
-    interval = format_interval(change, sign=True)
-    detail = format_estimate(change, sign=True) + (f" ({interval})" if interval else "")
-    text = f"{format_estimate(before)} → {format_estimate(after)}"
-    return Cell(text, (detail,), after.value, after)
+    found = {
+        "toxicity": comparison.estimate(place, "toxicity"),
+        "toxicity_before": comparison.estimate(place, "toxicity_before"),
+        "toxicity_change": comparison.change(place, "toxicity"),
+    }
+    return make_change_cell(found, "toxicity", find_n(comparison, place))
 
 
 def _kl(comparison: Comparison, place: int) -> Cell:
     estimate = comparison.kl(place)
-    cell = estimate_cell("kl", estimate)
+    cell = estimate_cell(estimate, None, *scale_of("kl"))
     if estimate is None or estimate.n is None:
         return cell
     interval = [line for line in cell.details if not line.startswith("n =")]

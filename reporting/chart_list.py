@@ -181,14 +181,10 @@ def _dots(
         found, x = comparison.estimate(place, metric), find_x(place)
         if found is None or x is None:
             continue
-        value, low, high = (
-            None if part is None else scale * part for part in (found.value, found.low, found.high)
-        )
-        assert value is not None  # noqa: S101 - it was not
         runs = [scale * one for one in comparison.run_values(place, metric)]
         runs = runs if len(runs) > 1 else []
         label = comparison.groups[place].label
-        dots.append(Dot(label, place, Estimate(value, found.n, low, high), runs, float(x)))
+        dots.append(Dot(label, place, found.scaled(scale), runs, float(x)))
     return dots
 
 

@@ -10,11 +10,11 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from metrics.intervals import Estimate, bootstrap_mean
-from metrics.over_runs import Matrix, difference_over_runs, mean_over_runs, share_first
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
+from metrics.over_runs import Matrix, difference_over_runs, share_first
 from metrics.words import KEYS
 from reporting.groups import group_runs
-from reporting.runs import Key, Run
+from reporting.runs import Key, Run, late
 
 HEADLINE = "rouge1"
 """The metric that runs are ranked by."""
@@ -23,9 +23,6 @@ COMPARED = (*KEYS, "toxicity", "reward")
 """Metrics of examples that runs are compared by."""
 
 LOWER_IS_BETTER = ("toxicity",)
-
-_LATE = 10
-_FEWEST_LATE = 5
 
 
 class Comparison:
@@ -94,7 +91,7 @@ class Comparison:
             return known[0]
         keys = shared_keys(runs, metric)
         if keys:
-            return mean_over_runs(matrix(runs, metric, keys))
+            return bootstrap_crossed(matrix(runs, metric, keys).tolist())
         return Estimate(float(np.mean([one.value for one in known])))
 
     def run_values(self, place: int, metric: str) -> list[float]:
@@ -143,15 +140,15 @@ class Comparison:
     def kl(self, place: int) -> Estimate | None:
         """Give the KL to the reference at the end of PPO, nats per sequence.
 
-        Of one run the mean over the last tenth of the logged batches, at least five, with the
-        interval over these; of several the mean of theirs.
+        Of one run the mean over the last quarter of the logged batches, with the interval over
+        these; of several the mean of theirs.
         """
         found = [run.curves.get("objective/kl") for run in self.groups[place].runs]
         curves = [one.values for one in found if one is not None]
         if len(curves) < len(found):
             return None
-        late = [bootstrap_mean(values[-late_length(len(values)) :]) for values in curves]
-        return late[0] if len(late) == 1 else Estimate(float(np.mean([one.value for one in late])))
+        ends = [bootstrap_mean(late(values)) for values in curves]
+        return ends[0] if len(ends) == 1 else Estimate(float(np.mean([one.value for one in ends])))
 
     def cost(self, place: int, name: str) -> list[float]:
         """Give "seconds", "peak_memory_bytes" or "dollars" of each run that knows it."""
@@ -166,11 +163,6 @@ class Comparison:
 def _negated(estimate: Estimate) -> Estimate:
     value, n, low, high = estimate
     return Estimate(-value, n, None if high is None else -high, None if low is None else -low)
-
-
-def late_length(count: int) -> int:
-    """How many of the last values stand for the end of a run."""
-    return min(count, max(_FEWEST_LATE, count // _LATE))
 
 
 def shared_keys(runs: Sequence[Run], metric: str) -> list[Key]:

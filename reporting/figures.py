@@ -10,6 +10,8 @@ from metrics.intervals import Estimate
 from reporting import panes
 from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
 
+_LEGEND_CHARS = 40
+
 
 def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
     """Draw panels of curves over training steps in a grid.
@@ -22,7 +24,7 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
         panels: At least one.
         columns: Most panels side by side.
     """
-    _save(_draw_grid(panels, columns), title, path)
+    save(_draw_grid(panels, columns), title, path)
 
 
 def draw_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 3) -> None:
@@ -34,7 +36,7 @@ def draw_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 
         charts: At least one.
         columns: Most charts side by side.
     """
-    _save(_draw_grid(charts, columns), title, path, svg=True)
+    save(_draw_grid(charts, columns), title, path, svg=True)
 
 
 def draw_histograms(
@@ -50,7 +52,7 @@ def draw_histograms(
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     panes.draw_histogram(figure.subplots(), Histogram("", x_label, groups))
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def _draw_grid(charts: Sequence[Chart], columns: int) -> Figure:
@@ -120,11 +122,14 @@ def draw_bars(
     )
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
-    _save(figure, title, path, svg=True)
+    # One line of a legend that is wider than the axes would leave them no room at all.
+    columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
+    axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
+    save(figure, title, path, svg=True)
 
 
-def _save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:
+def save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:
+    """Give a figure its title and write it as PNG, and as SVG beside it where asked for."""
     figure.suptitle(panes.plain(title), fontsize=11.5, color=panes.INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -13,19 +13,19 @@ RAW = ("reward", "kl")
 
 
 def format_estimate(
-    estimate: Estimate, sign: bool = False, scale: float = 100, decimals: int = 1
+    estimate: Estimate, sign: bool = False, scale: float = 100, digits: int = 1
 ) -> str:
-    """The value x 100, or another scale, with one decimal."""
-    return f"{scale * estimate.value:{'+' if sign else ''}z.{decimals}f}"
+    """The value x 100, or another scale, with one decimal or more."""
+    return f"{scale * estimate.value:{'+' if sign else ''}z.{digits}f}"
 
 
 def format_interval(
-    estimate: Estimate, sign: bool = False, scale: float = 100, decimals: int = 1
+    estimate: Estimate, sign: bool = False, scale: float = 100, digits: int = 1
 ) -> str:
     """The interval x 100, or another scale, e.g. "40.1 to 42.0"; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
-    style = f"{'+' if sign or estimate.low < 0 else ''}z.{decimals}f"
+    style = f"{'+' if sign or estimate.low < 0 else ''}z.{digits}f"
     return f"{scale * estimate.low:{style}} to {scale * estimate.high:{style}}"
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from reporting.runs import Run
 
 # What says where a run lies or how it was started, and nothing about what it learnt.
-_PLACES = (
-    "seed_everything", "run_dir", "resume", "overwrite", "ckpt_path", "weights_only", "verbose",
-    "checkpoint.dirpath", "checkpoint.verbose", "trainer.default_root_dir", "trainer.logger",
-    "data.init_args.cache_dir",
+_OF_ONE_RUN = (
+    "seed_everything", "data.init_args.seed", "run_dir", "resume", "overwrite", "ckpt_path",
+    "weights_only", "verbose", "checkpoint.dirpath", "checkpoint.verbose",
+    "trainer.default_root_dir", "trainer.logger", "data.init_args.cache_dir",
 )  # fmt: skip
 _SEED = "{seed}"
 
@@ -67,13 +67,20 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def shared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what decides a run's result, by dotted names."""
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if not any(name == one or name.startswith(f"{one}.") for one in _OF_ONE_RUN)
+    }
+
+
 def settings(run: Run) -> dict[str, Any]:
-    """Give what decides a run's result, by dotted names, with its own seed masked."""
-    flat = flatten(run.config)
+    """Give what decides a run's result, by dotted names, with its own seed masked in paths."""
     return {
         name: mask_seed(value, run.seed) if isinstance(value, str) and "/" in value else value
-        for name, value in flat.items()
-        if name not in _PLACES
+        for name, value in shared_settings(run.config).items()
     }
 
 

@@ -1,16 +1,18 @@
 """Read run folders for comparison."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from metrics.intervals import Estimate
 from reporting.charts import Series
 from run_folder import RunFolder
+
+T = TypeVar("T")
 
 Key = tuple[str, str]
 """What one test example is recognised by in several runs: its id and its dialogue."""
@@ -85,22 +87,33 @@ def is_number(value: object) -> bool:
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Read run folders.
+    """Read run folders for comparison; see :func:`read_each`.
+
+    What of a folder could not be read is among the sentences too.
+    """
+    runs, problems = read_each(paths, read_run)
+    return runs, problems + [f"{run.path}: {one}" for run in runs for one in run.problems]
+
+
+def read_each(paths: Sequence[Path], read: Callable[[Path, str], T]) -> tuple[list[T], list[str]]:
+    """Read run folders, each by itself.
+
+    Args:
+        paths: The folders.
+        read: Reads the run in a folder that is there, and calls it by a name.
 
     Returns:
-        The runs that have something to show, in the given order, and one sentence for each folder
-        or file that could not be read.
+        The good runs in the given order, and one sentence for each folder that could not be read.
     """
     runs, problems = [], []
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
-            run = read_run(path, name if names.count(name) == 1 else str(path))
+            if not path.is_dir():
+                raise ValueError("there is no such folder.")
+            runs.append(read(path, name if names.count(name) == 1 else str(path)))
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
-            continue
-        runs.append(run)
-        problems += [f"{path}: {problem}" for problem in run.problems]
     return runs, problems
 
 
@@ -111,11 +124,9 @@ def read_run(path: Path, name: str) -> Run:
     whole and has metrics: these are what the run said of itself.
 
     Raises:
-        ValueError: The folder or its summary is missing or broken, or nothing else can be read.
+        ValueError: Its summary is missing or broken, or nothing else can be read.
     """
     folder = RunFolder(path)
-    if not path.is_dir():
-        raise ValueError("there is no such folder.")
     summary = folder.read_summary()
     if not summary:
         raise ValueError("there is no summary.json in it; did the run finish?")
@@ -198,6 +209,11 @@ def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
     found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
     finite = [(step, value) for step, value in found if math.isfinite(value)]
     return Series([step for step, _ in finite], [value for _, value in finite])
+
+
+def late(values: Sequence[float]) -> Sequence[float]:
+    """The last quarter of what PPO logged, which stands for the end of its training."""
+    return values[-max(1, len(values) // 4) :]
 
 
 def _read_config(folder: RunFolder) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from reporting.cells import choose_columns
 from reporting.comparison import COMPARED, Comparison
 from reporting.formats import LABELS, format_estimate, format_interval, scale_of
+from reporting.markdown import escape_markdown, lay_table
 
 _LEFT = ("run", "notes")
 CAPTION = (
@@ -73,21 +74,19 @@ def make_differences(comparison: Comparison) -> list[list[str]]:
 
 def make_markdown(comparison: Comparison, sentences: Sequence[str], figures: dict[str, str]) -> str:
     """Write the comparison as a page: table, reading, differences, problems, figures by title."""
-    parts = ["# Comparison", _lay_out(make_rows(comparison)), caption(comparison)]
+    titles, *rows = make_rows(comparison)
+    parts = ["# Comparison", lay_table(titles, rows, _LEFT), caption(comparison)]
     if sentences:
-        parts.append("## Reading\n\n" + "\n".join(f"- {line}" for line in sentences))
+        parts.append("## Reading\n\n" + "\n".join(map(_item, sentences)))
     if differences := make_differences(comparison):
-        label = comparison.groups[comparison.baseline].label
-        parts += [f"## Differences to {label}", _lay_out(differences)]
+        label = escape_markdown(comparison.groups[comparison.baseline].label)
+        parts += [f"## Differences to {label}", lay_table(differences[0], differences[1:], _LEFT)]
         parts.append("Paired over the dialogues that both sides were tested on, with intervals.")
     if comparison.problems:
-        parts.append("## Not shown\n\n" + "\n".join(f"- {one}" for one in comparison.problems))
+        parts.append("## Not shown\n\n" + "\n".join(map(_item, comparison.problems)))
     parts += [f"![{title}]({path})" for title, path in figures.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def _lay_out(rows: Sequence[Sequence[str]]) -> str:
-    titles, *rest = rows
-    rule = ["---" if name in _LEFT else "---:" for name in titles]
-    cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rest]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [titles, rule, *cells])
+def _item(text: str) -> str:
+    return f"- {escape_markdown(text)}"

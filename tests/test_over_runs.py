@@ -1,16 +1,12 @@
-"""Means and differences over several runs, against a slow and plain bootstrap."""
+"""Differences over several runs, against a slow and plain bootstrap."""
+
+import math
 
 import numpy as np
 import pytest
 
-from metrics.intervals import bootstrap_mean, paired_change
-from metrics.over_runs import (
-    Matrix,
-    difference_over_runs,
-    mean_over_runs,
-    resample_runs,
-    share_first,
-)
+from metrics.intervals import bootstrap_crossed, paired_change
+from metrics.over_runs import Matrix, difference_over_runs, resample_runs, share_first
 
 RNG = np.random.default_rng(5)
 
@@ -21,56 +17,35 @@ def make_runs(runs: int, examples: int, spread: float, noise: float = 0.2) -> Ma
     return 0.5 + own + RNG.normal(0, 0.3, (1, examples)) + RNG.normal(0, noise, (runs, examples))
 
 
-def slow_interval(values: Matrix, resamples: int) -> tuple[float, float]:
-    """Draw runs and examples one by one; runs are stretched by sqrt(k / (k - 1)) before."""
+def slow_interval(before: Matrix, after: Matrix, resamples: int) -> tuple[float, float]:
+    """Draw runs of each side and examples of both, one by one."""
     rng = np.random.default_rng(11)
-    runs, examples = values.shape
-    centre = values.mean(axis=0)
-    means = []
+    gaps = []
     for _ in range(resamples):
-        chosen = [int(rng.integers(runs)) for _ in range(runs)]
-        drawn = rng.integers(examples, size=examples)
-        total = 0.0
-        for run in chosen:
-            stretched = centre + (values[run] - centre) * (runs / (runs - 1)) ** 0.5
-            total += float(stretched[drawn].mean())
-        means.append(total / runs)
-    low, high = np.percentile(means, [2.5, 97.5])
+        drawn = rng.integers(before.shape[1], size=before.shape[1])
+        means = []
+        for side in (before, after):
+            chosen = [int(rng.integers(len(side))) for _ in side]
+            means.append(np.mean([side[run][drawn] for run in chosen]))
+        gaps.append(means[1] - means[0])
+    low, high = np.percentile(gaps, [2.5, 97.5])
     return float(low), float(high)
 
 
-def test_one_run_is_a_bootstrap_over_its_examples() -> None:
+def test_single_runs_are_paired_by_example_as_ever() -> None:
     (one,), (two,) = make_runs(1, 40, 0), make_runs(1, 40, 0)
-    assert mean_over_runs(one[None]) == bootstrap_mean(one.tolist())
     assert difference_over_runs(one[None], two[None]) == paired_change(one.tolist(), two.tolist())
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5])
-def test_the_interval_is_that_of_the_slow_bootstrap(runs: int) -> None:
-    values = make_runs(runs, 60, 0.1)
-    found = mean_over_runs(values, resamples=4000)
-    low, high = slow_interval(values, 4000)
-    assert found.value == pytest.approx(values.mean())
+@pytest.mark.parametrize(("runs", "others"), [(2, 3), (1, 4), (5, 5)])
+def test_the_interval_is_that_of_the_slow_bootstrap(runs: int, others: int) -> None:
+    before, after = make_runs(runs, 60, 0.1), make_runs(others, 60, 0.1)
+    found = difference_over_runs(before, after, resamples=4000)
+    low, high = slow_interval(before, after, 4000)
+    assert found.value == pytest.approx(after.mean() - before.mean())
     assert found.n == 60
     # Two random draws of the same thing: their ends differ by a few per cent of the width.
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05 * (high - low))
-
-
-def test_of_two_runs_the_interval_has_their_full_variance() -> None:
-    """Examples that all say the same leave the runs alone: s^2 / 2, and not half of it."""
-    values = np.array([[0.4] * 50, [0.6] * 50])
-    (means,) = resample_runs([values], resamples=20_000)
-    assert means.var() == pytest.approx(values[:, 0].var(ddof=1) / 2, rel=0.05)
-
-
-def test_runs_of_other_seeds_widen_the_interval() -> None:
-    values = make_runs(4, 200, 0.15)
-    wide, narrow = mean_over_runs(values), bootstrap_mean(values.mean(axis=0).tolist())
-    assert wide.low is not None
-    assert wide.high is not None
-    assert narrow.low is not None
-    assert narrow.high is not None
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06 * (high - low))
 
 
 def test_pairing_by_seed_takes_what_the_seeds_share_out() -> None:
@@ -78,6 +53,7 @@ def test_pairing_by_seed_takes_what_the_seeds_share_out() -> None:
     before = 0.5 + seeds + RNG.normal(0, 0.1, (4, 80))
     after = before + 0.05
     paired = difference_over_runs(before, after, paired=True)
+    assert paired == bootstrap_crossed((after - before).tolist())
     assert (paired.low, paired.high) == pytest.approx((0.05, 0.05))
     apart = difference_over_runs(before, after)
     assert apart.value == pytest.approx(0.05)
@@ -103,7 +79,7 @@ def test_share_first_counts_resamples() -> None:
     assert share_first([low, high - 1], 0) == pytest.approx((one > two).mean())
 
 
-def test_one_example_has_no_interval() -> None:
-    found = mean_over_runs(np.array([[0.4], [0.6]]))
-    assert (found.value, found.n, found.low) == (pytest.approx(0.5), 1, None)
+def test_what_has_no_interval_and_what_has_no_mean() -> None:
     assert difference_over_runs(np.array([[0.4]]), np.array([[0.5], [0.7]])).low is None
+    with pytest.raises(ValueError, match="not finite"):
+        difference_over_runs(np.array([[0.4, 0.1]]), np.array([[0.5, 0.1], [0.7, math.nan]]))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import report
-from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from metrics.over_runs import difference_over_runs, mean_over_runs
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
+from metrics.over_runs import difference_over_runs
 from reporting.comparison import Comparison
 from reporting.page.build import build_page, embed
 from reporting.page.examples import mark_overlap, stems_of
@@ -107,11 +107,11 @@ def columns(runs: Path, label: str, metric: str) -> np.ndarray:
 
 
 def late_kl(runs: Path) -> Estimate:
-    """The mean of the last tenth of the 80 logged values."""
+    """The mean of the last quarter of the 80 logged values."""
     with (runs / "ppo" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         values = [float(row["objective/kl"]) for row in csv.DictReader(file) if row["objective/kl"]]
     assert len(values) == 80
-    return bootstrap_mean(values[-8:])
+    return bootstrap_mean(values[-20:])
 
 
 def expect(runs: Path, cell: dict[str, str]) -> Estimate:
@@ -121,7 +121,7 @@ def expect(runs: Path, cell: dict[str, str]) -> Estimate:
         return late_kl(runs)
     after = columns(runs, row, metric)
     if of == "value":
-        return mean_over_runs(after) if len(after) > 1 else bootstrap_mean(after[0].tolist())
+        return bootstrap_crossed(after.tolist())
     before = columns(runs, of, metric)
     if len(before) == len(after) == 1:
         return paired_change(before[0].tolist(), after[0].tolist())

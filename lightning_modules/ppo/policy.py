@@ -443,8 +443,13 @@ class PPOPolicy(SummarizationModule):
     # Evaluation and what a run leaves -----------------------------------------------------------
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate with the policy, and with the reference for the comparison before and after."""
+        """Generate with the policy, and with the reference for the comparison before and after.
+
+        Both draw the same random numbers, so that where texts are sampled the two differ by what
+        was learnt and not by chance.
+        """
         output = super().test_step(batch, batch_idx)
+        self.seed_test_batch(batch_idx)
         with reference_policy(self.model, self.reference) as start:
             output["predictions_before"] = self.generate(batch, start)
         return output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from reporting.commands.console import wide_console
+from reporting.commands.console import RUNS_HELP, any_good, wide_console
 from reporting.compare import find_output_problem, write_comparison
 from reporting.comparison import Comparison
 from reporting.runs import read_runs
@@ -44,10 +44,7 @@ def compare(
         log.error("%s", problem)
         return 2
     good, problems = read_runs([Path(run) for run in runs])
-    for problem in problems:
-        log.error("%s", problem)
-    if not good:
-        log.error("None of the %d folders holds a run that can be compared.", len(runs))
+    if not any_good(good, problems, len(runs)):
         return 2
     try:
         comparison = Comparison(good, problems, baseline, price_per_hour)
@@ -64,7 +61,5 @@ def compare(
 
 def add_arguments(command: ArgumentParser) -> None:
     """Add the options of :func:`compare`."""
-    command.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folders, in the order of the table"
-    )
+    command.add_argument("runs", nargs="+", metavar="RUN", help=RUNS_HELP)
     command.add_function_arguments(compare, as_positional=False, skip={"runs"})
