@@ -203,8 +203,7 @@ def test_the_microscope_colours_tokens_and_gives_their_numbers(page: Page) -> No
         "reward": "2.2000", "return": "1.4000", "entropy": "1.3000",
     }  # fmt: skip
     first.locator("summary", has_text="Numbers").click()
-    last = first.locator("tbody tr").last
-    assert last.locator("td").all_text_contents() == list(numbers.values())
+    expect(first.locator("tbody tr").last.locator("td")).to_have_text(list(numbers.values()))
     for measure in ("ratios", "advantage", "value"):
         label = "ratio π / π_old" if measure == "ratios" else measure
         page.locator("#measure").select_option(label=label)
