@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from playwright.sync_api import Page
@@ -44,9 +45,11 @@ def lay_runs(root: Path, runs: int, examples: int) -> list[Path]:
         texts = write_texts(1 + number, examples, _SUMMARY)
         loss = np.linspace(3, 1, 500) + np.random.default_rng(number).normal(0, 0.1, 500)
         lay = lay_ppo if number == runs - 1 else lay_run
-        settings = {} if lay is lay_ppo else {"curves": {"train/loss": loss.tolist()}}
+        settings: dict[str, Any] = {"texts": texts, "dialogues": dialogues}
+        if lay is lay_run:
+            settings["curves"] = {"train/loss": loss.tolist()}
         path = root / f"run_{number}"
-        lay(path, values, texts=texts, dialogues=dialogues, trainable=10**number, **settings)
+        lay(path, values, trainable=10**number, **settings)
         paths.append(path)
     lay_rollouts(paths[-1], range(24), rows=64)
     return paths

@@ -89,8 +89,10 @@ def _draw_whiskers(axes: Axes, dot: Dot, x: float, y: float, vertical: bool) -> 
     colour = _colour(dot.style)
     if low is not None and high is not None:
         ends = [[value - low], [high - value]]
-        along = {"yerr": ends} if vertical else {"xerr": ends}
-        axes.errorbar([x], [y], **along, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5)
+        across, up = (None, ends) if vertical else (ends, None)
+        axes.errorbar(
+            [x], [y], xerr=across, yerr=up, fmt="none", ecolor=colour, elinewidth=1.2, capsize=2.5
+        )
     marker = _MARKERS[dot.style // len(COLOURS) % len(_MARKERS)]
     axes.plot([x], [y], marker, color=colour, markersize=6)
 

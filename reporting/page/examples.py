@@ -117,4 +117,4 @@ def _texts(value: object) -> list[str]:
 
 
 def _round(value: object) -> float | None:
-    return round(float(value), _DECIMALS) if is_number(value) else None  # type: ignore[arg-type]
+    return round(value, _DECIMALS) if is_number(value) else None

@@ -99,7 +99,7 @@ def _find_clip(run: Run) -> float | None:
 
 
 def _round(value: object) -> float | None:
-    return round(float(value), _DIGITS) if is_number(value) else None  # type: ignore[arg-type]
+    return round(value, _DIGITS) if is_number(value) else None
 
 
 def _round_all(values: Sequence[object]) -> list[float | None]:
