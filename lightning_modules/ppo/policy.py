@@ -184,15 +184,19 @@ class PPOPolicy(SummarizationModule):
         if self.model is not None:
             return
         super().configure_model()
+        for term in self.terms.values():
+            if isinstance(term, ClassifierReward):
+                term.load()
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make policy, reference and value head from the backbone."""
+        super().assemble(backbone)
         policy: Any = self.model
         if self.reference is not None:
             quicken(self.reference)
         self.shares_encoder = not encoder_is_trained(policy)
         if self.advantage.uses_values:
             self.value_head = ValueHead(policy.config.d_model)
-        for term in self.terms.values():
-            if isinstance(term, ClassifierReward):
-                term.load()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the policy's weights and the value head's as two groups, each with its own rate."""
