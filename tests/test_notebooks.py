@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "notebooks"
 NAMES = ("1_prompting", "2_fine_tuning", "3_rlhf")
+LIMITS = (
+    "--config configs/overlays/debug.yaml --data.max_train_rows 96 --data.max_validation_rows 8 "
+    "--data.max_test_rows 8"
+)
 
 
 def read_code(name: str) -> list[str]:
@@ -49,7 +53,7 @@ def test_it_runs(
 ) -> None:
     monkeypatch.chdir(ROOT)  # where it goes itself; and back again
     monkeypatch.setenv("NOTEBOOK_RUNS", str(tmp_path))
-    monkeypatch.setenv("NOTEBOOK_LIMITS", "--config configs/overlays/debug.yaml")
+    monkeypatch.setenv("NOTEBOOK_LIMITS", LIMITS)
     environment = dict(os.environ)
     execute(name)
     os.environ.clear()
