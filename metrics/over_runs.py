@@ -15,6 +15,9 @@ from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
 
 Matrix = NDArray[np.float64]
 
+# Numbers drawn at once: bounds memory (8 bytes each) whatever the number of examples.
+_DRAWS_AT_ONCE = 4_000_000
+
 
 def difference_over_runs(
     before: Matrix, after: Matrix, paired: bool = False, resamples: int = 1000, seed: int = 0
@@ -59,15 +62,24 @@ def resample_runs(
     Returns:
         For each method its R means.
     """
-    rng = np.random.default_rng(seed)
+    of_examples, of_runs = (np.random.default_rng([seed, part]) for part in (0, 1))
     n = methods[0].shape[1]
-    means = [np.empty(resamples) for _ in methods]
-    for number in range(resamples):
-        examples = rng.integers(n, size=n)
+    means = [np.empty((resamples, len(values))) for values in methods]
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        drawn = of_examples.integers(n, size=(stop - start, n))
         for values, found in zip(methods, means, strict=True):
-            runs = rng.integers(len(values), size=len(values))
-            found[number] = values[runs].mean(axis=0)[examples].mean()
-    return means
+            for run, own in enumerate(values):
+                found[start:stop, run] = own[drawn].mean(axis=1)
+    return [_draw_runs(found, of_runs) for found in means]
+
+
+def _draw_runs(means: Matrix, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Take the mean of drawn runs in each resample: [R, K] to [R]."""
+    resamples, runs = means.shape
+    shares = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    return (shares * means).sum(axis=1)
 
 
 def share_first(methods: Sequence[Matrix], first: int, resamples: int = 1000) -> float:

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "notebooks"
 NAMES = ("1_prompting", "2_fine_tuning", "3_rlhf")
 LIMITS = (
-    "--config configs/overlays/debug.yaml --data.max_train_rows 96 --data.max_validation_rows 8 "
-    "--data.max_test_rows 8"
+    "--trainer.limit_train_batches 2 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
+    "--data.max_train_rows 64 --data.max_validation_rows 8 --data.max_test_rows 8 "
+    "--data.batch_size 8 --model.decoding.max_new_tokens 8"
 )
 
 
