@@ -171,7 +171,7 @@ class _Trace:
             part = make_experience(module, self.lengths, encoded)
             for _ in range(2 if module.ppo.microbatch_size else 1):
                 with self.autocast():
-                    loss, _ = minibatch_loss(module.model, module.value_head, part, module.ppo)
+                    loss = minibatch_loss(module.model, module.value_head, part, module.ppo)[0]
                 loss.backward()
 
     @torch.no_grad()
