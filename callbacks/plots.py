@@ -8,7 +8,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from reporting.figures import Panel, Series, draw_curves, draw_histograms
+from metrics.preferences import accuracy_by_distance, calibrate_pairs, group_rewards
+from reporting.figures import (
+    Panel,
+    Series,
+    draw_bars,
+    draw_curves,
+    draw_histograms,
+    draw_reliability,
+)
 from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -50,7 +58,8 @@ class PlotCallback(Callback):
     """Draw the run when its fit or its test ends; the files alone are the source.
 
     A figure is drawn where the run logged what it shows: learning_curves.png, ppo.png,
-    rouge_per_example.png, toxicity_before_after.png.
+    rouge_per_example.png, toxicity_before_after.png; of a reward model accuracy_by_distance.png,
+    calibration.png, rewards.png.
     """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,6 +91,8 @@ def draw_run(folder: RunFolder) -> None:
             "ROUGE F1 of one example",
             rouge,
         )
+    if examples and all("rewards" in row for row in examples):
+        draw_rewards(folder, name, examples)
     toxicity = take_columns(examples, {"before": "toxicity_before", "after": "toxicity"})
     if "before" in toxicity:
         draw_histograms(
@@ -90,6 +101,36 @@ def draw_run(folder: RunFolder) -> None:
             "P(hate) of one generated summary",
             toxicity,
         )
+
+
+def draw_rewards(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw how a reward model did on tested rankings."""
+    distances = accuracy_by_distance(rows)
+    draw_bars(
+        folder.plots / "accuracy_by_distance.png",
+        f"{name}: pairs in the annotators' order, by how far apart they are",
+        "share of pairs (a coin: 0.5)",
+        {
+            f"{distance} rank{'s' * (distance > 1)}\n(n = {estimate.n})": {"accuracy": estimate}
+            for distance, estimate in distances.items()
+        },
+    )
+    calibration = calibrate_pairs(rows)
+    draw_reliability(
+        folder.plots / "calibration.png",
+        f"{name}: calibration, ECE {calibration.ece:.3f}",
+        "sigmoid(|difference of the rewards|)",
+        calibration.bins,
+    )
+    groups = group_rewards(rows)
+    values = [value for group in groups.values() for value in group]
+    draw_histograms(
+        folder.plots / "rewards.png",
+        f"{name}: rewards of the test's completions",
+        "reward, by what the annotators say of the completion",
+        groups,
+        (min(values), max(values)),
+    )
 
 
 def make_panels(

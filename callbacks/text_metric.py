@@ -38,13 +38,18 @@ class TextCollector(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
+        self._keep(batch, outputs)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
+        self._keep(batch, outputs)
+
+    def _keep(self, batch: Any, outputs: Any) -> None:
+        """Keep a batch's texts; a step that returns None has only measured and made none."""
+        if outputs is not None:
+            self.rows += make_rows(batch, outputs)
 
 
 class TextMetricCallback(TextCollector, ABC):

@@ -62,7 +62,11 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
 
 
 def draw_histograms(
-    path: Path, title: str, x_label: str, groups: Mapping[str, Sequence[float]]
+    path: Path,
+    title: str,
+    x_label: str,
+    groups: Mapping[str, Sequence[float]],
+    span: tuple[float, float] = (0, 1),
 ) -> None:
     """Draw histograms of per-example values one over the other, each mean as a dashed line.
 
@@ -70,18 +74,19 @@ def draw_histograms(
         path: The PNG to write.
         title: Title of the figure.
         x_label: What is counted, with its unit.
-        groups: Per-example values in [0, 1] by label.
+        groups: Per-example values by label.
+        span: Between which values they lie.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()
-    bins = np.linspace(0, 1, 26).tolist()
+    bins = np.linspace(*span, 26).tolist()
     for colour, (label, values) in zip(COLOURS, groups.items(), strict=False):
         mean = float(np.mean(values))
         text = f"{label}: mean {mean:.3f} (n = {len(values)})"
         axes.hist(values, bins=bins, color=colour, alpha=0.45, label=text)
         axes.axvline(mean, color=colour, linestyle="--", linewidth=1.6)
     _finish(axes, "", x_label, "examples")
-    axes.set_xlim(0, 1)
+    axes.set_xlim(*span)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Above the axes: a legend inside would cover bars.
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
@@ -127,6 +132,36 @@ def draw_bars(
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
+    _save(figure, title, path)
+
+
+def draw_reliability(
+    path: Path, title: str, x_label: str, bins: Sequence[tuple[float, float, int]]
+) -> None:
+    """Draw a reliability diagram: how often predictions of like confidence were right.
+
+    Args:
+        path: The PNG to write.
+        title: Title of the figure.
+        x_label: What the confidence is.
+        bins: For each bin that is not empty mean confidence, share that was right, and n.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0.5, 1], [0.5, 1], color=_INK, linestyle=":", linewidth=1, label="calibrated")
+    confidence, right, n = zip(*bins, strict=True)
+    # Two standard errors of a share, which are wide where there are few.
+    errors = [2 * (p * (1 - p) / count) ** 0.5 for p, count in zip(right, n, strict=True)]
+    axes.errorbar(
+        confidence, right, yerr=errors, color=COLOURS[0], marker="o", markersize=4,
+        linewidth=1.6, elinewidth=1, capsize=2.5, label=f"measured (n = {sum(n)})",
+    )  # fmt: skip
+    for x, y, count in zip(confidence, right, n, strict=True):
+        axes.annotate(str(count), (x, y), (4, -10), textcoords="offset points", fontsize=7)
+    _finish(axes, "", x_label, "share that was right")
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(min(0.4, *right) - 0.02, 1.02)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     _save(figure, title, path)
 
 
