@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import f1_score
 
 from callbacks.text_metric import gather_rows
+from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
-from metrics.preferences import Calibration, calibrate
 from run_folder import RunFolder
 
 

@@ -111,7 +111,7 @@ class DPO(PolicyModule):
         if not self.shares_encoder:
             encoded = encode(self.model, prompts)
         policy = token_scores(self.model, encoded, batch)
-        if self.trainer.training and self.trainer.global_step == 0:
+        if self.training and self.global_step == 0:
             check_start(policy.detach() - reference)
         return Scores(policy.sum(dim=1), reference.sum(dim=1))
 

@@ -2,39 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
-
-BINS = 10
-"""Of a reliability diagram, equally wide from 0.5 to 1."""
 
 HISTOGRAM_BINS = 25
 
 Row = Mapping[str, Any]
 """A tested ranking: "pairs", lists of (place of the preferred, place of the other, distance), and
 "rewards", one for each completion."""
-
-
-class Bin(NamedTuple):
-    """Predictions of like confidence: their mean confidence, the share that was right, and n."""
-
-    confidence: float
-    accuracy: float
-    n: int
-
-
-class Calibration(NamedTuple):
-    """A reliability diagram's bins that are not empty, and the expected calibration error.
-
-    ece is the mean over n predictions of their bin's |accuracy - confidence|.
-    """
-
-    ece: float
-    n: int
-    bins: list[Bin]
 
 
 def leads(row: Row) -> list[float]:
@@ -68,26 +47,6 @@ def calibrate_pairs(rows: Sequence[Row]) -> Calibration:
     lead = np.array([lead for row in rows for lead in leads(row)])
     right = np.array([each for row in rows for each in rate_order(row)])
     return calibrate(1 / (1 + np.exp(-np.abs(lead))), right)
-
-
-def calibrate(confidences: Any, right: Any) -> Calibration:
-    """Sort predictions into bins by their confidence.
-
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 2.
-
-    Args:
-        confidences: Probability of what was predicted, in [0.5, 1], [n].
-        right: Whether it was right, 0 to 1, [n].
-    """
-    sure, hit = np.asarray(confidences, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    place = np.clip(((sure - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
-    bins = [
-        Bin(float(sure[place == b].mean()), float(hit[place == b].mean()), int((place == b).sum()))
-        for b in range(BINS)
-        if (place == b).any()
-    ]
-    ece = sum(each.n * abs(each.accuracy - each.confidence) for each in bins) / len(sure)
-    return Calibration(float(ece), len(sure), bins)
 
 
 def group_rewards(rows: Sequence[Row]) -> dict[str, list[float]]:

@@ -8,9 +8,9 @@ import pytest
 
 from callbacks.plots import draw_run
 from callbacks.preferences import PreferenceAccuracy, measure
+from metrics.calibration import calibrate
 from metrics.preferences import (
     accuracy_by_distance,
-    calibrate,
     calibrate_pairs,
     count_rewards,
     group_rewards,
