@@ -160,7 +160,7 @@ class DPO(PolicyModule):
             return self.evaluate_pairs(batch, "test")
         return {
             "predictions": self.generate(batch),
-            "predictions_before": self.generate_before(batch),
+            "predictions_before": self.generate_before(batch, batch_idx),
         }
 
     def evaluate_pairs(self, batch: ComparisonBatch, stage: str) -> None:

@@ -90,11 +90,16 @@ class PolicyModule(SummarizationModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate with the policy, and with the reference for the comparison before and after."""
         return super().test_step(batch, batch_idx) | {
-            "predictions_before": self.generate_before(batch)
+            "predictions_before": self.generate_before(batch, batch_idx)
         }
 
-    def generate_before(self, batch: Batch) -> list[str]:
-        """Generate one summary for each row of a batch with the reference."""
+    def generate_before(self, batch: Batch, batch_idx: int) -> list[str]:
+        """Generate one summary for each row of a test batch with the reference.
+
+        It draws the same random numbers as the policy did, so that where texts are sampled the two
+        differ by what was learnt and not by chance.
+        """
+        self.seed_test_batch(batch_idx)
         with reference_policy(self.model, self.reference) as start:
             return self.generate(batch, start)
 

@@ -10,7 +10,6 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from metrics.intervals import Estimate, paired_change
 from metrics.rouge import KEYS
@@ -32,7 +31,7 @@ def write_comparison(runs: Sequence[Run], problems: Sequence[str], out: Path) ->
     """
     bars = {
         run.name: {
-            LABELS[key]: Estimate(*(_times_100(part) for part in run.metrics[f"test/{key}"]))
+            LABELS[key]: run.metrics[f"test/{key}"].scaled(100)
             for key in KEYS
             if f"test/{key}" in run.metrics
         }
@@ -126,7 +125,3 @@ def _in_words(estimate: Estimate, sign: bool = False) -> str:
         f"95 % interval {format_interval(estimate, sign)}, " if estimate.low is not None else ""
     )
     return f"{format_estimate(estimate, sign)} ({interval}n = {estimate.n})"
-
-
-def _times_100(part: float | None) -> Any:
-    return None if part is None else 100 * part

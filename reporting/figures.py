@@ -13,8 +13,9 @@ from metrics.intervals import Estimate
 
 # Okabe & Ito (2008): told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#333333"
+INK = "#333333"
 _SMOOTH_FROM = 60
+_LEGEND_CHARS = 40
 
 
 class Series(NamedTuple):
@@ -51,14 +52,14 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
     for axes, panel in zip(grid.flat, panels, strict=False):
         for colour, (label, curve) in zip(COLOURS, panel.curves.items(), strict=False):
             _draw_curve(axes, curve, label, colour)
-        _finish(axes, panel.title, "training step (batches)", panel.y_label)
+        finish(axes, panel.title, "training step (batches)", panel.y_label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _calm(axes, panel.from_zero)
         if len(panel.curves) > 1:
             axes.legend(frameon=False, fontsize=8)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def draw_histograms(
@@ -85,12 +86,12 @@ def draw_histograms(
         text = f"{label}: mean {mean:.3f} (n = {len(values)})"
         axes.hist(values, bins=bins, color=colour, alpha=0.45, label=text)
         axes.axvline(mean, color=colour, linestyle="--", linewidth=1.6)
-    _finish(axes, "", x_label, "examples")
+    finish(axes, "", x_label, "examples")
     axes.set_xlim(*span)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Above the axes: a legend inside would cover bars.
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def draw_bars(
@@ -118,10 +119,10 @@ def draw_bars(
         below = [h - (h if low is None else low) for h, (low, _) in zip(heights, ends, strict=True)]
         above = [(h if top is None else top) - h for h, (_, top) in zip(heights, ends, strict=True)]
         axes.errorbar(
-            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=_INK,
+            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=INK,
             elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
-    _finish(axes, "", "", y_label)
+    finish(axes, "", "", y_label)
     turned = max(len(name) for name in bars) > 12
     axes.set_xticks(
         range(len(bars)),
@@ -131,8 +132,10 @@ def draw_bars(
     )
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
-    _save(figure, title, path)
+    # One line of a legend that is wider than the axes would leave them no room at all.
+    columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
+    axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
+    save(figure, title, path)
 
 
 def draw_reliability(
@@ -148,7 +151,7 @@ def draw_reliability(
     """
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot([0.5, 1], [0.5, 1], color=_INK, linestyle=":", linewidth=1, label="calibrated")
+    axes.plot([0.5, 1], [0.5, 1], color=INK, linestyle=":", linewidth=1, label="calibrated")
     confidence, right, n = zip(*bins, strict=True)
     # Two standard errors of a share, which are wide where there are few.
     errors = [2 * (p * (1 - p) / count) ** 0.5 for p, count in zip(right, n, strict=True)]
@@ -158,11 +161,11 @@ def draw_reliability(
     )  # fmt: skip
     for x, y, count in zip(confidence, right, n, strict=True):
         axes.annotate(str(count), (x, y), (4, -10), textcoords="offset points", fontsize=7)
-    _finish(axes, "", x_label, "share that was right")
+    finish(axes, "", x_label, "share that was right")
     axes.set_xlim(0.48, 1.02)
     axes.set_ylim(min(0.4, *right) - 0.02, 1.02)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    _save(figure, title, path)
+    save(figure, title, path)
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
@@ -196,19 +199,20 @@ def _calm(axes: Axes, from_zero: bool) -> None:
         axes.set_ylim(bottom=min(0.0, low))
 
 
-def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+def finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Give axes their words and a quiet grid."""
     if title:
-        axes.set_title(title, fontsize=10, color=_INK, loc="left")
+        axes.set_title(title, fontsize=10, color=INK, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8.5, colors=_INK)
+    axes.tick_params(labelsize=8.5, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=11.5, color=_INK)
+def save(figure: Figure, title: str, path: Path) -> None:
+    """Give a figure its title and write it."""
+    figure.suptitle(title, fontsize=11.5, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -1,11 +1,13 @@
 """Read run folders for comparison."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from metrics.intervals import Estimate
 from run_folder import RunFolder
+
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -32,7 +34,16 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Read run folders.
+    """Read run folders for comparison; see :func:`read_each`."""
+    return read_each(paths, read_run)
+
+
+def read_each(paths: Sequence[Path], read: Callable[[Path, str], T]) -> tuple[list[T], list[str]]:
+    """Read run folders, each by itself.
+
+    Args:
+        paths: The folders.
+        read: Reads the run in a folder that is there, and calls it by a name.
 
     Returns:
         The good runs in the given order, and one sentence for each folder that could not be read.
@@ -41,7 +52,9 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
-            runs.append(read_run(path, name if names.count(name) == 1 else str(path)))
+            if not path.is_dir():
+                raise ValueError("there is no such folder.")
+            runs.append(read(path, name if names.count(name) == 1 else str(path)))
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
     return runs, problems
@@ -51,11 +64,9 @@ def read_run(path: Path, name: str) -> Run:
     """Read one run folder.
 
     Raises:
-        ValueError: The folder or its summary is missing or broken; says which.
+        ValueError: Its summary is missing, or a file is broken; says which.
     """
     folder = RunFolder(path)
-    if not path.is_dir():
-        raise ValueError("there is no such folder.")
     summary = folder.read_summary()
     if not summary:
         raise ValueError("there is no summary.json in it; did the run finish?")

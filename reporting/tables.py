@@ -1,12 +1,13 @@
 """Runs as a table: rows of texts, then for a terminal (rich) and for a page (Markdown)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from metrics.intervals import Estimate
 from metrics.rouge import KEYS
+from reporting.markdown import lay_table
 from reporting.runs import Run
 
 LABELS = dict(zip(KEYS, ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), strict=True))
@@ -31,7 +32,7 @@ def make_row(run: Run) -> list[str]:
         _NONE if n is None else str(n),
         _references(run),
         *(_cell(one, n) for one in rouge),
-        _toxicity(run, n),
+        make_change_cell(run.metrics, "test/toxicity", n),
         _trainable(run),
         _duration(run.summary.get("seconds")),
         _bytes(run.summary.get("peak_memory_bytes")),
@@ -75,11 +76,8 @@ def make_markdown(
     runs: Sequence[Run], reading: Sequence[str], problems: Sequence[str], figure: str | None
 ) -> str:
     """Write the comparison as a page: table, reading, what could not be read, figure."""
-    rule = ["---" if name in ("run", "notes") else "---:" for name in _COLUMNS]
-    cells = [list(_COLUMNS), rule]
-    for run in runs:
-        cells.append([cell.replace("|", "\\|").replace("\n", "<br>") for cell in make_row(run)])
-    parts = ["# Comparison", "\n".join(f"| {' | '.join(row)} |" for row in cells), _CAPTION]
+    table = lay_table(_COLUMNS, [make_row(run) for run in runs], left=("run", "notes"))
+    parts = ["# Comparison", table, _CAPTION]
     if reading:
         parts.append("## Reading\n\n" + "\n".join(f"- {line}" for line in reading))
     if problems:
@@ -89,27 +87,58 @@ def make_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def format_estimate(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
-    """The value x 100, or another scale, with one decimal."""
-    return f"{scale * estimate.value:+z.1f}" if sign else f"{scale * estimate.value:z.1f}"
+def format_estimate(
+    estimate: Estimate, sign: bool = False, scale: float = 100, digits: int = 1
+) -> str:
+    """The value x 100, or another scale, with one decimal or more."""
+    return f"{scale * estimate.value:{'+' if sign else ''}z.{digits}f}"
 
 
-def format_interval(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
+def format_interval(
+    estimate: Estimate, sign: bool = False, scale: float = 100, digits: int = 1
+) -> str:
     """The interval x 100, or another scale, e.g. "40.1 to 42.0"; empty where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
-    style = "+z.1f" if sign or estimate.low < 0 else "z.1f"
+    style = f"{'+' if sign or estimate.low < 0 else ''}z.{digits}f"
     return f"{scale * estimate.low:{style}} to {scale * estimate.high:{style}}"
 
 
-def _cell(estimate: Estimate | None, n: int | None) -> str:
+def _cell(estimate: Estimate | None, n: int | None, scale: float = 100, digits: int = 1) -> str:
     """Value, then interval, then n where it is not the row's."""
     if estimate is None:
         return _NONE
+    value = format_estimate(estimate, scale=scale, digits=digits)
+    interval = format_interval(estimate, scale=scale, digits=digits)
     own = f"n = {estimate.n}" if estimate.n != n else ""
-    return "\n".join(
-        part for part in (format_estimate(estimate), format_interval(estimate), own) if part
-    )
+    return "\n".join(part for part in (value, interval, own) if part)
+
+
+def make_change_cell(
+    metrics: Mapping[str, Estimate],
+    name: str,
+    n: int | None,
+    scale: float = 100,
+    digits: int = 1,
+) -> str:
+    """Before → after, and below it the paired change where there is one; else the value alone.
+
+    Args:
+        metrics: Holds "<name>", and with two policies "<name>_before" and perhaps "<name>_change".
+        name: The metric.
+        n: That of the row.
+        scale: Factor of the numbers.
+        digits: Decimals.
+    """
+    after, before, change = (metrics.get(name + part) for part in ("", "_before", "_change"))
+    if before is None or after is None:
+        return _cell(after, n, scale, digits)
+    start, end = (format_estimate(one, scale=scale, digits=digits) for one in (before, after))
+    if change is None:
+        return f"{start} → {end}"
+    value = format_estimate(change, sign=True, scale=scale, digits=digits)
+    interval = format_interval(change, sign=True, scale=scale, digits=digits)
+    return f"{start} → {end}\n{value}" + (f" ({interval})" if interval else "")
 
 
 def _references(run: Run) -> str:
@@ -117,19 +146,6 @@ def _references(run: Run) -> str:
         return _NONE
     fewest, most = run.references
     return str(most) if fewest == most else f"{fewest} to {most}"
-
-
-def _toxicity(run: Run, n: int | None) -> str:
-    """The mean, or before → after with the paired change."""
-    before = run.metrics.get("test/toxicity_before")
-    after = run.metrics.get("test/toxicity")
-    change = run.metrics.get("test/toxicity_change")
-    if before is None or after is None or change is None:
-        return _cell(after, n)
-    return (
-        f"{format_estimate(before)} → {format_estimate(after)}\n"
-        f"{format_estimate(change, sign=True)} ({format_interval(change, sign=True)})"
-    )
 
 
 def _shots(run: Run) -> list[str]:
