@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import f1_score
 
-from callbacks.text_metric import gather_rows
+from callbacks.text_metric import Row, RowCollector
 from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
 from run_folder import RunFolder
 
 
-class ClassificationMetrics(Callback):
+class ClassificationMetrics(RowCollector):
     """Log accuracy, F1 and calibration; write the test's texts with their probabilities.
 
     ``accuracy`` is the share of texts with the right label; ``f1_<label>`` that label's F1, and
@@ -22,28 +21,17 @@ class ClassificationMetrics(Callback):
     ``summary.json`` has the bins of the reliability diagram.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
+    def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
+        """Pair the batch's texts with their probabilities."""
+        return make_rows(batch, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was measured."""
-        self._log(pl_module, "val", self._take())
+        self._log(pl_module, "val", self.take_rows())
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was measured, and record it and the texts in the run folder."""
-        rows = self._take()
+        rows = self.take_rows()
         found = self._log(pl_module, "test", rows)
         if trainer.is_global_zero:
             names: list[str] = pl_module.labels  # type: ignore[assignment]
@@ -53,13 +41,7 @@ class ClassificationMetrics(Callback):
             folder.update_summary(classification={"calibration": bins})
             folder.merge_predictions([tell(row, names) for row in rows])
 
-    def _take(self) -> list[dict[str, Any]]:
-        rows, self.rows = gather_rows(self.rows), []
-        return rows
-
-    def _log(
-        self, pl_module: Any, stage: str, rows: Sequence[dict[str, Any]]
-    ) -> dict[str, Estimate]:
+    def _log(self, pl_module: Any, stage: str, rows: Sequence[Row]) -> dict[str, Estimate]:
         found = {f"{stage}/{key}": each for key, each in measure(rows, pl_module.labels).items()}
         for name, estimate in found.items():
             pl_module.log(
@@ -68,7 +50,7 @@ class ClassificationMetrics(Callback):
         return found
 
 
-def make_rows(batch: Any, outputs: Any) -> list[dict[str, Any]]:
+def make_rows(batch: Any, outputs: Any) -> list[Row]:
     """Pair a batch's texts with the probabilities that they got, by the number of the label."""
     fields = {
         "index": batch["index"].tolist(),
@@ -80,12 +62,12 @@ def make_rows(batch: Any, outputs: Any) -> list[dict[str, Any]]:
     return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
-def predict(row: dict[str, Any]) -> int:
+def predict(row: Row) -> int:
     """Give the number of the likeliest label."""
     return max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)
 
 
-def measure(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
     """Give the metrics of some rows of :func:`make_rows`."""
     true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
     numbers = list(range(len(labels)))
@@ -100,14 +82,14 @@ def measure(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, 
     }
 
 
-def calibrate_labels(rows: Sequence[dict[str, Any]]) -> Calibration:
+def calibrate_labels(rows: Sequence[Row]) -> Calibration:
     """Compare the probability of the predicted label with how often it is right."""
     return calibrate(
         [max(row["probabilities"]) for row in rows], [predict(row) == row["label"] for row in rows]
     )
 
 
-def tell(row: dict[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+def tell(row: Row, labels: Sequence[str]) -> dict[str, Any]:
     """Give a row for predictions.jsonl, its labels by name."""
     return {
         "id": row["id"],

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
-from callbacks.text_metric import gather_rows
+from callbacks.text_metric import Row, RowCollector
 from metrics.intervals import Estimate, bootstrap_mean
 from metrics.preferences import (
     accuracy_by_distance,
@@ -18,7 +17,7 @@ from metrics.preferences import (
 from run_folder import RunFolder
 
 
-class PreferenceAccuracy(Callback):
+class PreferenceAccuracy(RowCollector):
     """Log ``val/accuracy`` and ``test/accuracy``; write the test's rankings with their rewards.
 
     The accuracy of a ranking is the share of its pairs that the rewards order as the annotators do;
@@ -30,29 +29,18 @@ class PreferenceAccuracy(Callback):
     "preferences".
     """
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Keep the batch's rankings."""
-        self.rows += make_rows(batch, outputs)
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Keep the batch's rankings."""
-        self.rows += make_rows(batch, outputs)
+    def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
+        """Pair the batch's rankings with the rewards that they got."""
+        return make_rows(batch, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the mean accuracy."""
-        accuracy = bootstrap_mean([row["accuracy"] for row in self._take()])
+        accuracy = bootstrap_mean([row["accuracy"] for row in self.take_rows()])
         pl_module.log("val/accuracy", accuracy.value, sync_dist=True, prog_bar=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what was measured, and record it and the rankings in the run folder."""
-        rows = self._take()
+        rows = self.take_rows()
         found = measure(rows)
         for name, estimate in found.items():
             pl_module.log(name, estimate.value, sync_dist=True)
@@ -67,12 +55,8 @@ class PreferenceAccuracy(Callback):
             )
             folder.merge_predictions([{k: row[k] for k in row if k != "index"} for row in rows])
 
-    def _take(self) -> list[dict[str, Any]]:
-        rows, self.rows = gather_rows(self.rows), []
-        return rows
 
-
-def measure(rows: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
+def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Give the test's metrics of some rows of :func:`make_rows`."""
     calibration = calibrate_pairs(rows)
     return {
@@ -85,7 +69,7 @@ def measure(rows: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
     }
 
 
-def make_rows(batch: Any, outputs: Any) -> list[dict[str, Any]]:
+def make_rows(batch: Any, outputs: Any) -> list[Row]:
     """Pair rankings with the rewards that they got."""
     rows = []
     for ranking, rewards in zip(batch["rankings"], outputs["rewards"], strict=True):

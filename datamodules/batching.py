@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from datamodules.reading import Split
+
+STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
+    "predict": ("test",),
+}  # fmt: skip
+"""The splits that a stage of a Trainer needs."""
+
 IGNORED_LABEL = -100
 MULTIPLE = 8
 """Lengths are padded to a multiple of this by default: tensor cores want it, and shapes repeat."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import sources
 from datamodules.batching import (
     MULTIPLE,
+    STAGES,
     Collator,
     Example,
     ResumableDataModule,
@@ -188,11 +189,7 @@ class DialogSumDataModule(ResumableDataModule):
             ValueError: If the tokenizer is not the module's, or the instruction does not fit.
         """
         self._check_tokenizer()
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",),
-            "test": ("test",), "predict": ("test",),
-        }  # fmt: skip
-        missing = [split for split in needed[stage] if split not in self.datasets]
+        missing = [split for split in STAGES[stage] if split not in self.datasets]
         if not missing:
             return
         encoder = self.encoder

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules import sources
-from datamodules.batching import MULTIPLE, ResumableDataModule, pad
+from datamodules.batching import MULTIPLE, STAGES, ResumableDataModule, pad
 from datamodules.consensus import Consensus, Ranking
 from datamodules.dialogsum import DialogSumDataModule
 from datamodules.preferences import lay_out_pairs
@@ -139,11 +139,9 @@ class DPODataModule(ResumableDataModule):
         """
         self.dialogues.trainer = self.trainer
         self.dialogues.setup("validate" if stage == "fit" else stage)
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
-            "predict": (),
-        }  # fmt: skip
-        for split, found in self.reader.read(needed[stage]).items():
+        # To predict is to summarise dialogues; it needs no pairs.
+        splits = () if stage == "predict" else STAGES[stage]
+        for split, found in self.reader.read(splits).items():
             self.splits[split] = found.rankings
             self._descriptions[split] = found.description
 

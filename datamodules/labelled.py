@@ -6,9 +6,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from datamodules.batching import ResumableDataModule
+from datamodules.classifier_data import ClassifierDataModule
 from datamodules.encoding import encode_texts
 from datamodules.mini.generator import generate_labelled
 from datamodules.reading import (
@@ -22,7 +21,6 @@ from datamodules.reading import (
     take_text,
 )
 from datamodules.shares import find_fraction_problem, find_problems, read_shares
-from hub import load_tokenizer
 
 
 class LabelledText(NamedTuple):
@@ -51,7 +49,7 @@ class LabelledBatch(TypedDict):
     texts: list[str]
 
 
-class LabelledTextDataModule(ResumableDataModule):
+class LabelledTextDataModule(ClassifierDataModule):
     """Texts labelled by people, or the miniature's.
 
     Args:
@@ -89,27 +87,15 @@ class LabelledTextDataModule(ResumableDataModule):
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
     ) -> None:
-        super().__init__()
-        problem = find_fraction_problem(validation_fraction, test_fraction)
-        if batch_size < 1 or max_length < 3:
-            problem = (
-                "batch_size must be at least 1 and max_length at least 3, "
-                f"got {batch_size} and {max_length}"
-            )
-        if problem:
+        super().__init__(tokenizer, batch_size, max_length, seed)
+        if problem := find_fraction_problem(validation_fraction, test_fraction):
             raise ValueError(f"data: {problem}")
         self.source = source
-        self.tokenizer_name = tokenizer
         self.labels = list(labels)
         self.columns = text_column, label_column
-        self.batch_size = batch_size
-        self.max_length = max_length
         self.fractions = validation_fraction, test_fraction
         self.split_seed = split_seed
         self.on_bad_row = on_bad_row
-        self.seed = seed
-        self.tokenizer: Any = None
-        self.splits: dict[Split, list[LabelledText]] = {}
 
     @classmethod
     def find_problems(cls, init_args: Any) -> list[str]:
@@ -130,11 +116,15 @@ class LabelledTextDataModule(ResumableDataModule):
                 f"data.labels is {self.labels} but model.labels is {wanted}; leave data.labels out "
                 "(the command line sets it) or give both the same"
             )
-        self.tokenizer = load_tokenizer(self.tokenizer_name, "classifier")
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
-        }  # fmt: skip
-        for split, texts in self._read(needed[stage]).items():
+        super().setup(stage)
+
+    def read_splits(self, splits: Sequence[Split]) -> None:
+        """Read the texts of some splits.
+
+        Raises:
+            DataError: If they cannot be had, or rows are bad.
+        """
+        for split, texts in self._read(splits).items():
             if not texts:
                 raise DataError(f"data: {self.source} has no labelled text for {split}")
             self.splits[split] = [LabelledText(i, *each) for i, each in enumerate(texts)]
@@ -192,24 +182,9 @@ class LabelledTextDataModule(ResumableDataModule):
             for split, texts in self.splits.items()
         }
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Give shuffled batches."""
-        return self.resume_loader(self._loader("train", shuffle=True))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Give the validation texts."""
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Give the test texts."""
-        return self._loader("test")
-
-    def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
-        texts = self.splits[split]
-        lengths = [len(each.text) for each in texts]
-        return self.length_loader(
-            texts, lengths, self.batch_size, self.seed, shuffle, collate_fn=self.collate
-        )
+    def length(self, row: LabelledText) -> int:
+        """Give the characters of a text."""
+        return len(row.text)
 
     def collate(self, rows: Sequence[LabelledText]) -> LabelledBatch:
         """Tokenise some texts."""

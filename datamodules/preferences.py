@@ -5,17 +5,15 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datamodules import sources
-from datamodules.batching import ResumableDataModule
+from datamodules.classifier_data import ClassifierDataModule
 from datamodules.consensus import Consensus, Pair, Ranking
 from datamodules.encoding import encode_texts
 from datamodules.rankings import RankingReader
 from datamodules.reading import ColumnNames, OnBadRow, Split
 from datamodules.shares import find_problems
 from datamodules.splits import SplitReader
-from hub import load_tokenizer
 
 
 class Format(NamedTuple):
@@ -50,7 +48,7 @@ class PreferenceBatch(TypedDict):
     rankings: list[Ranking]
 
 
-class PreferenceDataModule(ResumableDataModule):
+class PreferenceDataModule(ClassifierDataModule):
     """Rankings for a reward model: people's answers, or the miniature's.
 
     Args:
@@ -89,22 +87,12 @@ class PreferenceDataModule(ResumableDataModule):
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or max_length < 3:
-            raise ValueError(
-                "data: batch_size must be at least 1 and max_length at least 3, "
-                f"got {batch_size} and {max_length}"
-            )
+        super().__init__(tokenizer, batch_size, max_length, seed)
         self.reader = RankingReader(
             source, consensus, on_bad_row, validation_fraction, test_fraction, split_seed
         )
-        self.tokenizer_name = tokenizer
-        self.batch_size = batch_size
         self.format = Format(with_dialogue, max_length)
         self.references = references
-        self.seed = seed
-        self.tokenizer: Any = None
-        self.splits: dict[Split, list[Ranking]] = {}
         self._descriptions: dict[str, dict[str, Any]] = {}
 
     @classmethod
@@ -118,23 +106,13 @@ class PreferenceDataModule(ResumableDataModule):
             ]
         return problems
 
-    def setup(self, stage: str) -> None:
-        """Read the rankings that a stage needs.
+    def read_splits(self, splits: Sequence[Split]) -> None:
+        """Read the rankings of some splits.
 
         Raises:
             DataError: If they cannot be had, or hold bad lines.
-            ValueError: If the tokenizer takes no texts of ``max_length``.
         """
-        self.tokenizer = load_tokenizer(self.tokenizer_name, "classifier")
-        if self.format.max_length > self.tokenizer.model_max_length:
-            raise ValueError(
-                f"data.max_length is {self.format.max_length}, and {self.tokenizer_name!r} reads "
-                f"{self.tokenizer.model_max_length} tokens at the most"
-            )
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
-        }  # fmt: skip
-        for split, found in self.reader.read(needed[stage]).items():
+        for split, found in self.reader.read(splits).items():
             self.splits[split] = found.rankings
             self._descriptions[split] = found.description
 
@@ -142,44 +120,25 @@ class PreferenceDataModule(ResumableDataModule):
         """Say what the rankings of each split that was read were made of, for the run's summary."""
         return self._descriptions
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Give shuffled batches."""
-        return self.resume_loader(self._loader("train", shuffle=True))
+    def length(self, row: Ranking) -> int:
+        """Give the characters of the longest input of a ranking."""
+        context = len(row.dialogue) if self.format.with_dialogue else 0
+        return context + max(map(len, row.completions))
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Give the validation rankings."""
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Give the test rankings."""
-        return self._loader("test")
-
-    def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
-        rankings = self.splits[split]
-        lengths = [self._length(ranking) for ranking in rankings]
-        return self.length_loader(
-            rankings, lengths, self.batch_size, self.seed, shuffle, collate_fn=self.collate
-        )
-
-    def _length(self, ranking: Ranking) -> int:
-        """Characters of the longest input of a ranking."""
-        context = len(ranking.dialogue) if self.format.with_dialogue else 0
-        return context + max(map(len, ranking.completions))
-
-    def collate(self, rankings: Sequence[Ranking]) -> PreferenceBatch:
+    def collate(self, rows: Sequence[Ranking]) -> PreferenceBatch:
         """Tokenise the completions of some rankings and lay out their pairs."""
-        texts = [text for ranking in rankings for text in ranking.completions]
-        dialogues = [ranking.dialogue for ranking in rankings for _ in ranking.completions]
-        pairs, distances, weights = lay_out_pairs(rankings)
+        texts = [text for ranking in rows for text in ranking.completions]
+        dialogues = [ranking.dialogue for ranking in rows for _ in ranking.completions]
+        pairs, distances, weights = lay_out_pairs(rows)
         return PreferenceBatch(
             # An empty batch is legal: see LengthBatchSampler.
             inputs=self.encode(texts, dialogues) if texts else {},
             pairs=pairs,
             distances=distances,
             weights=weights,
-            index=torch.tensor([ranking.index for ranking in rankings], dtype=torch.int64),
-            ids=[ranking.id for ranking in rankings],
-            rankings=list(rankings),
+            index=torch.tensor([ranking.index for ranking in rows], dtype=torch.int64),
+            ids=[ranking.id for ranking in rows],
+            rankings=list(rows),
         )
 
     def encode(self, texts: Sequence[str], dialogues: Sequence[str]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ ROWS = [
 
 def make_data(roberta: str, folder: Path, **settings: Any) -> LabelledTextDataModule:
     write_rows(folder / "texts", train=ROWS, validation=ROWS, test=ROWS)
-    return LabelledTextDataModule(str(folder / "texts"), roberta, **settings)
+    return LabelledTextDataModule(str(folder / "texts"), roberta, max_length=100, **settings)
 
 
 def make_module(roberta: str, **settings: Any) -> Classifier:
@@ -120,7 +120,11 @@ def test_csv_and_columns_of_other_names(roberta: str, tmp_path: Path) -> None:
         writer.writerows([f"text, {i}", "hate" if i % 2 else "nothate"] for i in range(60))
         writer.writerows([f"text, {i}", "hate"] for i in range(30))
     data = LabelledTextDataModule(
-        str(tmp_path / "texts.csv"), roberta, text_column="comment", label_column="class"
+        str(tmp_path / "texts.csv"),
+        roberta,
+        text_column="comment",
+        label_column="class",
+        max_length=100,
     )
     data.setup("fit")
     data.setup("test")
@@ -134,12 +138,12 @@ def test_csv_and_columns_of_other_names(roberta: str, tmp_path: Path) -> None:
 def test_bad_rows_are_named_together_or_skipped(roberta: str, tmp_path: Path) -> None:
     bad = [{"text": "", "label": "hate"}, {"text": "a", "label": "odd"}, {"text": "b"}]
     write_rows(tmp_path, train=ROWS + bad, validation=ROWS)
-    data = LabelledTextDataModule(str(tmp_path), roberta)
+    data = LabelledTextDataModule(str(tmp_path), roberta, max_length=100)
     with pytest.raises(DataError, match="3 bad row") as error:
         data.setup("fit")
     for line, message in ((9, "text is empty"), (10, "'odd' is not one of"), (11, "no column")):
         assert f"train.jsonl:{line}: " in str(error.value) and message in str(error.value)
-    data = LabelledTextDataModule(str(tmp_path), roberta, on_bad_row="skip")
+    data = LabelledTextDataModule(str(tmp_path), roberta, on_bad_row="skip", max_length=100)
     data.setup("fit")
     assert len(data.splits["train"]) == 8
 
