@@ -118,6 +118,11 @@ class DPODataModule(ResumableDataModule):
             seed=seed,
             cache_dir=cache_dir,
         )
+        self.batch_size = batch_size
+        self.eval_batch_size = self.dialogues.eval_batch_size
+        self.max_source_length = max_source_length
+        self.max_target_length = max_target_length
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
         self.splits: dict[Split, list[Ranking]] = {}
         self._descriptions: dict[str, dict[str, Any]] = {}
@@ -170,14 +175,14 @@ class DPODataModule(ResumableDataModule):
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
         rankings = self.splits[split]
         lengths = [len(r.dialogue) + max(map(len, r.completions)) for r in rankings]
-        size = self.dialogues.batch_size if shuffle else self.dialogues.eval_batch_size
+        size = self.batch_size if shuffle else self.eval_batch_size
         return self.length_loader(
             rankings, lengths, size, self.seed, shuffle, collate_fn=self.collate
         )
 
     def collate(self, rankings: Sequence[Ranking]) -> ComparisonBatch:
         """Tokenise the prompts and completions of some dialogues and lay out their pairs."""
-        encoder, multiple = self.dialogues.encoder, self.dialogues.pad_to_multiple_of
+        encoder, multiple = self.dialogues.encoder, self.pad_to_multiple_of
         padding = encoder.tokenizer.pad_token_id
         rows = [Row(r.id, r.dialogue, tuple(r.completions)) for r in rankings]
         prompts = encoder.encode(rows).sources

@@ -20,13 +20,15 @@ START_TOLERANCE = 1e-4
 
 
 class Scores(NamedTuple):
-    """Log-probabilities of N completions, nats, summed over their tokens, [N].
+    """Log-probabilities of N completions, nats.
 
-    policy: under the policy, with gradient. reference: under the reference.
+    policy [N]: under the policy, summed over the tokens, with gradient. reference [N]: under the
+    reference. ratios [N, T]: log pi - log pi_ref of each token, without gradient, 0 on padding.
     """
 
     policy: Tensor
     reference: Tensor
+    ratios: Tensor
 
 
 class DPO(PolicyModule):
@@ -90,19 +92,22 @@ class DPO(PolicyModule):
     # The loss -----------------------------------------------------------------------------------
 
     def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
-        """Sum the losses, those of each dialogue weighing 1; count the dialogues."""
+        """Sum the losses, those of each dialogue weighing 1; count the dialogues.
+
+        Raises:
+            GateError: If policy and reference differ before the first update.
+        """
         scores = self.score(batch)
-        for name, value in self.measure(scores, batch).items():
-            self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))
+        if self._trainer is not None:  # none where the step is only planned
+            for name, value in self.measure(scores, batch).items():
+                self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))
+            if self.training and self.global_step == 0:
+                check_start(scores.ratios)
         loss = self.loss(scores, batch)
         return loss, loss.new_tensor(len(batch["ids"]))
 
     def score(self, batch: ComparisonBatch) -> Scores:
-        """Score the completions of a batch under the policy and under the reference.
-
-        Raises:
-            GateError: If the two differ before the first update.
-        """
+        """Score the completions of a batch under the policy and under the reference."""
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with torch.no_grad(), reference_policy(self.model, self.reference) as start:
             encoded = encode(start, prompts)
@@ -111,9 +116,7 @@ class DPO(PolicyModule):
         if not self.shares_encoder:
             encoded = encode(self.model, prompts)
         policy = token_scores(self.model, encoded, batch)
-        if self.training and self.global_step == 0:
-            check_start(policy.detach() - reference)
-        return Scores(policy.sum(dim=1), reference.sum(dim=1))
+        return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
         """Sum the losses of a batch, those of each dialogue weighing 1: a scalar."""

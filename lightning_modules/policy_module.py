@@ -74,11 +74,9 @@ class PolicyModule(SummarizationModule):
                 each.train()
         return model
 
-    def configure_model(self) -> None:
-        """Load backbone and adapters; does so once."""
-        if self.model is not None:
-            return
-        super().configure_model()
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make policy and reference from the backbone."""
+        super().assemble(backbone)
         if self.reference is not None:
             quicken(self.reference)
         self.shares_encoder = not encoder_is_trained(self.model)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from metrics.intervals import Estimate
-from reporting.figures import COLOURS, INK, finish, save
+from reporting.figures import save
 from reporting.frontier import HALF, Arm, lines_of_betas
+from reporting.panes import COLOURS, INK, finish
 
 _BLUE, _RED, _GREEN = COLOURS[:3]
 _MAP = "cividis"  # made for colour-blind readers (Nuñez et al. 2018)
@@ -33,8 +34,10 @@ def draw_seeds(path: Path, arms: Sequence[Arm], max_loss: float, columns: int = 
     figure = Figure(figsize=(2.6 * columns + 1.2, 2.5 * rows + 1.0), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     runs = [run for arm in arms for run in arm.outcomes]
-    x = _limits([100 * run.rouge1_change for run in runs] + [-100 * max_loss, 0])
-    y = _limits([100 * run.relative_change for run in runs] + [-100, 0])
+    rouge = [arm.estimates["rouge1_change"] for arm in arms]
+    ends = [100 * end for one in rouge for end in one[2:] if end is not None]
+    x = _limits([*ends, *(100 * run.rouge1_change for run in runs), -100 * max_loss, 0])
+    y = _limits([*(100 * run.relative_change for run in runs), -100, 0])
     for axes, arm in zip(grid.flat, arms, strict=False):
         _draw_target(axes, (-100 * max_loss, y[0]), (x[1], -100 * HALF))
         _draw_arm(axes, arm)

@@ -171,7 +171,7 @@ def test_what_is_logged_by_hand(t5: str, tmp_path: Path) -> None:
     # Completions in the order of the alphabet: no, yes | a, b c d, tea | six, x y.
     policy = torch.tensor([-1.0, -3.0, -1.0, -2.0, -2.0, -4.0, -4.0])
     reference = torch.tensor([-2.0, -2.0, -1.0, -1.0, -1.0, -4.0, -4.0])
-    found = module.measure(Scores(policy, reference), batch)
+    found = module.measure(Scores(policy, reference, policy[:, None]), batch)
     rewards = [0.5, -0.5, 0.0, -0.5, -0.5, 0.0, 0.0]
     # Pairs: yes > no | tea > b c d, tea > a, b c d > a | six > x y.
     assert float(found["rewards/chosen"]) == pytest.approx((rewards[1] + (-1.5 / 3) + 0) / 3)
