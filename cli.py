@@ -174,6 +174,8 @@ class AlignsumCLI(LightningCLI):
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        # Of a classifier alone; where a class has no labels the link is passed over.
+        parser.link_arguments("model.init_args.labels", "data.init_args.labels")
         # True (draw a seed) and False are legal for Lightning; the data's order wants a number.
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 

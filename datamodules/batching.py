@@ -12,6 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from datamodules.reading import Split
+
+STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
+    "predict": ("test",),
+}  # fmt: skip
+"""The splits that a stage of a Trainer needs."""
+
 IGNORED_LABEL = -100
 MULTIPLE = 8
 """Lengths are padded to a multiple of this by default: tensor cores want it, and shapes repeat."""
@@ -209,6 +217,36 @@ class ResumableDataModule(L.LightningDataModule):
     def accumulate(self) -> int:
         """Training batches of one optimizer step, on each rank."""
         return getattr(self.trainer, "accumulate_grad_batches", 1)
+
+    def length_loader(
+        self,
+        rows: Any,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        **settings: Any,
+    ) -> DataLoader[Any]:
+        """Make a loader of batches of like lengths, dealt out to the ranks.
+
+        Args:
+            rows: A list, or a data set.
+            lengths: Length of each, to sort by.
+            batch_size: Rows in a batch, on each rank.
+            seed: Seed of the order.
+            shuffle: New batches each epoch, as for training; else the longest rows come first.
+            **settings: Of the ``DataLoader``.
+        """
+        sampler = LengthBatchSampler(
+            lengths,
+            batch_size,
+            shuffle,
+            seed,
+            self.trainer.world_size if self.trainer else 1,
+            self.trainer.global_rank if self.trainer else 0,
+            self.accumulate if shuffle else 1,
+        )
+        return DataLoader(rows, batch_sampler=sampler, **settings)
 
     def resume_loader(self, loader: Loader) -> Loader:
         """Make a training loader leave out the batches that a checkpoint says were learnt from."""

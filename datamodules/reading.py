@@ -117,14 +117,32 @@ def parse(
             rows.append(_parse_record(record, f"{split}_{len(rows)}", columns))
         except DataError as error:
             problems.append(f"{where}:{number}: {error}")
-    found = describe_bad_rows(problems, len(problems))
-    if problems and on_bad_row == "stop":
-        raise DataError(f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip")
-    if problems:
-        logger.warning("Skipped %s", found)
+    refuse_bad_rows(problems, on_bad_row)
     if not rows:
         raise DataError(f"data: the {split} split is empty: {where} has no usable row")
     return rows
+
+
+def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "") -> None:
+    """Stop because of all bad rows at once, or warn of them.
+
+    Args:
+        problems: What is wrong with each.
+        on_bad_row: Whether to stop.
+        hint: What a good row looks like.
+
+    Raises:
+        DataError: If there is a bad row and ``on_bad_row`` is "stop".
+    """
+    if not problems:
+        return
+    found = describe_bad_rows(problems, len(problems))
+    if on_bad_row == "stop":
+        raise DataError(
+            f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip"
+            + (f". {hint}" if hint else "")
+        )
+    logger.warning("Skipped %s", found)
 
 
 def describe_bad_rows(problems: Sequence[str], total: int) -> str:
@@ -150,7 +168,7 @@ def parse_dialogue(
     name = next((name for name in (columns.id, "fname") if name in record), None)
     identity = default_id if name is None or record[name] in (None, "") else str(record[name])
     _check_encoding(identity, "the id")
-    return identity, _text(record, columns.dialogue)
+    return identity, take_text(record, columns.dialogue)
 
 
 def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
@@ -162,10 +180,15 @@ def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
         numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
         found = [match for name in record if (match := numbered.fullmatch(name or ""))]
         names = [match[0] for match in sorted(found, key=lambda match: int(match[1]))] or names
-    return Row(identity, dialogue, tuple(_text(record, name) for name in names))
+    return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
 
 
-def _text(record: dict[str, Any], name: str) -> str:
+def take_text(record: dict[str, Any], name: str) -> str:
+    """Take a text from a column of a line.
+
+    Raises:
+        DataError: If it is missing, empty, no text, or not UTF-8.
+    """
     if name not in record:
         raise DataError(f"no column {name!r} (it has {', '.join(map(str, record)) or 'none'})")
     value = record[name]

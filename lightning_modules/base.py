@@ -202,11 +202,14 @@ class BaseModule(SteppingModule):
         backbone = hub.resolve_model(self.backbone_name, self.kind)
         return {"method": type(self).__name__, "backbone": backbone}
 
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path) -> dict[str, Any]:
         """Write the model in the Hugging Face format, for a plain ``from_pretrained``.
 
         An adapter's folder holds the trained adapter alone and names its backbone; a whole model
         comes with its tokenizer.
+
+        Returns:
+            What the run's summary is to say of it.
         """
         if isinstance(self.model, PeftModel):
             # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
@@ -216,3 +219,4 @@ class BaseModule(SteppingModule):
         else:
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+        return {}

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.classifier import Classifier
+from lightning_modules.dpo import DPO
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.ppo.rollout import Encoded, Prompts, Rollout
 from lightning_modules.ppo.update import Experience
@@ -12,16 +14,31 @@ from lightning_modules.reward_model import RewardModel
 from planning.parts import Lengths
 
 COMPLETIONS = 3
-"""Completions a ranking, for the plan of a reward model: how many there are only the data say."""
+"""Completions a ranking, for a reward model and DPO: how many there are only the data say."""
 
 
 def make_batch(module: Any, rows: int, lengths: Lengths) -> Any:
     """Make a batch as the module's datamodule does."""
+    count = rows * COMPLETIONS
+    pairs = {
+        "pairs": torch.zeros(count, 2, dtype=torch.long),
+        "weights": torch.ones(count),
+        "distances": torch.ones(count),
+        "ids": [""],
+    }
     if isinstance(module, RewardModel):
-        count = rows * COMPLETIONS
-        pairs = torch.zeros(count, 2, dtype=torch.long)
-        prompts = make_prompts(count, lengths.source)
-        return {**prompts._asdict(), "pairs": pairs, "weights": torch.ones(count), "ids": [""]}
+        return {"inputs": make_prompts(count, lengths.source)._asdict(), **pairs}
+    if isinstance(module, DPO):
+        tokens = _ones(count, lengths.target)
+        return {
+            **make_prompts(rows, lengths.source)._asdict(), **pairs, "responses": tokens,
+            "mask": tokens.bool(), "owner": torch.arange(count) // COMPLETIONS,
+        }  # fmt: skip
+    if isinstance(module, Classifier):
+        labels = torch.zeros(rows, dtype=torch.long)
+        return {
+            "inputs": make_prompts(rows, lengths.source)._asdict(), "labels": labels, "ids": [""]
+        }  # fmt: skip
     prompts = make_prompts(rows, lengths.source)
     return {**prompts._asdict(), "labels": _ones(rows, lengths.target), "ids": [""]}
 

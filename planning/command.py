@@ -10,7 +10,16 @@ import torch
 from rich.console import Console
 
 from datamodules.batching import MULTIPLE
-from lightning_modules import FullFT, InContext, LoRA, PPOPolicy, RewardModel, SoftPrompt
+from lightning_modules import (
+    DPO,
+    Classifier,
+    FullFT,
+    InContext,
+    LoRA,
+    PPOPolicy,
+    RewardModel,
+    SoftPrompt,
+)
 from lightning_modules.base import BaseModule
 from planning.measure import resident_bytes
 from planning.memory import Plan, Setting
@@ -31,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 METHODS: dict[type[BaseModule], str] = {
     InContext: "prompting", FullFT: "full", LoRA: "LoRA", SoftPrompt: "soft prompt",
-    PPOPolicy: "PPO", RewardModel: "reward model",
+    PPOPolicy: "PPO", DPO: "DPO", RewardModel: "reward model", Classifier: "classifier",
 }  # fmt: skip
 COMPARED: tuple[type[BaseModule], ...] = (FullFT, LoRA, SoftPrompt, PPOPolicy)
 
@@ -172,7 +181,7 @@ def find_lengths(datamodule: Any) -> Lengths:
 def find_compared(module: BaseModule, judge: str | None) -> list[BaseModule]:
     """List the run's own module and, with their defaults on its backbone, the others.
 
-    A reward model's backbone is a classifier, which none of the others can use.
+    The backbone of a reward model or classifier is one that none of the others can use.
     """
     if not module.generates:
         return [module]

@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
+from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, MergedPolicy
 from lightning_modules.ppo.reward_terms import ClassifierReward
@@ -23,7 +24,7 @@ def build_module(module: BaseModule) -> Any:
         ValueError: If the config of its backbone cannot be had.
     """
     trial: Any = copy.deepcopy(module)
-    if isinstance(trial, PPOPolicy) and isinstance(trial.policy, MergedPolicy):
+    if isinstance(trial, PolicyModule) and isinstance(trial.policy, MergedPolicy):
         # What is merged takes no room; and PEFT merges nothing that has no content.
         trial.policy, trial.adapter = fresh_lora(trial.policy), None
     blueprint = find_blueprint(trial.backbone_name, trial.kind)
@@ -31,7 +32,7 @@ def build_module(module: BaseModule) -> Any:
         # A trained adapter is read, and nothing keeps its content.
         warnings.filterwarnings("ignore", "for .* copying from a non-meta parameter")
         if trial.kind == "classifier":
-            backbone = build_classifier(blueprint, labels=1)
+            backbone = build_classifier(blueprint, labels=len(getattr(trial, "labels", "1")))
         else:
             backbone = build_seq2seq(blueprint)
         if trial.dropout is not None:

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from lightning_modules.adapters import count_parameters, reference_policy
 from lightning_modules.base import BaseModule
 from lightning_modules.kernels import fuse
+from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.ppo.rollout import encode, score_in_chunks
 from lightning_modules.ppo.update import minibatch_loss
@@ -100,7 +101,7 @@ class _Trace:
         self.live = LiveBytes(self.classify)
         self.phases: dict[str, dict[str, int]] = {}
         self.weights = {tuple(p.shape) for p in module.parameters() if p.dim() == 2}
-        kind = module.policy if isinstance(module, PPOPolicy) else module
+        kind = module.policy if isinstance(module, PolicyModule) else module
         self.source = lengths.source + getattr(kind, "virtual_tokens", 0)
         self.positions = {self.source, lengths.target}
         if isinstance(module, PPOPolicy):

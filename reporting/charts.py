@@ -79,11 +79,12 @@ class Scatter(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Distributions of per-example values in [0, 1], one over the other."""
+    """Distributions of per-example values, one over the other; span: between which they lie."""
 
     title: str
     x_label: str
     groups: Mapping[str, Sequence[float]]
+    span: tuple[float, float] = (0, 1)
 
 
 Chart = Panel | Dots | Scatter | Histogram

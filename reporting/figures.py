@@ -40,7 +40,11 @@ def draw_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 
 
 
 def draw_histograms(
-    path: Path, title: str, x_label: str, groups: Mapping[str, Sequence[float]]
+    path: Path,
+    title: str,
+    x_label: str,
+    groups: Mapping[str, Sequence[float]],
+    span: tuple[float, float] = (0, 1),
 ) -> None:
     """Draw histograms of per-example values one over the other, each mean as a dashed line.
 
@@ -48,10 +52,11 @@ def draw_histograms(
         path: The PNG to write.
         title: Title of the figure.
         x_label: What is counted, with its unit.
-        groups: Per-example values in [0, 1] by label.
+        groups: Per-example values by label.
+        span: Between which values they lie.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    panes.draw_histogram(figure.subplots(), Histogram("", x_label, groups))
+    panes.draw_histogram(figure.subplots(), Histogram("", x_label, groups, span))
     save(figure, title, path)
 
 
@@ -126,6 +131,22 @@ def draw_bars(
     columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
     axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
     save(figure, title, path, svg=True)
+
+
+def draw_reliability(
+    path: Path, title: str, x_label: str, bins: Sequence[tuple[float, float, int]]
+) -> None:
+    """Draw a reliability diagram: how often predictions of like confidence were right.
+
+    Args:
+        path: The PNG to write.
+        title: Title of the figure.
+        x_label: What the confidence is.
+        bins: For each bin that is not empty mean confidence, share that was right, and n.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    panes.draw_reliability(figure.subplots(), x_label, bins)
+    save(figure, title, path)
 
 
 def save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:

@@ -99,20 +99,38 @@ def _draw_whiskers(axes: Axes, dot: Dot, x: float, y: float, vertical: bool) -> 
 
 def draw_histogram(axes: Axes, chart: Histogram) -> None:
     """Draw distributions one over the other, each mean as a dashed line."""
-    bins = np.linspace(0, 1, 26).tolist()
+    bins = np.linspace(*chart.span, 26).tolist()
     for place, (label, values) in enumerate(chart.groups.items()):
         mean = float(np.mean(values))
         text = f"{label}: mean {mean:.3f} (n = {len(values)})"
         axes.hist(values, bins=bins, color=_colour(place), alpha=0.45, label=text)
         axes.axvline(mean, color=_colour(place), linestyle="--", linewidth=1.6)
     finish(axes, "", chart.x_label, "examples")
-    axes.set_xlim(0, 1)
+    axes.set_xlim(*chart.span)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Above the axes: a legend inside would cover bars.
     axes.legend(
         title=plain(chart.title) or None, alignment="left", frameon=False, fontsize=9,
         loc="lower left", bbox_to_anchor=(0, 1), ncols=1,
     )  # fmt: skip
+
+
+def draw_reliability(axes: Axes, x_label: str, bins: Sequence[tuple[float, float, int]]) -> None:
+    """Draw for bins of like confidence how often it was right, with n beside each."""
+    axes.plot([0.5, 1], [0.5, 1], color=INK, linestyle=":", linewidth=1, label="calibrated")
+    confidence, right, n = zip(*bins, strict=True)
+    # Two standard errors of a share, which are wide where there are few.
+    errors = [2 * (p * (1 - p) / count) ** 0.5 for p, count in zip(right, n, strict=True)]
+    axes.errorbar(
+        confidence, right, yerr=errors, color=COLOURS[0], marker="o", markersize=4,
+        linewidth=1.6, elinewidth=1, capsize=2.5, label=f"measured (n = {sum(n)})",
+    )  # fmt: skip
+    for x, y, count in zip(confidence, right, n, strict=True):
+        axes.annotate(str(count), (x, y), (4, -10), textcoords="offset points", fontsize=7)
+    finish(axes, "", x_label, "share that was right")
+    axes.set_xlim(0.48, 1.02)
+    axes.set_ylim(min(0.4, *right) - 0.02, 1.02)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _draw_curve(axes: Axes, curve: Series, label: str, colour: str) -> None:

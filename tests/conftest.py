@@ -6,11 +6,14 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from pathlib import Path
+from typing import Any
 
 import lightning  # noqa: F401 (first: see train.py)  # isort: skip
 import pytest
 import torch
 
+from lightning_modules import LoRA, SoftPrompt
+from tests.batches import loader, make_batch, make_trainer
 from tests.models import save_roberta, save_t5
 
 # One thread: tensors here are too small to gain from two, and CI has only two cores.
@@ -33,3 +36,27 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(cache)
     return cache
+
+
+def adamw(lr: float) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The export of a LoRA that no longer is the bare backbone."""
+    folder = tmp_path_factory.mktemp("lora")
+    module = LoRA(backbone=t5, r=4, alpha=8, optimizer=adamw(0.05))
+    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
+    module.export(folder / "export")
+    return str(folder / "export")
+
+
+@pytest.fixture(scope="session")
+def trained_soft_prompt(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The export of a soft prompt that was trained."""
+    folder = tmp_path_factory.mktemp("soft")
+    module = SoftPrompt(backbone=t5, virtual_tokens=5, optimizer=adamw(0.5))
+    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
+    module.export(folder / "export")
+    return str(folder / "export")

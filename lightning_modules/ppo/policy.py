@@ -3,21 +3,16 @@
 import logging
 import time
 from collections.abc import Mapping
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
-from imports import import_object
-from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
-from lightning_modules.backbones import set_dropout
-from lightning_modules.kernels import quicken
+from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
@@ -36,7 +31,7 @@ from lightning_modules.ppo.update import (
     plan_cut,
 )
 from lightning_modules.ppo.value_head import ValueHead
-from lightning_modules.summarization import Decoding, SummarizationModule
+from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +42,12 @@ MAIN_REWARD = "reward_model"
 """Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
 
 
-def instantiate(settings: Any) -> Any:
-    """Build a small object from its ``class_path`` and ``init_args``."""
-    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
-
-
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """Build AdamW with the epsilon that PPO's implementations share (N+ details): 1e-5."""
     return torch.optim.AdamW(parameters, lr=1e-4, eps=1e-5, weight_decay=0.0)
 
 
-class PPOPolicy(SummarizationModule):
+class PPOPolicy(PolicyModule):
     """A policy trained by PPO for what it is rewarded for, held near its starting point.
 
     Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
@@ -93,7 +83,7 @@ class PPOPolicy(SummarizationModule):
         backbone: str,
         reward_model: str | None,
         reward_label: str = "nothate",
-        reward_with_dialogue: bool = False,
+        reward_with_dialogue: bool | None = None,
         extra_rewards: Mapping[str, RewardTerm] | None = None,
         adapter: str | None = None,
         policy: PolicyKind = LoRAPolicy(),  # noqa: B008 - never changed
@@ -107,15 +97,15 @@ class PPOPolicy(SummarizationModule):
     ) -> None:
         super().__init__(
             backbone,
+            policy,
+            adapter,
             decoding,
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
         )
         self.ppo = ppo or PPOConfig()
-        if problem := policy.find_problem(adapter, backbone) or self._find_sample_problem(
-            advantage
-        ):
+        if problem := self._find_sample_problem(advantage):
             raise ValueError(problem)
         self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
         if reward_model is not None:
@@ -123,17 +113,13 @@ class PPOPolicy(SummarizationModule):
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
             raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
-        self.adapter = None if adapter is None else str(Path(adapter).resolve())
-        self.policy = policy
         self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
         self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
         self.batches_done = 0
-        self.reference: nn.Module | None = None
         self.value_head: ValueHead | None = None
-        self.shares_encoder = False
         # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
         self.automatic_optimization = False
 
@@ -149,11 +135,13 @@ class PPOPolicy(SummarizationModule):
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
         problems = super().find_problems(init_args, trainer)
-        policy = instantiate(init_args.policy)
-        problems.append(policy.find_problem(init_args.adapter, init_args.backbone))
         terms = [instantiate(term) for term in (init_args.extra_rewards or {}).values()]
         if init_args.reward_model is not None:
-            terms.append(ClassifierReward(init_args.reward_model, init_args.reward_label))
+            terms.append(
+                ClassifierReward(
+                    init_args.reward_model, init_args.reward_label, init_args.reward_with_dialogue
+                )
+            )
         for term in terms:
             problems += term.find_problems()
         if trainer.max_steps not in (-1, None):
@@ -170,17 +158,8 @@ class PPOPolicy(SummarizationModule):
 
     # Construction -------------------------------------------------------------------------------
 
-    def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Put the policy, and its reference, on the backbone."""
-        model, self.reference = self.policy.attach(backbone, self.adapter)
-        for each in (model, self.reference):
-            if each is not None:
-                set_dropout(each, 0.0)
-                each.train()
-        return model
-
     def configure_model(self) -> None:
-        """Load backbone, adapters and reward models, and make the value head; does so once."""
+        """Load backbone, adapters and reward models; does so once."""
         if self.model is not None:
             return
         super().configure_model()
@@ -191,12 +170,8 @@ class PPOPolicy(SummarizationModule):
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make policy, reference and value head from the backbone."""
         super().assemble(backbone)
-        policy: Any = self.model
-        if self.reference is not None:
-            quicken(self.reference)
-        self.shares_encoder = not encoder_is_trained(policy)
         if self.advantage.uses_values:
-            self.value_head = ValueHead(policy.config.d_model)
+            self.value_head = ValueHead(self.model.config.d_model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the policy's weights and the value head's as two groups, each with its own rate."""
@@ -207,10 +182,6 @@ class PPOPolicy(SummarizationModule):
             value: dict[str, Any] = {"params": list(self.value_head.parameters())}
             groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
         return groups
-
-    def count_parameters(self) -> tuple[int, int]:
-        """Count policy, reference and value head; a reward model is a judge, no part of these."""
-        return count_parameters(self)
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -444,24 +415,7 @@ class PPOPolicy(SummarizationModule):
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)
 
-    # Evaluation and what a run leaves -----------------------------------------------------------
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate with the policy, and with the reference for the comparison before and after.
-
-        Both draw the same random numbers, so that where texts are sampled the two differ by what
-        was learnt and not by chance.
-        """
-        output = super().test_step(batch, batch_idx)
-        self.seed_test_batch(batch_idx)
-        with reference_policy(self.model, self.reference) as start:
-            output["predictions_before"] = self.generate(batch, start)
-        return output
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the reference's weights, which never change."""
-        return invariants.fingerprint(self.model, self.reference)
+    # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loop itself remembers."""
@@ -472,34 +426,14 @@ class PPOPolicy(SummarizationModule):
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
             "moments": [moments.count, moments.mean, moments.squares],
-            "reference": self.fingerprint,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the loop where it was.
-
-        Raises:
-            ValueError: If the reference is not the one that the run was held to.
-        """
+        """Take up the loop where it was."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["ppo"]
-        if state["reference"] != self.fingerprint:
-            raise ValueError(
-                "the reference is not the one that this run was held to: the backbone "
-                f"{self.backbone_name!r} or the adapter {self.adapter!r} has changed since; "
-                "restore it, or start a new run"
-            )
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
         moments = self.shaping.moments
         moments.count, moments.mean, moments.squares = state["moments"]
-
-    def export(self, path: str | Path) -> None:
-        """Write the policy in the Hugging Face format: an adapter, or a whole model."""
-        trained = self.model
-        try:
-            self.model = self.policy.finish(trained)
-            super().export(path)
-        finally:
-            self.model = trained
