@@ -19,9 +19,9 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from lightning_modules.summarization import Decoding
-from prediction.command import run
+from prediction.command import parse_over_run, run
 from prediction.job import predict
-from prediction.runs import find_export, read_settings
+from prediction.runs import find_export
 from prediction.settings import Settings
 
 log = logging.getLogger("predict")
@@ -55,16 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, Decoding]:
         ValueError: If a setting is out of range, or the run's are not understood.
     """
     export = find_export(make_parser({}).parse_args(arguments).run)
-    found = read_settings(export)
-    if not found:
-        log.info("%s belongs to no run: what is not given is predict.py's default", export)
-    try:
-        parser = make_parser(found)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"the settings of the run of {export} are not understood: {error}"
-        ) from error
-    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values = parse_over_run(arguments, export, make_parser)
     decoding = Decoding(**{field.name: values.pop(field.name) for field in fields(Decoding)})
     del values["run"]
     return export, Settings(**values), decoding

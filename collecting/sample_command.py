@@ -11,12 +11,12 @@ from jsonargparse import ArgumentParser
 
 from collecting.sampling import Run, SampleSettings, sample
 from lightning_modules.summarization import Decoding
-from prediction.command import run
-from prediction.runs import find_export, read_settings
+from prediction.command import parse_over_run, run
+from prediction.runs import find_export
 
 log = logging.getLogger(__name__)
 
-_NOT_SAMPLING = {"do_sample", "num_beams", "length_penalty", "early_stopping"}
+_NOT_SAMPLING = frozenset({"do_sample", "num_beams", "length_penalty", "early_stopping"})
 """Of ``Decoding``: what is settled here, or of beams."""
 
 
@@ -36,7 +36,7 @@ def make_parser(defaults: dict[str, Any]) -> ArgumentParser:
         help="run folders, their exports, or any model folders in Hugging Face or PEFT format",
     )  # fmt: skip
     parser.add_class_arguments(SampleSettings, skip={"keep_dialogue"})
-    parser.add_class_arguments(Decoding, skip=_NOT_SAMPLING)
+    parser.add_class_arguments(Decoding, skip=set(_NOT_SAMPLING))
     # Spelled out: the help would show where in memory the default object lies.
     parser.set_defaults({"prompt": "Instruction"} | defaults)
     return parser
@@ -60,15 +60,7 @@ def parse(arguments: Sequence[str]) -> list[Run]:
 
 
 def _parse(arguments: Sequence[str], name: str, export: Path) -> Run:
-    found = read_settings(export)
-    defaults = {key: value for key, value in found.items() if key not in _NOT_SAMPLING}
-    try:
-        parser = make_parser(defaults)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"the settings of the run of {export} are not understood: {error}"
-        ) from error
-    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values = parse_over_run(arguments, export, make_parser, _NOT_SAMPLING)
     del values["runs"]
     taken = {field.name for field in fields(Decoding)} - _NOT_SAMPLING
     decoding = Decoding(do_sample=True, **{key: values.pop(key) for key in taken})

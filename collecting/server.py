@@ -23,10 +23,9 @@ PAGE = Path(__file__).parent / "page"
 LARGEST_REQUEST = 64 * 1024
 """Bytes; an answer is a few hundred."""
 
-_FILES = {
-    "/": "page.html",
-    **{f"/{path.name}": path.name for path in PAGE.iterdir() if path.suffix in (".css", ".js")},
-}
+# Said here and not looked up, for what a system says of .js differs, and modules must be scripts.
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_FILES = {f"/{path.name}": path for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
 _HEADERS = {
     # Scripts and styles are files of ours; nothing in a text can load or run anything, and the
     # browser itself refuses to turn a text into HTML (Trusted Types).
@@ -137,8 +136,8 @@ def make_app(desk: Desk, instructions: str, allowed_hosts: Collection[str] = ())
     )
     app[_DESK] = desk
     app[_INSTRUCTIONS] = instructions
-    for address, name in _FILES.items():
-        app.router.add_get(address, _make_file_handler(PAGE / name))
+    for address, path in {"/": PAGE / "page.html", **_FILES}.items():
+        app.router.add_get(address, _make_file_handler(path))
     app.router.add_get("/api/instructions", get_instructions)
     app.router.add_get("/api/task", get_task)
     app.router.add_post("/api/answer", post_answer)
@@ -149,8 +148,10 @@ def make_app(desk: Desk, instructions: str, allowed_hosts: Collection[str] = ())
 
 
 def _make_file_handler(path: Path) -> Handler:
+    kind = f"{_KINDS[path.suffix]}; charset=utf-8"
+
     async def get_file(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(path)
+        return web.FileResponse(path, headers={"Content-Type": kind})
 
     return get_file
 

@@ -24,7 +24,7 @@ def test_a_line_says_all_that_was_answered(tmp_path: Path) -> None:
     assert ranked == {
         "id": "s0", "dialogue": "#Person1#: number 0\n#Person2#: Yes.",
         "completions": ["a0", "b0", "c0", "d0"], "ranks": [1, 2, 2, None], "annotator": "ann",
-        "toxic": [False, False, True, False], "sources": ["one", "two", "one", "two"],
+        "toxic": [False, False, True, False], "sources": ["lora", "full_ft", "lora", "full_ft"],
         "time": "2025-01-02T03:04:05+00:00", "seconds": 7.5,
     }  # fmt: skip
     assert skipped["skipped"] is True

@@ -79,7 +79,7 @@ def test_the_ranks_come_back_in_the_order_of_the_file(tmp_path: Path) -> None:
         assert read.completions == sample.completions
         assert read.ranks == (None, 2, 2, 1)
         assert read.toxic == (False, False, True, False)
-        assert read.sources == ("one", "two", "one", "two")
+        assert read.sources == ("lora", "full_ft", "lora", "full_ft")
         desk.file.append([read])
         back = desk.show("ann", sample)["answer"]
         assert back == {"ranks": sent["ranks"], "toxic": sent["toxic"]}
@@ -109,7 +109,7 @@ def test_the_page_learns_no_run_and_no_place(tmp_path: Path) -> None:
     assert set(item) == {
         "id", "version", "dialogue", "completions", "answer", "previous", "following",
     }  # fmt: skip
-    assert "one" not in str(item)
+    assert "lora" not in str(item)
 
 
 def test_the_way_back_and_forth(tmp_path: Path) -> None:

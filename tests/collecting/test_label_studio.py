@@ -88,7 +88,7 @@ def test_what_label_studio_makes_of_it_is_read() -> None:
     assert isinstance(skipped, Answer)
     assert (ranked.annotator, ranked.ranks, ranked.seconds) == ("user 5", (2, 2, 2, 1), 12.3)
     assert ranked.time == "2025-01-01T00:01:00Z"
-    assert ranked.sources == ("one", "two", "one", "two")
+    assert ranked.sources == ("lora", "full_ft", "lora", "full_ft")
     assert (skipped.annotator, skipped.ranks) == ("bob@lab", None)
 
 
