@@ -4,9 +4,11 @@ A line is one answer of one annotator. Nothing is ever changed in the file: who 
 line, and of the lines of one annotator for one id the last is what they say.
 """
 
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,9 +208,18 @@ class AnswerFile:
         Raises:
             OSError: If they cannot be written; the file is as it was.
         """
+        self._check_place()
         append(self.file, to_lines(answer.to_row() for answer in answers).encode())
         for answer in answers:
             self._take(answer)
+
+    def _check_place(self) -> None:
+        """Refuse to write to a file that nobody would find: some editors put a new one in place."""
+        if not self.path.exists() or not os.path.samestat(
+            self.path.stat(), os.fstat(self.file.fileno())
+        ):
+            text = f"{self.path.name} was moved or replaced; start the server again"
+            raise OSError(errno.ESTALE, text)
 
     def _take(self, answer: Answer) -> None:
         self.answers.setdefault(answer.annotator, {})[answer.id] = answer

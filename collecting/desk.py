@@ -152,7 +152,9 @@ class Desk:
     def _fits(self, answer: Answer) -> bool:
         """Whether an answer is of a sample as it is now."""
         sample = self.samples.get(answer.id)
-        return sample is not None and sample.completions == answer.completions
+        if sample is None:
+            return False
+        return (sample.dialogue, sample.completions) == (answer.dialogue, answer.completions)
 
     def _history(self, annotator: str) -> dict[str, Answer]:
         """Give an annotator's answers to these samples, the first one first."""

@@ -90,7 +90,7 @@ def serve(
     except UnicodeDecodeError as error:
         raise ValueError(f"instructions: {text} is not UTF-8 ({error})") from error
     with AnswerFile(target) as file:
-        names = [name.strip() for name in allowed_hosts.split(",")]
+        names = allowed_hosts.replace(",", " ").split()
         app = make_app(Desk(asked, file, seed, answers_per_dialogue), words, names)
         log.info("%d samples from %s; answers go to %s", len(asked), source, target)
         asyncio.run(_listen(app, host, port, open_browser))
@@ -185,9 +185,10 @@ async def post_answer(request: web.Request) -> web.Response:
     except OSError as error:
         log.error("An answer of %s was not saved: %s", answer.annotator, error)
         raise web.HTTPInsufficientStorage(reason=f"It was not saved: {error.strerror}") from error
-    done = desk.describe(answer.annotator)
+    task = _describe(desk, answer.annotator)
+    done = task["progress"]
     log.info("%s: %d of %d", answer.annotator, done["done"], done["total"])
-    return web.json_response(_describe(desk, answer.annotator))
+    return web.json_response(task)
 
 
 def _describe(desk: Desk, annotator: str, name: str | None = None) -> dict[str, Any]:

@@ -186,6 +186,21 @@ def test_on_a_full_disk_the_file_stays_as_it_was(tmp_path: Path) -> None:
     assert [row["id"] for row in read_lines(path)] == ["s0", "s2"]
 
 
+def test_a_file_that_was_replaced_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with AnswerFile(path) as file:
+        file.append([make_answer(make_sample(0))])
+        copy = tmp_path / "b.jsonl"
+        copy.write_bytes(path.read_bytes())
+        os.replace(copy, path)  # as an editor does
+        with pytest.raises(OSError, match="was moved or replaced"):
+            file.append([make_answer(make_sample(1))])
+        path.unlink()
+        with pytest.raises(OSError, match="was moved or replaced"):
+            file.append([make_answer(make_sample(1))])
+        assert len(file) == 1
+
+
 def test_two_servers_never_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
     with AnswerFile(path), pytest.raises(ValueError, match="by another process"):
