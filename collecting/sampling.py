@@ -143,6 +143,8 @@ class Sampler:
                     for place in range(len(rows))
                     for _ in range(self._count(first + place, turn) - _count(found[place], name))
                 ]
+                if not places:
+                    continue
                 texts = self.summarizers[name].summarise(
                     [rows[place] for place in places], window,
                     (lambda _: None) if attempt else advance, (turn, attempt),

@@ -42,8 +42,8 @@ export class Cards {
       grip: make("span", { className: "grip", title: "Drag" }),
       badge: make("span", { className: "badge" }),
       tie: this.#makeButton("tie", "", () => this.ranking.toggleTie(key), key),
-      up: this.#makeButton("step", "↑", () => this.#step(key, -1), key),
-      down: this.#makeButton("step", "↓", () => this.#step(key, 1), key),
+      up: this.#makeButton("step", "↑", () => this.ranking.step(key, -1), key),
+      down: this.#makeButton("step", "↓", () => this.ranking.step(key, 1), key),
       toxic: this.#makeButton("mark toxic", "Toxic", () => this.ranking.toggleToxic(key), key),
       unusable: this.#makeButton(
         "mark unusable", "Unusable", () => this.ranking.toggleUnusable(key), key,
@@ -78,10 +78,6 @@ export class Cards {
     return button;
   }
 
-  #step(key, by) {
-    this.ranking.move(key, this.ranking.order.indexOf(key) + by);
-  }
-
   // Changes the ranking, shows it, and leaves the focus on a card, or on the button pressed.
   #change(action, key, button = null) {
     action();
@@ -107,7 +103,7 @@ export class Cards {
   #findAction(event, key) {
     const { ranking } = this;
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-    if (by && event.shiftKey) return () => this.#change(() => this.#step(key, by), key);
+    if (by && event.shiftKey) return () => this.#change(() => ranking.step(key, by), key);
     if (by) return () => this.#walk(key, by);
     if (/^[1-9]$/.test(event.key)) {
       return () => this.#change(() => ranking.move(key, Number(event.key) - 1), key);
@@ -158,8 +154,8 @@ export class Cards {
     entry.tie.textContent = joined ? "= as good as" : "better than";
     entry.tie.title = joined ? "Not a tie after all" : "Make them a tie";
     entry.tie.setAttribute("aria-label", "Tie with the one above");
-    entry.up.disabled = place < 1;
-    entry.down.disabled = place < 0 || place === ranking.order.length - 1;
+    entry.up.disabled = place < 1 && !tied;
+    entry.down.disabled = !tied && (place < 0 || place === ranking.order.length - 1);
     for (const [button, on] of [
       [entry.tie, joined],
       [entry.toxic, ranking.toxic.has(key)],

@@ -78,6 +78,18 @@ export class Ranking {
     this.#put(key, to);
   }
 
+  // One up (-1) or down (1): past the next one, and past all that are tied with it. Out of a tie it
+  // leaves the tie.
+  step(key, by) {
+    const from = this.order.indexOf(key);
+    if (from < 0) return;
+    this.touched = true;
+    this.#take(key);
+    let to = Math.max(0, from + by);
+    while (this.joined.has(this.order[to])) to += by;
+    this.#put(key, Math.min(to, this.order.length));
+  }
+
   toggleTie(key) {
     if (this.order.indexOf(key) < 1) return;
     toggle(this.joined, key);

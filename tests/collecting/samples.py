@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent.parent
 def make_sample(number: int, completions: Sequence[str] = ("a", "b", "c", "d")) -> Sample:
     return Sample(
         f"s{number}", f"#Person1#: number {number}\n#Person2#: Yes.", (),
-        tuple(f"{text}{number}" for text in completions), ("lora", "full_ft", "lora", "full_ft"),
+        tuple(f"{text}{number}" for text in completions),
+        tuple(("lora", "full_ft")[place % 2] for place in range(len(completions))),
     )  # fmt: skip
 
 

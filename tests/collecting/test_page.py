@@ -100,6 +100,12 @@ def texts(page: Any) -> list[str]:
     return page.locator("#cards .text").all_inner_texts()
 
 
+def ranks(page: Any) -> dict[str, str]:
+    """Each usable text with the rank that its card shows."""
+    badges = page.locator("#cards .badge").all_inner_texts()
+    return dict(zip(texts(page), badges, strict=True))
+
+
 def card(page: Any, text: str) -> Any:
     return page.locator(".card").filter(has_text=text)
 
@@ -148,14 +154,37 @@ def test_rank_tie_toxic_unusable_skip_and_change(open_page: Open, project: Proje
     page.get_by_text("You skipped this").wait_for()
     page.get_by_role("button", name="Back").click()
     page.get_by_text("Saved before").wait_for()
-    assert texts(page) == ["c0", "a0", "d0"]
+    assert ranks(page) == {"c0": "1", "a0": "2", "d0": "2"}
     card(page, "b0").get_by_role("button", name="Unusable").click()
     card(page, "c0").get_by_role("button", name="Move down").click()
     page.locator("#cards li").filter(has_text="b0").get_by_role("button", name="Tie with").click()
     page.get_by_role("button", name="Save change").click()
     page.get_by_text("You skipped this").wait_for()
     row = project.rows()[2]
-    assert (row["id"], row["ranks"], row["toxic"]) == ("s0", [1, 2, 1, 2], [True] + [False] * 3)
+    assert (row["id"], row["ranks"], row["toxic"]) == ("s0", [1, 2, 2, 1], [True] + [False] * 3)
+
+
+def test_steps_and_ties(open_page: Open, project: Project) -> None:
+    """A step goes past all of a tie, or out of it; between two that are tied one joins them."""
+    project.serve(make_samples(1))
+    page = open_page()
+
+    def press(text: str, *keys: str) -> dict[str, str]:
+        card(page, text).focus()
+        for key in keys:
+            page.keyboard.press(key)
+        return ranks(page)
+
+    order_by_keys(page, ["a0", "b0", "c0", "d0"])
+    assert press("c0", "t") == {"a0": "1", "b0": "2", "c0": "2", "d0": "3"}
+    assert press("a0", "Shift+ArrowDown") == {"b0": "1", "c0": "1", "a0": "2", "d0": "3"}
+    assert press("d0", "2") == {"b0": "1", "d0": "1", "c0": "1", "a0": "2"}
+    assert press("b0", "Shift+ArrowUp") == {"b0": "1", "d0": "2", "c0": "2", "a0": "3"}
+    assert press("a0", "t") == {"b0": "1", "d0": "2", "c0": "2", "a0": "2"}
+    assert press("a0", "Shift+ArrowDown") == {"b0": "1", "d0": "2", "c0": "2", "a0": "3"}
+    assert press("d0", "u") == {"b0": "1", "c0": "2", "a0": "3"}  # who was joined heads the rest
+    assert press("d0", "u", "t", "x") == {"b0": "1", "c0": "2", "a0": "3", "d0": "3"}
+    assert press("b0", "t") == {"b0": "1", "c0": "2", "a0": "3", "d0": "3"}  # nothing is above it
 
 
 def test_drag_by_mouse(open_page: Open, project: Project) -> None:
@@ -241,7 +270,7 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     project.serve(make_samples(2), port=port)
     page.get_by_role("button", name="Try again").click()
     page.get_by_text("Saved before").wait_for()
-    assert texts(page) == wanted
+    assert ranks(page) == {"d0": "1", "b0": "2", "a0": "3", "c0": "3"}
     page.reload()  # and stays at what is looked at
     page.get_by_text("Saved before").wait_for()
 

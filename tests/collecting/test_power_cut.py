@@ -84,7 +84,8 @@ def cut_power(trial: int, samples: Path, answers: Path) -> tuple[int, bool]:
     torn = not answers.read_bytes().endswith(b"\n")
     with AnswerFile(answers) as file:
         for person in people:
-            kept = {name: answer.ranks for name, answer in file.answers[person.annotator].items()}
+            found = file.answers.get(person.annotator, {})
+            kept = {name: answer.ranks for name, answer in found.items()}
             for name, ranks in person.confirmed.items():
                 assert kept.pop(name) in (ranks, person.open.get(name))
             assert kept.items() <= person.open.items()
