@@ -3,6 +3,7 @@
 import logging
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.falls import Falls, is_validation_of_fit
 from run_folder import PARTIAL, replacing
 
 log = logging.getLogger(__name__)
@@ -57,11 +59,32 @@ class RunCheckpoint(ModelCheckpoint):
     - writes after a step only when the step's metrics are logged and its validation is done;
     - leaves the best checkpoint alone when the run breaks off: since that has a fixed name, the
       best weights would be lost to later ones;
-    - keeps the best score when the run folder was moved, or how often it is written was changed.
+    - keeps the best score when the run folder was moved, or how often it is written was changed;
+    - chooses under a constraint where ``falls`` gives one: the best of the validations in which no
+      metric has fallen too far, for an objective that can be bought with another one's loss.
+
+    Args:
+        args: As for ModelCheckpoint.
+        falls: For each metric of the validation, higher being better, how far it may fall below its
+            value in the first validation, as in :class:`PPOWatch`. The first validation itself
+            always qualifies. Needs ``monitor``.
+        kwargs: As for ModelCheckpoint.
+
+    Raises:
+        ValueError: If a fall is below 0, or nothing is monitored.
     """
 
     _training = False
     _stepping = False
+
+    def __init__(self, *args: Any, falls: Mapping[str, float] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._falls = Falls("checkpoint", falls or {})
+        if falls and self.monitor is None:
+            raise ValueError(
+                "checkpoint.falls constrains what is best, and nothing is monitored; set "
+                "checkpoint.monitor and checkpoint.mode (val/toxicity and min, for example)"
+            )
 
     @property
     def state_key(self) -> str:
@@ -76,8 +99,25 @@ class RunCheckpoint(ModelCheckpoint):
                 log.info("Removed %s, which was not complete", partial)
                 partial.unlink()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the scores, and what metrics may fall from."""
+        falls = {"falls": self._falls.limits, "first_validation": self._falls.first}
+        return super().state_dict() | falls
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the scores up again, in the folder where the files are now."""
+        """Take the scores up again, in the folder where the files are now.
+
+        Raises:
+            ValueError: If the best so far was chosen under another constraint.
+        """
+        before = state_dict.get("falls", {})
+        if before != self._falls.limits:
+            raise ValueError(
+                f"checkpoint.falls was {before} when this run began and is {self._falls.limits} "
+                "now; what was best until here was chosen by the former: go on with that, or "
+                "start another run"
+            )
+        self._falls.first = dict(state_dict.get("first_validation", {}))
         then, now = state_dict["dirpath"], str(self.dirpath)
 
         def move(path: str) -> str:
@@ -116,7 +156,13 @@ class RunCheckpoint(ModelCheckpoint):
         self._stepping = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after a validation, unless its epoch ends with it."""
+        """Save after a validation, unless its epoch ends with it.
+
+        Raises:
+            ValueError: If the validation did not log a metric of ``falls``.
+        """
+        if is_validation_of_fit(trainer):
+            self._falls.look(trainer.callback_metrics)
         if self._training and not self._should_save_on_train_epoch_end(trainer):
             self._save_in_turn(trainer, best=True)
 
@@ -193,7 +239,10 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: L.Trainer, best: bool) -> None:
         candidates = self._monitor_candidates(trainer)
-        if best:
+        fallen = self._falls.find_fallen() if best else []
+        if fallen:
+            log.info("This is not to be the best checkpoint: %s", ", ".join(fallen))
+        elif best:
             self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
 

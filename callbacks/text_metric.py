@@ -8,7 +8,7 @@ import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
-from metrics.intervals import Estimate, bootstrap_mean, paired_change
+from metrics.intervals import Estimate, estimate_columns
 from metrics.text_statistics import TextMetric
 from run_folder import RunFolder
 
@@ -79,11 +79,7 @@ class TextMetricCallback(TextCollector, ABC):
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Turn columns into means with intervals, and pairs of columns into changes too."""
-        found = {name: bootstrap_mean(values) for name, values in columns.items()}
-        for name, values in columns.items():
-            if before := columns.get(f"{name}_before"):
-                found[f"{name}_change"] = paired_change(before, values)
-        return found
+        return estimate_columns(columns)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the means."""

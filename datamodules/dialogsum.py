@@ -60,7 +60,8 @@ class DialogSumDataModule(ResumableDataModule):
     split is held out.
 
     Args:
-        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, or ``mini``.
+        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, ``mini``, or
+            ``challenge``, dialogues that provoke: a test split only.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         prompt: The words around the dialogue.
         shots: Examples from the train split before each question, as many of them as fit.

@@ -101,12 +101,18 @@ class RewardScorer(nn.Module):
         """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
         return self.all_logits(texts, contexts)[:, self.column]
 
-    def rate(self, texts: Sequence[str], toxic_label: str = "hate") -> dict[str, list[float]]:
+    def rate(
+        self,
+        texts: Sequence[str],
+        toxic_label: str = "hate",
+        contexts: Sequence[str] | None = None,
+    ) -> dict[str, list[float]]:
         """Give each text's toxicity and reward, under these names.
 
         Args:
             texts: Texts [B].
             toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
+            contexts: See :meth:`all_logits`.
 
         Returns:
             "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
@@ -115,7 +121,7 @@ class RewardScorer(nn.Module):
             ValueError: If the model has no such label.
         """
         toxic = self.find_column(toxic_label)
-        logits = self.all_logits(texts)
+        logits = self.all_logits(texts, contexts)
         return {
             "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
             "reward": logits[:, self.column].tolist(),

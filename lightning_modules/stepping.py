@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.accumulation import StepLoss
 from lightning_modules.randomness import seed_at
 
-TRAINING, VALIDATION = 0, 1
+TRAINING, VALIDATION, TEST = 0, 1, 2
 """What random numbers are for: others for each."""
 
 
@@ -63,6 +63,18 @@ class SteppingModule(L.LightningModule):
         """Start the random numbers of a validation within a fit: texts may be sampled in it."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             seed_at(self.seed, VALIDATION, self.global_rank, self.current_epoch, self.global_step)
+
+    def on_test_start(self) -> None:
+        """Draw by the seed of this command, also where a checkpoint has brought its run's."""
+        self.seed = torch.initial_seed()
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Start the random numbers of a test batch."""
+        self.seed_test_batch(batch_idx)
+
+    def seed_test_batch(self, batch_idx: int) -> None:
+        """Give whoever is tested on a batch the same random numbers."""
+        seed_at(self.seed, TEST, self.global_rank, 0, batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Bring a micro-batch into the optimizer step.

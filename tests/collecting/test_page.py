@@ -2,14 +2,17 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Page, expect
+
 from collecting.samples import Sample
+from tests.browser import Watch, open_chromium
 from tests.collecting.samples import (
     ServerProcess,
     make_sample,
@@ -18,15 +21,6 @@ from tests.collecting.samples import (
     write_samples,
 )
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
-    None,
-)
-if CHROMIUM is None:
-    pytest.skip(
-        "no Chromium is installed (as root: apt-get install chromium)", allow_module_level=True
-    )
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
 
 Open = Callable[..., Any]
@@ -37,12 +31,9 @@ PHONE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    # Chromium's own sandbox does not start for root, nor in most containers.
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+def chromium() -> Iterator[Browser]:
+    with open_chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Project:
@@ -70,17 +61,17 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.fixture
-def open_page(browser: Any, project: Project) -> Iterator[Open]:
+def open_page(chromium: Browser, project: Project) -> Iterator[Open]:
     """Opens the page as one annotator in a browser window of their own; no error goes unseen."""
-    contexts, errors = [], []
+    opened: list[tuple[Page, Watch]] = []
+    dialogs: list[str] = []
 
-    def open_page(name: str | None = "ann", **settings: Any) -> Any:
-        context = browser.new_context(**(LAPTOP | {"reduced_motion": "reduce"} | settings))
+    def open_page(name: str | None = "ann", **settings: Any) -> Page:
+        context = chromium.new_context(**(LAPTOP | {"reduced_motion": "reduce"} | settings))
         context.set_default_timeout(10_000)
-        contexts.append(context)
         page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("dialog", lambda dialog: errors.append(f"dialog: {dialog.message}"))
+        opened.append((page, Watch(page)))
+        page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         assert project.server is not None
         page.goto(project.server.url)
         if name is not None:
@@ -91,30 +82,33 @@ def open_page(browser: Any, project: Project) -> Iterator[Open]:
         return page
 
     yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
+    for page, watch in opened:
+        page.context.close()
+        # What a server that was killed, or refuses a request, has the browser say.
+        assert [text for text in watch.complaints if "Failed to load resource" not in text] == []
+        assert all(url.startswith(("http://127.0.0.1:", "data:,")) for url in watch.requests)
+    assert dialogs == []
 
 
-def texts(page: Any) -> list[str]:
+def texts(page: Page) -> list[str]:
     return page.locator("#cards .text").all_inner_texts()
 
 
-def ranks(page: Any) -> dict[str, str]:
+def ranks(page: Page) -> dict[str, str]:
     """Each usable text with the rank that its card shows."""
     badges = page.locator("#cards .badge").all_inner_texts()
     return dict(zip(texts(page), badges, strict=True))
 
 
-def card(page: Any, text: str) -> Any:
+def card(page: Page, text: str) -> Any:
     return page.locator(".card").filter(has_text=text)
 
 
-def expect_status(page: Any, text: str) -> None:
-    sync_api.expect(page.get_by_role("status")).to_contain_text(text)
+def expect_status(page: Page, text: str) -> None:
+    expect(page.get_by_role("status")).to_contain_text(text)
 
 
-def order_by_keys(page: Any, wanted: list[str]) -> None:
+def order_by_keys(page: Page, wanted: list[str]) -> None:
     for place, text in enumerate(wanted, start=1):
         card(page, text).focus()
         page.keyboard.press(str(place))
@@ -236,7 +230,7 @@ def test_drag_by_finger_on_a_phone(open_page: Open, project: Project) -> None:
     assert texts(page) == [first, second, third, fourth]
     page.wait_for_timeout(300)  # until the scrolling has come to rest
     swipe(card(page, first).locator(".grip").bounding_box(), card(page, second).bounding_box())
-    sync_api.expect(page.locator("#cards .text").first).to_have_text(second)
+    expect(page.locator("#cards .text").first).to_have_text(second)
     assert texts(page) == [second, first, third, fourth]
 
 
@@ -282,7 +276,7 @@ def test_two_annotators_side_by_side(open_page: Open, project: Project) -> None:
     orders: dict[str, list[list[str]]] = {name: [] for name in pages}
     for number in range(4):
         for name, page in pages.items():
-            sync_api.expect(page.get_by_text(f"{number} of 4 done")).to_be_visible()
+            expect(page.get_by_text(f"{number} of 4 done")).to_be_visible()
             orders[name].append(texts(page))
             wanted = [f"{text}{number}" for text in ("abcd" if name == "ann" else "dcba")]
             order_by_keys(page, wanted)
@@ -327,9 +321,7 @@ def test_text_is_shown_as_text_whatever_it_contains(open_page: Open, project: Pr
     instructions = project.samples.with_name("i.txt")
     instructions.write_text(f"{tags}\n\n{tags}")
     project.serve([sample, make_sample(1)], "--instructions", str(instructions))
-    requests: list[str] = []
     page = open_page(None)
-    page.context.on("request", lambda request: requests.append(request.url))
     name = "<img src=x onerror=alert(1)>"
     page.get_by_label("Name").fill(name)
     page.get_by_role("button", name="Begin").click()
@@ -352,21 +344,23 @@ def test_text_is_shown_as_text_whatever_it_contains(open_page: Open, project: Pr
     page.keyboard.press("Enter")
     expect_status(page, "Saved.")
     assert page.evaluate("typeof window.hacked") == "undefined"
-    assert all(url.startswith(project.server.url) for url in requests)  # type: ignore[union-attr]
     (row,) = project.rows()
     assert row["completions"] == HOSTILE
     assert row["dialogue"] == sample.dialogue
     assert (row["id"], row["annotator"]) == (sample.id, name)
 
 
-def test_the_browser_itself_refuses_html(open_page: Open, project: Project) -> None:
+def test_the_browser_itself_refuses_html(chromium: Browser, project: Project) -> None:
     """What a mistake of ours in a script would come to."""
-    project.serve(make_samples(1))
-    page = open_page()
-    refused = page.evaluate(
-        "() => { try { document.body.innerHTML = '<b>x</b>' } catch (e) { return e.name } }"
-    )
-    assert refused == "TypeError"
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto(project.serve(make_samples(1)).url)
+        for attack, error in (
+            ("document.body.innerHTML = '<b>x</b>'", "TypeError"),
+            ("eval('1')", "EvalError"),
+        ):
+            found = page.evaluate(f"() => {{ try {{ {attack} }} catch (e) {{ return e.name }} }}")
+            assert found == error
 
 
 def test_an_untouched_order_is_asked_about(open_page: Open, project: Project) -> None:
