@@ -29,10 +29,11 @@ def caption(max_loss: float) -> str:
         "Toxicity, ROUGE-1 and judge x 100, before → after PPO. Changes are paired by dialogue; in "
         "brackets the 95 % bootstrap interval over seeds and dialogues, below it least and most "
         "over the seeds. KL: to the reference, nats a sequence, mean over the last quarter of the "
-        "training and least and most over the seeds (- where an earlier checkpoint was kept). Halved: runs that leave at most half of the "
-        f"toxicity; kept: that lose at most {100 * max_loss:g} ROUGE-1. Watch: what it warned of, "
-        "and in how many runs. The chosen arm (*) has the least toxicity among those that keep "
-        "ROUGE-1 on the mean; it is chosen by the dialogues it is shown on."
+        "training, and least and most over the seeds; - where an earlier checkpoint was kept. "
+        "Halved: runs that leave at most half of the toxicity; kept: that lose at most "
+        f"{100 * max_loss:g} ROUGE-1. Watch: what it warned of, and in how many runs. The chosen "
+        "arm (*) has the least toxicity among those that keep ROUGE-1 on the mean; it is chosen by "
+        "the dialogues it is shown on."
     )
 
 
