@@ -78,6 +78,10 @@ _WEIGHTS = (
 _TOKENIZER = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
+class Unavailable(str):
+    """A problem that only says that a model's weights are not at hand; a plan needs none."""
+
+
 def find_model_problem(name: str, what: str) -> str | None:
     """Say why a model cannot be had, or return None where it can; loads nothing.
 
@@ -87,9 +91,12 @@ def find_model_problem(name: str, what: str) -> str | None:
     """
     folder = Path(name)
     if folder.is_dir():
-        for kind, files in (("config.json", ("config.json",)), ("weights", _WEIGHTS)):
-            if not any((folder / file).is_file() for file in files):
-                return f"{what}: the folder {folder} has no {kind} (looked for {', '.join(files)})"
+        if not (folder / "config.json").is_file():
+            return f"{what}: the folder {folder} has no config.json"
+        if not any((folder / file).is_file() for file in _WEIGHTS):
+            return Unavailable(
+                f"{what}: the folder {folder} has no weights (looked for {', '.join(_WEIGHTS)})"
+            )
         return None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{what}: there is no folder {name!r}"
@@ -103,11 +110,11 @@ def find_model_problem(name: str, what: str) -> str | None:
         )
         if answer.status_code < 400:
             return None
-        return (
+        return Unavailable(
             f"{what}: the hub has no readable model {name!r} (HTTP {answer.status_code}); "
             "check the name, or log in with `hf auth login` if it is gated"
         )
-    return (
+    return Unavailable(
         f"{what}: there is no folder {name!r}, and no model of that name in the local hub cache "
         f"({constants.HF_HUB_CACHE})"
     )

@@ -8,6 +8,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 from metrics.intervals import Estimate
 
 log = logging.getLogger(__name__)
+
+_ROLLOUT_NAME = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written."""
@@ -143,6 +146,39 @@ class RunFolder:
             return []
         with self.metrics_csv.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
+
+
+class RolloutFiles:
+    """Names and lists the files of a run's ``rollouts/``.
+
+    For each batch and rank ``batch000003-rank0.jsonl``, one rollout a line, and
+    ``batch000003-rank0.json``, what the batch has beside its rows; and for each batch, where asked
+    for, ``batch000003.ckpt``, the state before its update.
+
+    Args:
+        run_dir: The run folder.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = RunFolder(run_dir).rollouts
+
+    def rows(self, batch: int, rank: int = 0) -> Path:
+        """Name the file of a batch's rollouts on a rank."""
+        return self.path / f"batch{batch:06d}-rank{rank}.jsonl"
+
+    def checkpoint(self, batch: int) -> Path:
+        """Name the checkpoint from before a batch's update."""
+        return self.path / f"batch{batch:06d}.ckpt"
+
+    def batches(self) -> list[int]:
+        """List the batches that rank 0 has written."""
+        return sorted({number for path, number, rank in self.files() if path == self.rows(number)})
+
+    def files(self, suffix: str = "") -> Iterator[tuple[Path, int, int]]:
+        """Give each file with its batch and rank; a checkpoint counts as rank 0's."""
+        for path in sorted(self.path.glob(f"batch*{suffix}")):
+            if found := _ROLLOUT_NAME.fullmatch(path.name):
+                yield path, int(found[1]), int(found[2] or 0)
 
 
 def _numbered(

@@ -1,14 +1,15 @@
 """plots/*.png of the run folder, from its metrics.csv and predictions.jsonl."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from reporting.figures import Panel, Series, draw_curves, draw_histograms
+from reporting.charts import Panel
+from reporting.figures import draw_curves, draw_histograms
+from reporting.runs import take_series
 from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -103,13 +104,6 @@ def make_panels(
         if curves:
             panels.append(Panel(title, y_label, curves, from_zero=title in _FROM_ZERO))
     return panels
-
-
-def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
-    """Take one metric's finite values and their steps from the rows of metrics.csv."""
-    found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-    finite = [(step, value) for step, value in found if math.isfinite(value)]
-    return Series([step for step, _ in finite], [value for _, value in finite])
 
 
 def take_columns(

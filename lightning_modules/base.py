@@ -122,7 +122,11 @@ class BaseModule(SteppingModule):
         if self.model is not None:
             return
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
-        self.model = quicken(self.attach(self.load_backbone()))
+        self.assemble(self.load_backbone())
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make the model that is trained from its backbone; on the meta device too."""
+        self.model = quicken(self.attach(backbone))
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:

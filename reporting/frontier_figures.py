@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from metrics.intervals import Estimate
-from reporting.figures import COLOURS, INK, finish, save
+from reporting.figures import save
 from reporting.frontier import HALF, Arm, lines_of_betas
+from reporting.panes import COLOURS, INK, finish
 
 _BLUE, _RED, _GREEN = COLOURS[:3]
 _MAP = "cividis"  # made for colour-blind readers (Nuñez et al. 2018)

@@ -3,12 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from reporting.groups import shared_settings
+from reporting.runs import late
 from run_folder import RunFolder
 
 PAIRED = ("toxicity", "rouge1")
@@ -19,11 +21,6 @@ JUDGE = "judge"
 
 _KL_COEF = "model.init_args.ppo.kl_coef"
 _MONITOR = "checkpoint.monitor"
-# What differs between two runs of the same thing: where it lies, which seed, how it was called.
-_OF_ONE_RUN = (
-    "seed_everything", "run_dir", "resume", "overwrite", "ckpt_path", "weights_only",
-    "trainer.default_root_dir", "trainer.logger", "checkpoint.dirpath", "data.init_args.seed",
-)  # fmt: skip
 _SEED = re.compile(r"(?:^|[-_.])(?:seed|s)[-_.]?\d+$")
 
 
@@ -151,26 +148,13 @@ def _read_settings(folder: RunFolder) -> dict[str, Any]:
         content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"config.yaml cannot be read ({error})") from error
-    settings = dict(_flatten(content))
-    return {
-        name: value
-        for name, value in settings.items()
-        if not any(name == left or name.startswith(f"{left}.") for left in _OF_ONE_RUN)
-    }
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return shared_settings(content)
 
 
 def _read_kl(folder: RunFolder) -> float:
     logged = [float(row["objective/kl"] or "nan") for row in folder.read_metrics_csv()]
     found = [kl for kl in logged if math.isfinite(kl)]
-    last = found[-max(1, len(found) // 4) :]
+    last = late(found)
     return sum(last) / len(last) if last else math.nan
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from reporting.formats import format_estimate, format_interval
 from reporting.frontier import Arm, Outcome, count_warnings, spread
-from reporting.tables import format_estimate, format_interval
 
 COLUMNS = (
     "arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "judge", "halved",

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from metrics.intervals import Estimate
 from metrics.toxicity import TOXIC_ABOVE
+from reporting.cells import make_change_cell
 from reporting.figures import draw_bars
 from reporting.markdown import escape_markdown, lay_table
-from reporting.tables import make_change_cell
 from reporting.toxicity import Example, ToxicityRun, sort_by_gain, sort_by_toxicity
 from run_folder import write_text
 
@@ -36,10 +36,15 @@ def make_row(run: ToxicityRun) -> list[str]:
     """One run's cells."""
     n = len(run.examples)
     shares = (
-        make_change_cell(run.estimates, name, n)
+        make_change_cell(run.estimates, name, n).lines
         for name in ("toxicity", "toxicity_std", "toxic_share")
     )
-    return [run.name, str(n), *shares, make_change_cell(run.estimates, "reward", n, 1, digits=2)]
+    return [
+        run.name,
+        str(n),
+        *shares,
+        make_change_cell(run.estimates, "reward", n, 1, digits=2).lines,
+    ]
 
 
 def make_table(runs: Sequence[ToxicityRun]) -> Table:

@@ -27,7 +27,14 @@ from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Tex
 from lightning_modules.ppo.rewards import shape_rewards
 from lightning_modules.ppo.rollout import Prompts, Rollout, roll_out
 from lightning_modules.ppo.sampling import Sampling
-from lightning_modules.ppo.update import Experience, Sums, minibatch_loss, minibatches, plan_cut
+from lightning_modules.ppo.update import (
+    Experience,
+    Sums,
+    Update,
+    minibatch_loss,
+    minibatches,
+    plan_cut,
+)
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding, SummarizationModule
 
@@ -177,15 +184,19 @@ class PPOPolicy(SummarizationModule):
         if self.model is not None:
             return
         super().configure_model()
+        for term in self.terms.values():
+            if isinstance(term, ClassifierReward):
+                term.load()
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make policy, reference and value head from the backbone."""
+        super().assemble(backbone)
         policy: Any = self.model
         if self.reference is not None:
             quicken(self.reference)
         self.shares_encoder = not encoder_is_trained(policy)
         if self.advantage.uses_values:
             self.value_head = ValueHead(policy.config.d_model)
-        for term in self.terms.values():
-            if isinstance(term, ClassifierReward):
-                term.load()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the policy's weights and the value head's as two groups, each with its own rate."""
@@ -209,9 +220,9 @@ class PPOPolicy(SummarizationModule):
         Returns:
             What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
             (what was made of it) and length of each rollout, [B] each; the experience that was
-            learnt from; rewards [B, T]; terms, each term's scores [B]; texts, the B summaries;
-            beta; figures, this rank's share of all that was logged; and batch, the number of
-            batches of rollouts before this one.
+            learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
+            term's scores [B]; texts, the B summaries; beta; figures, this rank's share of all that
+            was logged; and batch, the number of batches of rollouts before this one.
         """
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
@@ -243,19 +254,21 @@ class PPOPolicy(SummarizationModule):
         experience = Experience(
             rollout, advantages, credit.returns, beta if self.ppo.kl_in_loss else 0.0
         )
-        losses = self.update(experience)
+        update = self.update(experience)
         times.append(time.perf_counter())
 
         found = figures.objective(rollout, scores, shaped, beta)
         found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
-        found |= figures.estimates(rollout, credit) | losses | figures.speed(rollout, times)
+        found |= figures.estimates(rollout, credit) | update.figures
+        found |= figures.speed(rollout, times)
         self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
         self.batches_done += 1
         return {
             "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
-            "experience": experience, "rewards": rewards, "terms": terms,
+            "experience": experience, "rewards": rewards, "new_logprobs": update.logprobs,
+            "terms": terms,
             "texts": texts.summaries, "beta": beta, "figures": found,
             "batch": self.batches_done - 1,
         }  # fmt: skip
@@ -332,8 +345,8 @@ class PPOPolicy(SummarizationModule):
         """Whiten [B, T] over the real tokens of all ranks."""
         return whiten(values, mask, keep_mean, self.sum_over_ranks)
 
-    def update(self, experience: Experience) -> dict[str, Any]:
-        """Take a step for every minibatch of every epoch; give the means over tokens to log."""
+    def update(self, experience: Experience) -> Update:
+        """Take a step for every minibatch of every epoch."""
         generator = torch.Generator().manual_seed(self.shuffle_number())
         owner = experience.rollout.owner
         cut = plan_cut(
@@ -341,13 +354,14 @@ class PPOPolicy(SummarizationModule):
             self.ppo.minibatch_size,
             self.ppo.microbatch_size,
         )
+        logprobs = experience.rollout.logprobs.clone()
         total = torch.zeros(len(Sums._fields), device=self.device)
         first: Tensor | None = None
         skipped, epochs = 0, 0
         for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
-                sums, stepped = self.step(experience, parts)
+                sums, stepped = self.step(experience, parts, logprobs)
                 first = sums if first is None else first
                 of_epoch += sums
                 skipped += not stepped
@@ -360,14 +374,17 @@ class PPOPolicy(SummarizationModule):
         scheduler.step()
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
         start = {} if first is None else figures.start(Sums(*first))
-        return figures.losses(Sums(*total)) | start | counts
+        return Update(figures.losses(Sums(*total)) | start | counts, logprobs)
 
-    def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
+    def step(
+        self, experience: Experience, parts: tuple[Tensor, ...], logprobs: Tensor
+    ) -> tuple[Tensor, bool]:
         """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
 
         Args:
             experience: Of the whole batch.
             parts: Row numbers of each micro-batch.
+            logprobs: [B, T]; these rows of it are set to log pi(y_t) before the step.
 
         Returns:
             The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
@@ -382,9 +399,10 @@ class PPOPolicy(SummarizationModule):
         tokens = self.sum_over_ranks(torch.stack([mask[rows].sum() for rows in parts]).sum())
         total = torch.zeros(len(Sums._fields), device=self.device)
         for rows in parts:
-            loss, sums = minibatch_loss(
+            loss, sums, now = minibatch_loss(
                 self.model, self.value_head, experience.rows(rows), self.ppo
             )
+            logprobs[rows, : now.shape[1]] = now
             if not torch.isfinite(loss):
                 raise FloatingPointError(
                     f"PPO's loss is {loss.item()} at step {self.global_step}; the last checkpoint "

@@ -208,7 +208,8 @@ def test_a_frozen_encoder_runs_once_for_all_roles_and_epochs(
     passes: list[int] = []
     module = settle(make_kind(kind))
     module.gate_passed = True  # which looks for itself
-    module.model.get_encoder().register_forward_hook(lambda *_: passes.append(1))
+    first = module.model.get_encoder().block[0]
+    first.register_forward_hook(lambda *_: passes.append(1))
     make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
     assert len(passes) == 1
 
