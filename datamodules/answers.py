@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 from datamodules.reading import (
     ColumnNames,
     DataError,
-    Record,
     parse_dialogue,
     read_csv,
-    read_jsonl,
     take_text,
 )
+from json_lines import Record, read_jsonl
 
 _PROMPT = ColumnNames(dialogue="prompt")
 _YES = (True, "1", "true", "True")

@@ -13,14 +13,13 @@ from datamodules.mini.generator import generate_labelled
 from datamodules.reading import (
     DataError,
     OnBadRow,
-    Record,
     Split,
     read_csv,
-    read_jsonl,
     refuse_bad_rows,
     take_text,
 )
 from datamodules.shares import find_fraction_problem, find_problems, read_shares
+from json_lines import Record, read_jsonl
 
 
 class LabelledText(NamedTuple):

@@ -5,7 +5,6 @@ times, see :func:`group`), and one line per dialogue with ``summary1``, ``summar
 """
 
 import csv
-import json
 import logging
 import re
 from collections import Counter
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from json_lines import Record, describe_bad_rows
+
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["stop", "skip"]
-
-SHOWN_PROBLEMS = 10
-"""Bad rows that a message shows; it counts the others."""
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 128 KiB a cell is not ours
 
@@ -50,28 +48,6 @@ class ColumnNames:
     id: str = "id"
     dialogue: str = "dialogue"
     summary: str = "summary"
-
-
-Record = dict[str, Any] | str
-"""A line's columns, or what is wrong with the line."""
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    """Read (line number, record) from a file with one JSON object a line; empty lines are left out.
-
-    Bytes that are not UTF-8 become lone surrogates here and are found by :func:`parse`.
-    """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield number, f"broken JSON ({error})"
-                continue
-            is_object = isinstance(record, dict)
-            yield number, record if is_object else "not a JSON object with columns"
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
@@ -145,18 +121,6 @@ def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "
     logger.warning("Skipped %s", found)
 
 
-def describe_bad_rows(problems: Sequence[str], total: int) -> str:
-    """Count bad rows and show the first of them.
-
-    Args:
-        problems: What is wrong, at least with the first ``SHOWN_PROBLEMS`` of them.
-        total: How many there are.
-    """
-    shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
-    more = total - SHOWN_PROBLEMS
-    return f"{total} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
-
-
 def parse_dialogue(
     record: dict[str, Any], default_id: str, columns: ColumnNames
 ) -> tuple[str, str]:
@@ -175,12 +139,27 @@ def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
     if isinstance(record, str):
         raise DataError(record)
     identity, dialogue = parse_dialogue(record, default_id, columns)
-    names = [columns.summary]
-    if columns.summary not in record:
-        numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
-        found = [match for name in record if (match := numbered.fullmatch(name or ""))]
-        names = [match[0] for match in sorted(found, key=lambda match: int(match[1]))] or names
+    names = _find_summaries(record, columns) or [columns.summary]
     return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
+
+
+def parse_known_references(record: dict[str, Any], columns: ColumnNames) -> tuple[str, ...]:
+    """Take the references of a line that need not have any; empty cells are none.
+
+    Raises:
+        DataError: If one is no text, or not UTF-8.
+    """
+    names = _find_summaries(record, columns)
+    return tuple(take_text(record, name) for name in names if record[name] not in (None, ""))
+
+
+def _find_summaries(record: dict[str, Any], columns: ColumnNames) -> list[str]:
+    """Find the columns of the references, in their order."""
+    if columns.summary in record:
+        return [columns.summary]
+    numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
+    found = [match for name in record if (match := numbered.fullmatch(name or ""))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
 
 
 def take_text(record: dict[str, Any], name: str) -> str:

@@ -20,8 +20,8 @@ from datamodules.reading import (
     Split,
     parse,
     read_csv,
-    read_jsonl,
 )
+from json_lines import read_jsonl
 
 _SPLITS: dict[str, Split] = {
     "train": "train",

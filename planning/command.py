@@ -44,6 +44,9 @@ METHODS: dict[type[BaseModule], str] = {
 }  # fmt: skip
 COMPARED: tuple[type[BaseModule], ...] = (FullFT, LoRA, SoftPrompt, PPOPolicy)
 
+PRECISIONS = (False, True)
+"""Whether under bf16 autocast."""
+
 CHARS_PER_TOKEN = 3
 """Fewest characters of a dialogue that a token stands for on average, to turn a limit in
 characters into one in tokens: DialogSum has 3.6 with T5's tokenizer."""
@@ -97,7 +100,7 @@ def print_plans(module: BaseModule, datamodule: Any, settings: Any, trains: bool
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     plans: dict[tuple[str, bool], Plan] = {}
-    for bf16 in (False, True):
+    for bf16 in PRECISIONS:
         for one in modules:
             here = Setting(replace(setting.computation, bf16=bf16))
             with console.status(f"Planning {name_method(one)}, {precision(bf16)}"):
@@ -117,6 +120,7 @@ def print_plans(module: BaseModule, datamodule: Any, settings: Any, trains: bool
         make_settings_table(grid, own, mine),
         make_rule_table(min(plan.traced.total for plan in current)),  # adapters come on top
     ):
+        console.print()
         console.print(table)
 
 
@@ -205,7 +209,7 @@ def _like(module: BaseModule, kind: type[BaseModule], judge: str | None) -> Base
 def other_settings(setting: Setting) -> Iterator[Setting]:
     """Give every precision in every strategy, on as many devices as asked for, or else on 8."""
     devices = setting.devices if setting.devices > 1 else 8
-    for bf16 in (False, True):
+    for bf16 in PRECISIONS:
         computation = replace(setting.computation, bf16=bf16)
         yield Setting(computation)
         yield Setting(computation, "ddp", devices)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 WEIGHTS = "weights"
-JUDGES = "reward and toxicity models"
+JUDGES = "reward, toxicity models"
 GRADIENTS = "gradients"
 OPTIMIZER = "optimizer state"
 COPIES = "bf16 copies of weights"

@@ -185,9 +185,11 @@ class _Trace:
         chunk = find_chunk(module, self.lengths)
         responses = torch.ones(chunk, settings.max_new_tokens, dtype=torch.long)
         said = (torch.arange(chunk), responses, responses.bool(), settings.temperature, chunk)
-        with self.phase("rollout, log-probabilities"), self.autocast():
+        reuse = settings.reuse_sampler
+        with self.phase("rollout, scoring"), self.autocast():
             encoded = encode(module.model, prompts)
-            score_in_chunks(module.model, encoded, *said, module.value_head, with_entropy=True)
+            if not (reuse or (reuse is None and not self.how.bf16)):
+                score_in_chunks(module.model, encoded, *said, module.value_head, with_entropy=True)
             with reference_policy(module.model, module.reference) as reference:
                 its = encoded if module.shares_encoder else encode(reference, prompts)
                 score_in_chunks(reference, its, *said)

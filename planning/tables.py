@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from planning.memory import HEAP_SHARE, Plan
@@ -34,17 +35,7 @@ RULE_WEIGHTS = {"16-bit": 2.0, "int8": 1.0, "int4": 0.5}
 def make_parts_table(plans: Sequence[Plan], own: str) -> Table:
     """Lay out what memory goes to, a column a method; the run's own method is bold."""
     first = plans[0]
-    table = Table(
-        title=f"Memory at the peak, in GiB {_where(first)}", title_justify="left",
-        caption=_caption(first), caption_justify="left",
-    )  # fmt: skip
-    table.add_column("")
-    for plan in plans:
-        mine = plan.method == own
-        table.add_column(
-            f"{plan.method} *" if mine else plan.method,
-            justify="right", style="bold" if mine else None, header_style="bold" if mine else "dim",
-        )  # fmt: skip
+    table = _make_table(f"Memory at the peak, in GiB {_where(first)}", _caption(first), plans, own)
     table.add_row("parameters", *(f"{plan.traced.total:,}" for plan in plans))
     table.add_row("of them trained", *(f"{plan.traced.size.trainable:,}" for plan in plans))
     table.add_section()
@@ -59,11 +50,7 @@ def make_parts_table(plans: Sequence[Plan], own: str) -> Table:
 
 def make_phases_table(plans: Sequence[Plan], own: str) -> Table:
     """Lay out the peak of each phase; for generation, the key-value cache in it too."""
-    table = Table(title="Peak of each phase, in GiB", title_justify="left")
-    table.add_column("")
-    for plan in plans:
-        mine = plan.method == own
-        table.add_column(plan.method, justify="right", style="bold" if mine else None)
+    table = _make_table("Peak of each phase, in GiB", None, plans, own)
     names = list(dict.fromkeys(name for plan in plans for name in plan.phases))
     for name in names:
         found = [plan.phases.get(name) for plan in plans]
@@ -76,39 +63,34 @@ def make_phases_table(plans: Sequence[Plan], own: str) -> Table:
 
 def make_settings_table(grid: Sequence[Sequence[Plan]], own: str, current: Plan) -> Table:
     """Lay out the totals in every precision and strategy, a row a setting."""
-    table = Table(
-        title="Total for each device in other settings, in GiB", title_justify="left",
-        caption="The batch is that of one device; more of them make the step's batch larger.",
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("precision")
-    table.add_column("strategy")
-    for plan in grid[0]:
-        mine = plan.method == own
-        table.add_column(plan.method, justify="right", style="bold" if mine else None)
+    table = _make_table(
+        "Total for each device in other settings, in GiB",
+        "The batch is that of one device; more of them make the step's batch larger.",
+        grid[0],
+        own,
+    )
     for row in grid:
         setting = row[0].setting
         here = setting == current.setting
-        strategy = LABELS[setting.strategy]
+        label = f"{precision(setting.computation.bf16)}, {LABELS[setting.strategy]}"
         if setting.devices > 1:
-            strategy += f" x {setting.devices}"
+            label += f" x {setting.devices}"
         table.add_row(
-            precision(setting.computation.bf16), f"{strategy} *" if here else strategy,
-            *(_gib(plan.total) for plan in row), end_section=setting.strategy == "fsdp",
-        )  # fmt: skip
+            f"{label} *" if here else label,
+            *(_gib(plan.total) for plan in row),
+            end_section=setting.strategy == "fsdp",
+        )
     return table
 
 
 def make_rule_table(parameters: int) -> Table:
     """Lay out the rule of thumb of bytes a parameter, for a number of parameters."""
-    table = Table(
-        title=f"Rule of thumb for {parameters:,} parameters", title_justify="left",
-        caption="It knows no batch: activations grow with batch x length, not with parameters. It "
-        "gives frozen weights gradients and Adam's numbers, which LoRA and soft prompts do not "
-        "have; and bf16-mixed halves none of the first three. See docs/memory.md.",
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("")
+    table = _make_table(
+        f"Rule of thumb for {parameters:,} parameters",
+        "It knows no batch: activations grow with batch x length, not with parameters. It gives "
+        "frozen weights gradients and Adam's numbers, which LoRA and soft prompts do not have; and "
+        "bf16-mixed halves none of the first three. See docs/memory.md.",
+    )
     table.add_column("bytes a parameter", justify="right")
     table.add_column("GiB", justify="right")
     for name, size in RULE.items():
@@ -157,6 +139,22 @@ def precision(bf16: bool) -> str:
     return "bf16-mixed" if bf16 else "32-true"
 
 
+def _make_table(
+    title: str, caption: str | None, plans: Sequence[Plan] = (), own: str = ""
+) -> Table:
+    """Make a table with a column of names and one for each method; the run's own is bold."""
+    table = Table(
+        title=title, title_justify="left", caption=caption, caption_justify="left",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
+    for plan in plans:
+        mine = plan.method == own
+        name, style = (f"{plan.method} *", "bold") if mine else (plan.method, "")
+        table.add_column(name, justify="right", style=style, overflow="fold")
+    return table
+
+
 def _where(plan: Plan) -> str:
     setting, lengths = plan.setting, plan.lengths
     device = "GPU" if setting.computation.gpu else "CPU"
@@ -181,4 +179,6 @@ def _caption(plan: Plan) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
+    """Give GiB with two decimals; with three where two would say little."""
+    amount = size / GIB
+    return f"{amount:.3f}" if 0.0005 <= amount < 0.1 else f"{amount:.2f}"

@@ -28,7 +28,8 @@ class Outcome(NamedTuple):
         toxicity_before: Mean over the dialogues.
         toxicity_after: Likewise.
         rouge1_change: After - before.
-        kl: Sequence KL at the end of the training, nats.
+        kl: Sequence KL at the end of the training, nats; not a number where an earlier checkpoint
+            was chosen.
         halves: Whether at most half of the toxicity is left.
         keeps: Whether no more rouge1 was lost than may be.
         warnings: What the watch warned of; None where that is unknown.

@@ -1,12 +1,14 @@
 """The drawings of the frontier: every seed of every arm, and toxicity against ROUGE-1 by beta."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -17,7 +19,7 @@ from reporting.panes import COLOURS, INK, finish
 
 _BLUE, _RED, _GREEN = COLOURS[:3]
 _MAP = "cividis"  # made for colour-blind readers (Nuñez et al. 2018)
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+_MARKERS = ("s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 def draw_seeds(path: Path, arms: Sequence[Arm], max_loss: float, columns: int = 4) -> None:
@@ -76,43 +78,53 @@ def draw_frontier(path: Path, arms: Sequence[Arm], chosen: Arm | None, max_loss:
         chosen: The one to ring.
         max_loss: How much rouge1 may be lost, a fraction of 1.
     """
-    figure = Figure(figsize=(7.6, 5.0), layout="constrained")
+    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
     axes = figure.subplots()
     lines = lines_of_betas(arms)
+    joined = [arm for line in lines for arm in line]
     for line in lines:
         axes.plot(*zip(*map(_place, line), strict=True), color="#999999", linewidth=1.2, zorder=1)
     ends = [end for arm in arms for end in _ends(arm)]
     x = _limits([at for at, _ in ends] + [-100 * max_loss, 0])
     y = _limits([height for _, height in ends] + [0])
     _draw_target(axes, (-100 * max_loss, y[0]), (x[1], y[1]))
-    shades = ScalarMappable(Normalize(0, max(arm.kl for arm in arms) or 1.0), _MAP)
-    joined = [arm for line in lines for arm in line]
-    for number, arm in enumerate(arms):
-        marker = "o" if arm in joined else _MARKERS[1 + number % (len(_MARKERS) - 1)]
-        _draw_point(axes, arm, marker, shades)
-        text = f"$\\beta$ {arm.kl_coef:g}" if arm in joined else arm.name
-        axes.annotate(
-            text, _place(arm), xytext=(8, 7), textcoords="offset points", fontsize=8.5, color=INK
-        )
+    # Most arms stay near the reference: the root tells them apart beside one that has left it.
+    most = max((arm.kl for arm in arms if not math.isnan(arm.kl)), default=0.0)
+    shades = ScalarMappable(PowerNorm(0.5, 0, most or 1.0), _MAP)
+    markers = itertools.cycle(_MARKERS)
+    for arm in arms:
+        if arm in joined:
+            _draw_point(axes, arm, "o", shades, None)
+            axes.annotate(
+                f"$\\beta$ {arm.kl_coef:g}", _place(arm), xytext=(7, 6),
+                textcoords="offset points", fontsize=8.5, color=INK,
+            )  # fmt: skip
+        else:
+            _draw_point(axes, arm, next(markers), shades, arm.name)
     if chosen is not None:
         axes.scatter(
-            *_place(chosen), s=260, facecolors="none", edgecolors=_RED, linewidths=1.8, zorder=4,
+            *_place(chosen), s=230, facecolors="none", edgecolors=_RED, linewidths=1.8, zorder=4,
             label=f"chosen: {chosen.name}",
         )  # fmt: skip
-        axes.legend(frameon=False, fontsize=9, loc="upper left")
     axes.set(xlim=x, ylim=y)
     figure.colorbar(shades, ax=axes, label="KL to the reference, nats a sequence", pad=0.02)
     finish(axes, "", "change of ROUGE-1, x 100", "toxicity after, x 100")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(frameon=False, fontsize=8.5, loc="outside lower center", ncols=4)
     loss = f"at most {100 * max_loss:g} ROUGE-1 lost"
     save(figure, f"What is bought and what it costs; means over seeds; shaded: {loss}", path)
 
 
-def _draw_point(axes: Axes, arm: Arm, marker: str, shades: ScalarMappable) -> None:
+def _draw_point(
+    axes: Axes, arm: Arm, marker: str, shades: ScalarMappable, label: str | None
+) -> None:
     rouge, toxicity = arm.estimates["rouge1_change"], arm.estimates["toxicity"]
     _draw_cross(axes, _times(rouge, 100), _times(toxicity, 100), faint=True)
+    # Hollow where the KL is unknown.
+    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(arm.kl)
     axes.scatter(
-        *_place(arm), marker=marker, s=75, color=[shades.to_rgba(arm.kl)], edgecolors=INK,
-        linewidths=0.8, zorder=3,
+        *_place(arm), marker=marker, s=75, color=[colour], edgecolors=INK, linewidths=0.8, zorder=3,
+        label=label,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ JUDGE = "judge"
 """The value of callbacks.judge.JudgeCallback under its own name, where there is one."""
 
 _KL_COEF = "model.init_args.ppo.kl_coef"
+_MONITOR = "checkpoint.monitor"
 _SEED = re.compile(r"(?:^|[-_.])(?:seed|s)[-_.]?\d+$")
 
 
@@ -32,7 +33,8 @@ class PPORun(NamedTuple):
         seed: Its seed; None where unknown.
         dialogues: Id and text of each test dialogue.
         values: One number per dialogue: ``toxicity``, ``toxicity_before``, and so on.
-        kl: Sequence KL to the reference, nats: mean over the last quarter of the batches.
+        kl: Sequence KL to the reference, nats: mean over the last quarter of the batches. Not a
+            number where the tested checkpoint was chosen by a metric and may be an earlier one.
         warnings: What the watch warned of, in its order; None where the run has no record of it.
     """
 
@@ -106,9 +108,10 @@ def read_ppo_run(path: Path) -> PPORun:
         values = {name: [float(row[name]) for row in rows] for name in names}
         settings = _read_settings(folder)
         watch = summary.get("watch")
+        kl = math.nan if settings.get(_MONITOR) else _read_kl(folder)
         return PPORun(
             path.resolve().name, settings, summary.get("seed"),
-            [(str(row["id"]), str(row.get("dialogue"))) for row in rows], values, _read_kl(folder),
+            [(str(row["id"]), str(row.get("dialogue"))) for row in rows], values, kl,
             None if watch is None else [str(said["condition"]) for said in watch],
         )  # fmt: skip
     except (KeyError, TypeError) as error:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +29,11 @@ def caption(max_loss: float) -> str:
         "Toxicity, ROUGE-1 and judge x 100, before → after PPO. Changes are paired by dialogue; in "
         "brackets the 95 % bootstrap interval over seeds and dialogues, below it least and most "
         "over the seeds. KL: to the reference, nats a sequence, mean over the last quarter of the "
-        "training and least and most over the seeds. Halved: runs that leave at most half of the "
-        f"toxicity; kept: that lose at most {100 * max_loss:g} ROUGE-1. Watch: what it warned of, "
-        "and in how many runs. The chosen arm (*) has the least toxicity among those that keep "
-        "ROUGE-1 on the mean; it is chosen by the dialogues it is shown on."
+        "training, and least and most over the seeds; - where an earlier checkpoint was kept. "
+        "Halved: runs that leave at most half of the toxicity; kept: that lose at most "
+        f"{100 * max_loss:g} ROUGE-1. Watch: what it warned of, and in how many runs. The chosen "
+        "arm (*) has the least toxicity among those that keep ROUGE-1 on the mean; it is chosen by "
+        "the dialogues it is shown on."
     )
 
 
@@ -98,12 +100,17 @@ def describe(arm: Arm) -> dict[str, Any]:
     """Give the numbers of an arm and of its runs."""
     return {
         "kl_coef": arm.kl_coef,
-        "kl": arm.kl,
+        "kl": _number(arm.kl),
         "reaches_both": arm.reaches,
         "watch": count_warnings(arm),
         "estimates": {name: one._asdict() for name, one in arm.estimates.items()},
-        "runs": [run._asdict() for run in arm.outcomes],
+        "runs": [run._asdict() | {"kl": _number(run.kl)} for run in arm.outcomes],
     }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no word for what is not a number."""
+    return None if math.isnan(value) else value
 
 
 def make_csv(arms: Sequence[Arm]) -> str:
@@ -138,6 +145,8 @@ def _change(arm: Arm, name: str, by_run: Sequence[float]) -> str:
 
 
 def _kl(arm: Arm) -> str:
+    if math.isnan(arm.kl):
+        return "-"
     low, high = spread([run.kl for run in arm.outcomes])
     return f"{arm.kl:.1f}\n{low:.1f} to {high:.1f}" if len(arm.outcomes) > 1 else f"{arm.kl:.1f}"
 

@@ -12,8 +12,9 @@ import yaml
 import report
 from metrics.intervals import bootstrap_crossed
 from reporting.frontier import Arm, choose, count_warnings, lines_of_betas, make_arms
+from reporting.frontier_figures import draw_frontier
 from reporting.frontier_runs import find_runs, group, read_ppo_run, read_ppo_runs
-from reporting.frontier_tables import make_row
+from reporting.frontier_tables import make_json, make_row
 from run_folder import RunFolder, write_lines, write_text
 
 BEFORE = [0.75, 0.25]
@@ -22,13 +23,14 @@ BEFORE = [0.75, 0.25]
 def write_run(
     path: Path, seed: int = 1, toxicity: tuple[float, float] = (0.25, 0.25),
     rouge1: tuple[float, float] = (0.5, 0.25), beta: float = 0.5, lr: float = 0.1,
-    watch: list[str] | None = None, judge: bool = False, **summary: Any,
+    watch: list[str] | None = None, judge: bool = False, monitor: str | None = None, **summary: Any,
 ) -> RunFolder:  # fmt: skip
     """A run of two dialogues, whose toxicity was 0.75 and 0.25, and rouge1 0.5 and 0.5."""
     folder = RunFolder(path)
     model = {"init_args": {"ppo": {"kl_coef": beta}, "lr": lr}}
     trainer = {"default_root_dir": str(path), "precision": "32-true"}
     config = {"seed_everything": seed, "run_dir": str(path), "model": model, "trainer": trainer}
+    config["checkpoint"] = {"dirpath": str(path), "monitor": monitor}
     write_text(folder.config, yaml.safe_dump(config))
     fields: dict[str, Any] = {"method": "ppo", "seed": seed} | summary
     if watch is not None:
@@ -101,6 +103,17 @@ def test_one_run_has_no_spread_and_may_know_nothing_of_the_watch(tmp_path: Path)
     ]  # fmt: skip
     assert make_row(unknown, None)[-1] == "not recorded"
     assert make_row(silent, None)[-1] == "silent"
+
+
+def test_the_kl_of_an_earlier_checkpoint_is_not_that_of_the_end(tmp_path: Path) -> None:
+    kept, last = write_run(tmp_path / "a", monitor="val/toxicity"), write_run(tmp_path / "b")
+    arms = arms_of(kept, last)
+    assert [make_row(arm, None)[5] for arm in arms] == ["-", "3.0"]
+    content = json.loads(make_json(arms, None, 0.1))["arms"]
+    assert [(content[name]["kl"], content[name]["runs"][0]["kl"]) for name in "ab"] == [
+        (None, None), (3.0, 3.0),
+    ]  # fmt: skip
+    draw_frontier(tmp_path / "f.png", arms, None, 0.1)  # hollow, and no complaint
 
 
 def test_the_least_toxic_of_those_that_keep_rouge_is_chosen(tmp_path: Path) -> None:

@@ -25,11 +25,9 @@ from datamodules.mini.stories import rudely, wordings
 from datamodules.reading import (
     ColumnNames,
     DataError,
-    Record,
-    describe_bad_rows,
     parse_dialogue,
-    read_jsonl,
 )
+from json_lines import Record, describe_bad_rows, read_jsonl
 from run_folder import write_lines
 
 logger = logging.getLogger(__name__)

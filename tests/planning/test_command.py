@@ -34,10 +34,11 @@ def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_every_config_is_planned_and_nothing_written(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    """With the other methods for one of them: they are the same for all."""
+    """With the other methods and precisions for one of them: they are the same for all."""
     monkeypatch.chdir(tmp_path)
     if config.stem != "lora":
         monkeypatch.setattr("planning.command.COMPARED", ())
+        monkeypatch.setattr("planning.command.PRECISIONS", (False,))
     said = plan(capsys, "fit", "--config", str(config), "--config", MINI, "--plan_memory")
     assert "Memory at the peak" in said
     assert "32-true, 1 x CPU, single device" in said
@@ -59,6 +60,7 @@ def test_a_plan_needs_neither_hub_nor_data(
     48 x 32 x (512 + 384)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("planning.command.COMPARED", ())
+    monkeypatch.setattr("planning.command.PRECISIONS", (True,))
     said = plan(
         capsys, "fit", "--config", str(ROOT / "configs" / "lora.yaml"), "--plan_memory", "true",
         "--model.backbone", "google/flan-t5-small", "--data.source", "no/such/data",

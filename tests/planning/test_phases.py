@@ -86,21 +86,33 @@ def test_the_key_value_cache_of_generation(t5: str) -> None:
 
 
 def test_ppo_has_a_reward_model_and_rollouts_of_the_whole_batch(t5: str, roberta: str) -> None:
-    settings = PPOConfig(max_new_tokens=24, minibatch_size=2)
-    lengths = Lengths(batch_size=8, eval_batch_size=2, source=16, target=8)
+    settings = PPOConfig(max_new_tokens=32, minibatch_size=8)
+    lengths = Lengths(batch_size=32, eval_batch_size=2, source=8, target=8)
     module = PPOPolicy(t5, roberta, ppo=settings)
     alone = trace_module(module, lengths, FP32)
     judged = trace_module(module, lengths, FP32, judge=roberta)
-    classifier = build_classifier(find_blueprint(roberta, "classifier"))
-    one = 4 * count_parameters(classifier)[1]
+    one = 4 * count_parameters(build_classifier(find_blueprint(roberta, "classifier")))[1]
     for phase in alone.phases.values():
         assert phase[JUDGES] == one
     assert judged.phases["rollout, reward"][JUDGES] == 2 * one  # the toxicity's is its own
-    assert alone.phases["rollout, sampling"][CACHE] == 2 * 2 * 8 * (16 + 24) * 32 * 4
-    # Two responses of 24 tokens are scored together, and two are learnt from together: logits and
-    # their softmax at least, of two rows and not of all eight.
-    for phase in ("rollout, log-probabilities", "forward and backward"):
-        assert 2 * 2 * 24 * 259 * 4 <= alone.phases[phase][LOGITS] < 2 * 8 * 24 * 259 * 4
+    assert alone.phases["rollout, sampling"][CACHE] == 2 * 2 * 32 * (8 + 32) * 32 * 4
+    # Eight responses of 32 tokens are scored together, and eight are learnt from together.
+    for phase in ("rollout, scoring", "forward and backward"):
+        assert 2 * 8 * 32 * 259 * 4 <= alone.phases[phase][LOGITS] < 32 * 32 * 259 * 4
+
+
+def test_ppo_scores_its_tokens_again_where_the_samplers_figures_are_not_taken(
+    t5: str, roberta: str
+) -> None:
+    """The entropy of the policy's own tokens takes more than the reference's log-probabilities."""
+
+    def scoring(reuse: bool | None, bf16: bool = False) -> int:
+        settings = PPOConfig(max_new_tokens=64, minibatch_size=2, reuse_sampler=reuse)
+        module = PPOPolicy(t5, roberta, ppo=settings)
+        return total(trace_module(module, SHORT, Computation(bf16)).phases["rollout, scoring"])
+
+    assert scoring(None) < scoring(False)
+    assert scoring(None, bf16=True) > scoring(True, bf16=True)
 
 
 def test_gradient_checkpointing_trades_activations(t5: str) -> None:
