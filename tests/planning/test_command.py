@@ -43,7 +43,8 @@ def test_every_config_is_planned_and_nothing_written(
     assert "Memory at the peak" in said
     assert "32-true, 1 x CPU, single device" in said
     names = {
-        "full_ft": "full", "in_context": "prompting", "ppo": "PPO", "reward": "reward model", "dpo": "DPO",
+        "full_ft": "full", "in_context": "prompting", "ppo": "PPO", "dpo": "DPO",
+        "reward": "reward model",
     }  # fmt: skip
     methods = [names.get(config.stem, config.stem.replace("_", " "))]
     if config.stem == "lora":
