@@ -1,11 +1,15 @@
 """What a rank does in a test, in a file of its own: each rank imports all that is here."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from callbacks.text_metric import gather_rows
+from lightning_modules import PPOPolicy
+from lightning_modules.ppo.rollout import Prompts, Rollout
 from metrics.rouge import Rouge
 
 MAT = "the cat sat on the mat"
@@ -32,3 +36,45 @@ def score_on_a_rank(rank: int, port: int, folder: Path) -> None:
     }
     torch.save(seen, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+class FixedRollouts(PPOPolicy):
+    """Learns from rollouts in a file, each rank from its share of the rows, and keeps what it did.
+
+    Args:
+        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with its gradients and
+            figures.
+        shares: Rows of each rank.
+        **settings: See :class:`PPOPolicy`.
+    """
+
+    def __init__(self, folder: Path, shares: Sequence[Sequence[int]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.folder, self.shares = folder, shares
+        self.gate_passed = True
+
+    def configure_model(self) -> None:
+        """Start alike on every rank, from a LoRA that changes something."""
+        torch.manual_seed(0)
+        super().configure_model()
+        for name, parameter in self.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """Read them."""
+        rollout: Rollout = torch.load(self.folder / "rollout.pt", weights_only=False)
+        return rollout.rows(torch.tensor(self.shares[self.global_rank]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write what the step left."""
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.requires_grad}
+        kept = {"gradients": gradients, "figures": outputs["figures"]}
+        torch.save(kept, self.folder / f"{self.global_rank}.pt")
+
+
+def count_letters(
+    predictions: list[str], dialogues: list[str], references: list[list[str]]
+) -> list[float]:
+    """A reward that tells texts apart."""
+    return [len(set(text)) / 10 for text in predictions]
