@@ -1,6 +1,7 @@
 """From the answers of several annotators to one set of pairs, the preferred one first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean, median
 from typing import Literal, NamedTuple
@@ -21,7 +22,8 @@ class Pair(NamedTuple):
     distance: float
 
 
-class Ranking(NamedTuple):
+@dataclass(frozen=True)
+class Ranking:
     """What all annotators together say of the completions of one dialogue.
 
     Attributes:

@@ -1,8 +1,9 @@
 """LabelledTextDataModule: texts with a label, for a classifier."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from datamodules.shares import find_fraction_problem, find_problems, read_shares
 from json_lines import Record, read_jsonl
 
 
-class LabelledText(NamedTuple):
+@dataclass(frozen=True)
+class LabelledText:
     """A text, the number of its label among the labels, and its number in the split."""
 
     index: int

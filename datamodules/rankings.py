@@ -191,7 +191,10 @@ def tell(description: dict[str, Any]) -> str:
 
 def warn_of_shared(splits: dict[Split, list[Ranking]]) -> None:
     """Warn where a dialogue stands in two splits: what is measured on it was learnt."""
-    known = {split: {plain(r.dialogue) for r in splits[split]} for split in splits}
+    known: dict[str, set[str]] = {
+        split: {plain(ranking.dialogue) for ranking in rankings}
+        for split, rankings in splits.items()
+    }
     for one, two in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if shared := known.get(one, set()) & known.get(two, set()):
             logger.warning(

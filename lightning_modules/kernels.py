@@ -111,8 +111,11 @@ def attend(
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if row_lengths is not None:
-        rows = zip(*(each.split(row_lengths, dim=2) for each in (query, key, value)), strict=True)
-        parts = [weigh(*row, scaling, dropout, position_bias) for row in rows]
+        split = (each.split(row_lengths, dim=2) for each in (query, key, value))
+        parts = [
+            weigh(one, its_key, its_value, scaling, dropout, position_bias)
+            for one, its_key, its_value in zip(*split, strict=True)
+        ]
         return torch.cat(parts, dim=1), None
     grouped = getattr(module, "num_key_value_groups", 1) > 1
     fused = dropout == 0 and query.shape[2] > 1 and value.dtype == torch.float32

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -121,7 +122,7 @@ def _draw_point(
     rouge, toxicity = arm.estimates["rouge1_change"], arm.estimates["toxicity"]
     _draw_cross(axes, _times(rouge, 100), _times(toxicity, 100), faint=True)
     # Hollow where the KL is unknown.
-    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(arm.kl)
+    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(np.array([arm.kl]))[0]
     axes.scatter(
         *_place(arm), marker=marker, s=75, color=[colour], edgecolors=INK, linewidths=0.8, zorder=3,
         label=label,
@@ -141,7 +142,9 @@ def _ends(arm: Arm) -> list[tuple[float, float]]:
 
 
 def _draw_cross(axes: Axes, x: Estimate, y: Estimate, faint: bool = False) -> None:
-    style = {"color": INK, "alpha": 0.35 if faint else 0.85, "linewidth": 1.0 if faint else 1.4}
+    style: dict[str, Any] = {
+        "color": INK, "alpha": 0.35 if faint else 0.85, "linewidth": 1.0 if faint else 1.4,
+    }  # fmt: skip
     if x.low is not None and x.high is not None:
         axes.plot([x.low, x.high], [y.value, y.value], zorder=2, **style)
     if y.low is not None and y.high is not None:
