@@ -13,10 +13,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
-from callbacks.checkpoint import (
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.checkpoint_files import (
     AtomicCheckpointIO,
-    RunCheckpoint,
     choose_checkpoint,
+    describe_checkpoint,
     find_damage,
 )
 from callbacks.early_stopping import RunEarlyStopping
@@ -248,7 +249,7 @@ class AlignsumCLI(LightningCLI):
                 return [f"--resume {wanted}: {'; '.join(problems)}"]
             for problem in problems:
                 logger.warning("%s; going on from %s instead", problem, path)
-            logger.info("Resuming from %s", path)
+            logger.info("Resuming from %s", describe_checkpoint(path))
             self.settings.ckpt_path = str(path)
         elif self.settings.overwrite:
             return [

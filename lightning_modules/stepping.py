@@ -26,6 +26,10 @@ class SteppingModule(L.LightningModule):
     seed = 0
     """Of the run; a resumed run takes that of its checkpoint."""
 
+    half_updated = False
+    """Whether the weights stand between two places that a run can go on from: a batch of several
+    optimizer steps has taken some of them."""
+
     _step_loss: StepLoss | None = None
 
     def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:

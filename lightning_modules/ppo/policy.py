@@ -124,6 +124,7 @@ class PPOPolicy(SummarizationModule):
         self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
         self.batches_done = 0
+        self._at_batch_start: dict[str, Any] | None = None
         self.reference: nn.Module | None = None
         self.value_head: ValueHead | None = None
         self.shares_encoder = False
@@ -213,6 +214,7 @@ class PPOPolicy(SummarizationModule):
             beta; figures, this rank's share of all that was logged; and batch, the number of
             batches of rollouts before this one.
         """
+        self._at_batch_start = self._loop_state()
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
         times = [time.perf_counter()]
@@ -253,6 +255,7 @@ class PPOPolicy(SummarizationModule):
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
         self.batches_done += 1
+        self._at_batch_start, self.half_updated = None, False
         return {
             "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
             "experience": experience, "rewards": rewards, "terms": terms,
@@ -357,6 +360,7 @@ class PPOPolicy(SummarizationModule):
             if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
                 break
         scheduler: Any = self.lr_schedulers()
+        self.half_updated = True
         scheduler.step()
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
         start = {} if first is None else figures.start(Sums(*first))
@@ -397,6 +401,7 @@ class PPOPolicy(SummarizationModule):
         stepped = bool(Sums(*total).ratio / tokens <= self.ppo.ratio_guard)
         if stepped:
             self.clip_gradients(optimizer, self.ppo.max_grad_norm, "norm")
+            self.half_updated = True
             optimizer.step()
         return total, stepped
 
@@ -441,15 +446,18 @@ class PPOPolicy(SummarizationModule):
         return invariants.fingerprint(self.model, self.reference)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the loop itself remembers."""
+        """Add what the loop itself remembers: of a batch that is under way, from before it."""
         super().on_save_checkpoint(checkpoint)
+        state = self._at_batch_start or self._loop_state()
+        checkpoint["ppo"] = state | {"reference": self.fingerprint}
+
+    def _loop_state(self) -> dict[str, Any]:
         moments = self.shaping.moments
-        checkpoint["ppo"] = {
+        return {
             "kl_coef": self.kl_coef.beta,
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
             "moments": [moments.count, moments.mean, moments.squares],
-            "reference": self.fingerprint,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
