@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
+from callbacks.signals import Stopped
 from run_folder import PARTIAL
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class RunCheckpoint(ModelCheckpoint):
     - can keep the checkpoints that ``last.ckpt`` replaces, as ``step00001200.ckpt``.
 
     Args:
+        dirpath: Where the files go.
         keep_last: How many checkpoints to go on from are kept, ``last.ckpt`` being the newest.
         **kwargs: See ``ModelCheckpoint``; there is one best checkpoint, or none by ``save_top_k``
             0.
@@ -40,12 +41,13 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     _training = False
-    _stepping = False
     _step_of_last: int | None = None
     """Of the last.ckpt on the disk, where it is one of this run as it stands."""
 
-    def __init__(self, keep_last: int = 1, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, dirpath: str | Path | None = None, keep_last: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(dirpath, **kwargs)
         if keep_last < 1:
             raise ValueError(f"checkpoint.keep_last must be 1 or more, got {keep_last}")
         if self.save_top_k not in (0, 1):
@@ -107,7 +109,6 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Save nothing: the step's metrics are not logged yet, and its validation is to come."""
-        self._stepping = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after a validation, unless its epoch ends with it."""
@@ -126,12 +127,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._training = False
         if self._last_global_step_saved != trainer.global_step:
             self._save(trainer, best=self.monitor is None)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        """Note that weights begin to change."""
-        self._stepping = pl_module.automatic_optimization
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -157,11 +152,9 @@ class RunCheckpoint(ModelCheckpoint):
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if isinstance(exception, CheckpointError):
             return "it could not be written"
-        if self._stepping and progress.processed < progress.ready:
-            return "the run broke off within an optimizer step"
-        if getattr(pl_module, "half_updated", False):
-            return "the run broke off within a batch, of whose steps some are taken"
-        together = (SIGTERMException, FloatingPointError, KeyboardInterrupt)
+        if getattr(pl_module, "half_updated", False) and progress.processed < progress.ready:
+            return "the run broke off while a batch was changing the weights"
+        together = (Stopped, FloatingPointError)
         if trainer.world_size > 1 and not isinstance(exception, together):
             return "one rank alone broke off, and all have to take part"
         if not has_finite_weights(pl_module):

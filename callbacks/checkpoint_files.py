@@ -37,9 +37,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(Path(path)) as partial:
                 torch.save(checkpoint, partial)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            free = shutil.disk_usage(Path(path).parent).free / 1e6
             raise CheckpointError(
-                f"the checkpoint {path} could not be written ({error}); an earlier one of this "
-                "name is untouched. Make room on the disk, then go on with --resume auto"
+                f"the checkpoint {path} could not be written ({error}; {free:,.1f} MB are free "
+                "there); an earlier one of this name is untouched. Make room on the disk, then go "
+                "on with --resume auto"
             ) from error
 
 
@@ -63,9 +65,20 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint to the CPU.
+
+    Raises:
+        ValueError: If it is not there, is damaged, or holds more than tensors and plain values.
+    """
+    if problem := find_damage(path):
+        raise ValueError(problem)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running code of it; its tensors stay on the disk until used."""
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    """Read a checkpoint without running code of it; of its tensors only the shapes."""
+    return torch.load(path, map_location="meta", weights_only=True)
 
 
 def describe_checkpoint(path: Path) -> str:

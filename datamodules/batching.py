@@ -1,6 +1,8 @@
 """Batches: rows of like length together, padded to a common length, dealt out to the ranks."""
 
 import itertools
+import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+
+log = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 MULTIPLE = 8
@@ -88,6 +92,21 @@ def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Ten
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))
     return padded
+
+
+def take_rows(batch: Batch, start: int, stop: int) -> Batch:
+    """Take the rows from ``start`` to before ``stop``, as wide as they were."""
+    return {name: column[start:stop] for name, column in batch.items()}  # type: ignore[index,return-value]
+
+
+def leave_signals(worker: int) -> None:
+    """Let a loader's worker live on when a signal to all processes ends the run.
+
+    The main process finishes its step first, for which it may need batches. Torch ends a worker
+    that does not end by itself with SIGTERM, so only the first one is passed over.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 Loader = TypeVar("Loader", bound=DataLoader[Any])
@@ -205,6 +224,9 @@ class ResumableDataModule(L.LightningDataModule):
     _next = (0, 0)
     """Epoch, and batch in it, of the first batch to give."""
 
+    _cut: int | None = None
+    """Into how many batches an epoch is cut."""
+
     @property
     def accumulate(self) -> int:
         """Training batches of one optimizer step, on each rank."""
@@ -217,6 +239,14 @@ class ResumableDataModule(L.LightningDataModule):
         # The epoch too: workers begin to fetch before Lightning says which one it is.
         sampler.epoch, sampler.start = self._next
         self._next = (0, 0)
+        if sampler.start and self._cut not in (None, len(sampler)):
+            log.warning(
+                "The epoch that this run goes on with was cut into %d batches before, and is into "
+                "%d now: it will see some rows twice and others not at all. data.batch_size x "
+                "ranks x trainer.accumulate_grad_batches has to stay what it was",
+                self._cut, len(sampler),
+            )  # fmt: skip
+        self._cut = len(sampler)
         if sampler.start:
             warnings.filterwarnings(
                 "ignore", message="You're resuming from a checkpoint that ended before the epoch"
@@ -236,8 +266,10 @@ class ResumableDataModule(L.LightningDataModule):
         batch = loop.epoch_loop.batch_progress.current.processed
         if batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
-        return {"epoch": max(0, epoch), "batch": batch}
+        place = {"epoch": max(0, epoch), "batch": batch}
+        return place if self._cut is None else place | {"batches": self._cut}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take the place from a checkpoint."""
         self._next = state_dict["epoch"], state_dict["batch"]
+        self._cut = state_dict.get("batches")

@@ -15,6 +15,7 @@ from datamodules.batching import (
     Example,
     LengthBatchSampler,
     ResumableDataModule,
+    leave_signals,
 )
 from datamodules.encoding import Encoded, Encoder
 from datamodules.examples import ExampleSelector, RandomExamples
@@ -313,6 +314,7 @@ class DialogSumDataModule(ResumableDataModule):
             collate_fn=Collator(self.tokenizer.pad_token_id, self.pad_to_multiple_of),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals,
         )
 
     def _rank(self) -> int:

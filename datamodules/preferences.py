@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,6 +54,24 @@ class PreferenceBatch(TypedDict):
     dialogues: list[str]
     completions: list[list[str]]
     ranks: list[list[int]]
+
+
+def take_rankings(batch: PreferenceBatch, start: int, stop: int) -> PreferenceBatch:
+    """Take the rankings from ``start`` to before ``stop``, their completions and their pairs."""
+    places = [0, *accumulate(map(len, batch["completions"]))]
+    first, behind = places[start], places[stop]
+    own = (batch["pairs"][:, 0] >= first) & (batch["pairs"][:, 0] < behind)
+    return PreferenceBatch(
+        input_ids=batch["input_ids"][first:behind],
+        attention_mask=batch["attention_mask"][first:behind],
+        pairs=batch["pairs"][own] - first,
+        weights=batch["weights"][own],
+        index=batch["index"][start:stop],
+        ids=batch["ids"][start:stop],
+        dialogues=batch["dialogues"][start:stop],
+        completions=batch["completions"][start:stop],
+        ranks=batch["ranks"][start:stop],
+    )
 
 
 class PreferenceDataModule(ResumableDataModule):

@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from datamodules.preferences import PreferenceBatch
-from hub import resolve_model
+from datamodules.preferences import PreferenceBatch, take_rankings
+from hub import reading, resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
 
@@ -39,9 +39,10 @@ class RewardScorer(nn.Module):
         super().__init__()
         path = resolve_model(name, "classifier")
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
-        )
+        with reading(path):
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=False
+            )
         self.model.requires_grad_(False)
         set_dropout(self.model, 0.0)
         self.label = label
@@ -164,14 +165,15 @@ class RewardModel(BaseModule):
         path = resolve_model(self.backbone_name, self.kind)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         config.num_labels = 1
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            # The head of a classifier with other labels is left out, and a new one made.
-            ignore_mismatched_sizes=True,
-        )
+        with reading(path):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                # The head of a classifier with other labels is left out, and a new one made.
+                ignore_mismatched_sizes=True,
+            )
         if self.dropout is not None:
             set_dropout(model, self.dropout)
         return model
@@ -185,6 +187,10 @@ class RewardModel(BaseModule):
         """Sum the pairwise losses, each ranking's weighing 1; count the rankings."""
         loss = pairwise_loss(self.rewards(batch), batch["pairs"], batch["weights"])
         return loss, loss.new_tensor(len(batch["ids"]))
+
+    def take_rows(self, batch: PreferenceBatch, start: int, stop: int) -> PreferenceBatch:
+        """Take some rankings of a batch."""
+        return take_rankings(batch, start, stop)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Measure loss and rewards; see :meth:`evaluation_step`."""

@@ -14,42 +14,9 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-import train
 from run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
-from tests.rows import write_rows
-from tests.test_accumulation import make_rows
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-
-Fit = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    return write_rows(folder, train=make_rows(22), validation=make_rows(6))
-
-
-@pytest.fixture
-def fit(t5: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
-    """Fit for two epochs, dropout on; nothing is drawn, for that has no part in this."""
-    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
-
-    def run(method: str, folder: Path, *more: str) -> None:
-        train.main(
-            [
-                "fit", "--config", str(CONFIGS / f"{method}.yaml"), "--model.backbone", t5,
-                "--model.optimizer.lr", "0.01", "--model.decoding.max_new_tokens", "3",
-                "--data.source", str(data), "--data.batch_size", "4", "--trainer.max_epochs", "2",
-                "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
-                "--trainer.log_every_n_steps", "1", "--toxicity.model", "null",
-                "--run_dir", str(folder), *more,
-            ]
-        )  # fmt: skip
-
-    return run
-
+from tests.conftest import Fit
 
 ACCUMULATE = ["--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"]
 RATES = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
@@ -130,6 +97,15 @@ def test_two_ranks_go_on_with_their_own_random_numbers(fit: Fit, tmp_path: Path)
     fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
     assert differences(parts, whole) == []
+
+
+def test_batches_cut_otherwise_within_an_epoch_are_warned_of(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError):
+        fit("lora", tmp_path / "run", *break_off("on_before_backward", 3, "error"))
+    fit("lora", tmp_path / "run", "--resume", "auto", "--data.batch_size", "3")
+    assert "cut into 6 batches before, and is into 8 now" in caplog.text
 
 
 # Killed -----------------------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from datamodules.batching import Batch
 from imports import import_object
 from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
 from lightning_modules.backbones import set_dropout
+from lightning_modules.faults import Fault, name_not_finite
 from lightning_modules.kernels import quicken
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.faults import score_fault, update_fault
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
@@ -29,6 +31,8 @@ from lightning_modules.ppo.rollout import Prompts, Rollout, roll_out
 from lightning_modules.ppo.sampling import Sampling
 from lightning_modules.ppo.update import Experience, Sums, minibatch_loss, minibatches, plan_cut
 from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.randomness import put_state, take_state
+from lightning_modules.stepping import gradients
 from lightning_modules.summarization import Decoding, SummarizationModule
 
 logger = logging.getLogger(__name__)
@@ -125,6 +129,8 @@ class PPOPolicy(SummarizationModule):
         self.gate_passed = False
         self.batches_done = 0
         self._at_batch_start: dict[str, Any] | None = None
+        self._ids: list[str] = []
+        self._logged: list[str] = []
         self.reference: nn.Module | None = None
         self.value_head: ValueHead | None = None
         self.shares_encoder = False
@@ -212,9 +218,9 @@ class PPOPolicy(SummarizationModule):
             (what was made of it) and length of each rollout, [B] each; the experience that was
             learnt from; rewards [B, T]; terms, each term's scores [B]; texts, the B summaries;
             beta; figures, this rank's share of all that was logged; and batch, the number of
-            batches of rollouts before this one.
+            batches of rollouts before this one. None where the batch was skipped.
         """
-        self._at_batch_start = self._loop_state()
+        self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
         times = [time.perf_counter()]
@@ -224,6 +230,12 @@ class PPOPolicy(SummarizationModule):
 
         texts = self.read(rollout, batch)
         terms = self.score(texts, batch)
+        if terms is None:
+            # Or Lightning would log the figures of the batch before once more.
+            self.log_step(dict.fromkeys(self._logged, torch.nan))
+            self.step_schedule()
+            self.finish_batch()
+            return None
         scores = torch.stack(
             [self.terms[name].weight * values for name, values in terms.items()]
         ).sum(dim=0)
@@ -251,16 +263,15 @@ class PPOPolicy(SummarizationModule):
         found = figures.objective(rollout, scores, shaped, beta)
         found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
         found |= figures.estimates(rollout, credit) | losses | figures.speed(rollout, times)
+        self._logged = list(found)
         self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
-        self.batches_done += 1
-        self._at_batch_start, self.half_updated = None, False
         return {
             "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
             "experience": experience, "rewards": rewards, "terms": terms,
             "texts": texts.summaries, "beta": beta, "figures": found,
-            "batch": self.batches_done - 1,
+            "batch": self.finish_batch(),
         }  # fmt: skip
 
     @property
@@ -278,14 +289,25 @@ class PPOPolicy(SummarizationModule):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """Sample ``ppo.samples`` responses to each prompt, and score their tokens."""
-        reuse = self.ppo.reuse_sampler
-        return roll_out(
-            self.model, prompts, self.sampling, self.value_head, self.reference,
-            samples=self.ppo.samples,
-            shared_encoder=self.shares_encoder,
-            reuse_sampler=self.is_exact if reuse is None else reuse,
-            chunk=self.ppo.microbatch_size or self.ppo.minibatch_size,
-        )  # fmt: skip
+        reuse, before = self.ppo.reuse_sampler, take_state(self.device)
+
+        def go(chunk: int) -> Rollout:
+            put_state(before, self.device)
+            return roll_out(
+                self.model, prompts, self.sampling, self.value_head, self.reference,
+                samples=self.ppo.samples,
+                shared_encoder=self.shares_encoder,
+                reuse_sampler=self.is_exact if reuse is None else reuse,
+                chunk=chunk,
+            )  # fmt: skip
+
+        return self.in_passes(go, self.microbatch_size or self.ppo.minibatch_size)
+
+    @property
+    def microbatch_size(self) -> int | None:
+        """Rollouts in one pass at most: as set, or fewer where these did not fit the memory."""
+        sizes = [size for size in (self.ppo.microbatch_size, self.room) if size is not None]
+        return min(sizes, default=None)
 
     def pass_gate(self, prompts: Prompts) -> None:
         """Before the first update, measure what must hold then, and stop the run if it does not.
@@ -314,22 +336,22 @@ class PPOPolicy(SummarizationModule):
             [batch["references"][row] for row in owner],
         )
 
-    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
+    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor] | None:
         """Give each term's scores, before its weight: [B] each.
 
+        Returns:
+            None where a score, on any rank, is not finite and ``on_fault`` has the batch skipped.
+
         Raises:
-            FloatingPointError: If a score is not finite, with the text that got it.
+            FloatingPointError: If it does not, with the text that got it.
         """
         scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
-        for name, values in scores.items():
-            if not torch.isfinite(values).all():
-                row = int((~torch.isfinite(values)).nonzero()[0])
-                raise FloatingPointError(
-                    f"the reward {name} gave {values[row].item()} to the summary of "
-                    f"{batch['ids'][row // self.ppo.samples]}: {texts.summaries[row]!r}; the last "
-                    "checkpoint is untouched"
-                )
-        return scores
+        bad = ~torch.isfinite(torch.stack(list(scores.values())))
+        if self.sum_over_ranks(bad.sum()) == 0:
+            return scores
+        ids = [batch["ids"][row // self.ppo.samples] for row in range(len(texts.summaries))]
+        self.on_fault(score_fault(scores, texts, ids, self.batches_done))
+        return None
 
     def whiten(self, values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
         """Whiten [B, T] over the real tokens of all ranks."""
@@ -351,22 +373,37 @@ class PPOPolicy(SummarizationModule):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
                 sums, stepped = self.step(experience, parts)
-                first = sums if first is None else first
-                of_epoch += sums
                 skipped += not stepped
+                if sums is not None:
+                    first = sums if first is None else first
+                    of_epoch += sums
             total += of_epoch
             epochs += 1
             mean_kl = of_epoch[Sums._fields.index("approx_kl")] / of_epoch[-1]
             if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
                 break
+        self.step_schedule()
+        if first is None:
+            raise FloatingPointError(
+                f"batch {self.batches_done}: none of its minibatches is finite; the last "
+                "checkpoint is untouched"
+            )
+        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
+        return figures.losses(Sums(*total)) | figures.start(Sums(*first)) | counts
+
+    def step_schedule(self) -> None:
+        """Move the learning rate on: once a batch of rollouts, learnt from or not."""
         scheduler: Any = self.lr_schedulers()
         self.half_updated = True
         scheduler.step()
-        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        start = {} if first is None else figures.start(Sums(*first))
-        return figures.losses(Sums(*total)) | start | counts
 
-    def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor, bool]:
+    def finish_batch(self) -> int:
+        """Count a batch of rollouts as done, and give its number, from 0."""
+        self.batches_done += 1
+        self._at_batch_start = None
+        return self.batches_done - 1
+
+    def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor | None, bool]:
         """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
 
         Args:
@@ -375,35 +412,49 @@ class PPOPolicy(SummarizationModule):
 
         Returns:
             The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
-            step was taken: it is not where the mean ratio passes the guard.
+            step was taken: it is not where the mean ratio passes the guard, nor where something is
+            not finite and ``on_fault`` has the minibatch skipped; then there are no sums either.
 
         Raises:
-            FloatingPointError: If the loss is not finite; the weights are untouched then.
+            FloatingPointError: If the loss or the gradient is not finite, on any rank, and the
+                minibatch is not to be skipped; it leaves the weights as they are.
         """
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        mask = experience.rollout.mask
-        tokens = self.sum_over_ranks(torch.stack([mask[rows].sum() for rows in parts]).sum())
-        total = torch.zeros(len(Sums._fields), device=self.device)
-        for rows in parts:
-            loss, sums = minibatch_loss(
-                self.model, self.value_head, experience.rows(rows), self.ppo
-            )
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"PPO's loss is {loss.item()} at step {self.global_step}; the last checkpoint "
-                    "is untouched. Try a lower learning rate, or precision 32-true"
+        rows, mask = torch.cat(parts), experience.rollout.mask
+        tokens = self.sum_over_ranks(mask[rows].sum())
+
+        def go(size: int) -> Tensor:
+            total = torch.zeros(len(Sums._fields), device=self.device)
+            optimizer.zero_grad()
+            for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
+                loss, sums = minibatch_loss(
+                    self.model, self.value_head, experience.rows(part), self.ppo
                 )
-            # DDP averages over ranks: times ranks, over all tokens, is the mean over all tokens.
-            self.manual_backward(loss * self.trainer.world_size / tokens)
-            total += torch.stack(sums)
-        total = self.sum_over_ranks(total)
-        stepped = bool(Sums(*total).ratio / tokens <= self.ppo.ratio_guard)
+                # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
+                self.manual_backward(loss * self.trainer.world_size / tokens)
+                total += torch.stack(sums)
+            return total
+
+        longest = max(map(len, parts))
+        total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
+        found, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
+        losses = found.loss + found.value_loss + found.kl_loss
+        if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
+            self.on_fault(self._make_minibatch_fault(what, experience, rows))
+            return None, False
+        stepped = bool(found.ratio / tokens <= self.ppo.ratio_guard)
         if stepped:
-            self.clip_gradients(optimizer, self.ppo.max_grad_norm, "norm")
+            trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(trained, self.ppo.max_grad_norm, norm)
             self.half_updated = True
             optimizer.step()
         return total, stepped
+
+    def _make_minibatch_fault(self, what: str, experience: Experience, rows: Tensor) -> Fault:
+        ids = [self._ids[row] for row in experience.rollout.owner[rows].tolist() if self._ids]
+        return update_fault(
+            what, experience.rows(rows), ids, self.decode, self.batches_done, self.global_step
+        )
 
     def shuffle_number(self) -> int:
         """Give the seed of this batch's shuffles: the same when the update is done again."""
@@ -457,6 +508,7 @@ class PPOPolicy(SummarizationModule):
             "kl_coef": self.kl_coef.beta,
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
+            "logged": self._logged,
             "moments": [moments.count, moments.mean, moments.squares],
         }
 
@@ -477,6 +529,7 @@ class PPOPolicy(SummarizationModule):
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
+        self._logged = state["logged"]
         moments = self.shaping.moments
         moments.count, moments.mean, moments.squares = state["moments"]
 

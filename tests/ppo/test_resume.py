@@ -78,9 +78,18 @@ def test_a_fault_within_a_batch_never_leaves_half_of_its_updates(
         with pytest.raises(RuntimeError, match="broken off"):
             train.main(["fit", *parts, *resume, *break_off(hook, call, "error")])
         assert torch.load(last, weights_only=True)["ppo"]["batches_done"] == 3
-    assert "broke off within a batch" in caplog.text
+    assert "while a batch was changing the weights" in caplog.text
     train.main(["fit", *parts, "--resume", "auto"])
     compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_signal_lets_a_batch_of_ppo_finish(tiny_ppo: list[str], tmp_path: Path) -> None:
+    run = ["fit", *tiny_ppo, "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*run, *break_off("on_before_backward", 3, "sigint")])
+    assert stop.value.code == 130
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (state["ppo"]["batches_done"], state["global_step"]) == (2, 4)
 
 
 def test_another_reference_is_refused(
