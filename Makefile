@@ -39,8 +39,8 @@ lint: setup
 types: setup
 	$(PY) -m mypy
 
-bench: setup ## the measured claims: PPO over three seeds
-	$(PY) -m benchmarks.seeds 1 2 3
+bench: setup ## the measured claims: PPO over five seeds, arms and KL weights
+	$(PY) -m benchmarks.ppo_study
 
 assets: setup ## rebuild the embedded models from their seed
 	$(PY) -m datamodules.mini.build --seed 0 --out assets/mini

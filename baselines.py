@@ -45,7 +45,7 @@ def baselines(
     Args:
         methods: Of human, lead_3.
         command: The command line, to be recorded.
-        source: Hub id, folder with a test split, or mini; as --data.source of train.py.
+        source: Hub id, folder with a test split, mini, or challenge; as --data.source of train.py.
         out: Folder in which the run folders lie.
         columns: Names of the source's columns.
         on_bad_row: Stop at rows that cannot be used, or skip and count them.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ActionYesNo
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,6 +25,7 @@ from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.faults import FaultGuard
 from callbacks.loggers import RunCSVLogger
+from callbacks.memory import MemoryCallback
 from callbacks.out_of_memory import OutOfMemoryGuard
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
@@ -41,6 +43,7 @@ from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
 from overlays import choose_sections, first_config
+from planning.command import make_plan, print_plans
 from redaction import redact_yaml
 from run_folder import RunFolder, write_text
 
@@ -164,6 +167,13 @@ class AlignsumCLI(LightningCLI):
             default=False,
             help="Replace what an earlier run left in the run folder (fit), or its test (test).",
         )
+        parser.add_argument(
+            "--plan_memory",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="Print how much memory this run will take, and end: nothing is loaded or written.",
+        )
         parser.add_lightning_class_args(RougeCallback, "rouge")
         parser.add_lightning_class_args(ToxicityCallback, "toxicity")
         parser.add_lightning_class_args(SampleTexts, "samples")
@@ -186,6 +196,8 @@ class AlignsumCLI(LightningCLI):
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
+        # Of a classifier alone; where a class has no labels the link is passed over.
+        parser.link_arguments("model.init_args.labels", "data.init_args.labels")
         # True (draw a seed) and False are legal for Lightning; the data's order wants a number.
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
@@ -205,14 +217,19 @@ class AlignsumCLI(LightningCLI):
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)
         settings.checkpoint.dirpath = str(folder.checkpoints)
-        problems = [*self.find_folder_problems(folder), *self.find_setting_problems()]
+        # A plan uses no folder.
+        problems = [] if settings.plan_memory else self.find_folder_problems(folder)
+        problems += self.find_setting_problems()
         if problems:
             raise SettingsError(
                 f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
             )
 
     def find_setting_problems(self) -> list[str]:
-        """List what cannot be had or cannot work: precision, models, data."""
+        """List what cannot work, or cannot be had: precision, models, data.
+
+        For a plan of the memory nothing has to be had.
+        """
         settings = self.settings
         if not hub.reachable():
             hub.use_cache_only()
@@ -221,11 +238,14 @@ class AlignsumCLI(LightningCLI):
             find_debug_problem(settings.trainer),
             *find_number_problems(settings.trainer),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
-            *import_object(settings.data.class_path).find_problems(settings.data.init_args),
         ]
         if (judge := settings.toxicity.get("model")) is not None:
             judge = hub.resolve_model(judge, "classifier")
             problems.append(hub.find_model_problem(judge, "toxicity classifier"))
+        if settings.plan_memory:
+            return [each for each in problems if each and not isinstance(each, hub.Unavailable)]
+        data_type = import_object(settings.data.class_path)
+        problems += data_type.find_problems(settings.data.init_args)
         found = list(dict.fromkeys(problem for problem in problems if problem))
         if any("hub cache" in problem for problem in found):
             found.append(
@@ -327,6 +347,10 @@ class AlignsumCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give every run its CSV log and run-folder callbacks, whatever the config adds."""
+        trains = self.subcommand == "fit"
+        if self.settings.plan_memory:
+            print_plans(self.model, self.datamodule, self.settings, trains)
+            raise SystemExit(0)
         run_dir = self.settings.run_dir
         configured = self._get(self.config_init, "trainer")["logger"]
         extra = configured if isinstance(configured, list) else [configured]
@@ -342,7 +366,9 @@ class AlignsumCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         configured = config["callbacks"] or []  # Lightning takes a single one too
         configured = configured if isinstance(configured, list) else [configured]
-        config["callbacks"] = [ExactResume(), GracefulStop(), *configured, *always]
+        # Its measurement starts before any other callback loads a model.
+        memory = MemoryCallback(make_plan(self.model, self.datamodule, self.settings, trains))
+        config["callbacks"] = [ExactResume(), GracefulStop(), memory, *configured, *always]
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

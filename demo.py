@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
     report = ["report.py", "compare", *runs, "--out", f"{options.root}/report"]
     code = subprocess.call([sys.executable, *report])  # noqa: S603
     minutes = (time.monotonic() - started) / 60
-    console.print(f"{minutes:.1f} minutes in all; everything is in {options.root}")
+    console.print(f"{minutes:.1f} minutes in all; open {options.root}/report/report.html")
     return code
 
 

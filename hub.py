@@ -103,6 +103,10 @@ _WEIGHTS = (
 _TOKENIZER = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
+class Unavailable(str):
+    """A problem that only says that a model's weights are not at hand; a plan needs none."""
+
+
 def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     """Say why a model cannot be had, or return None where it can; loads nothing.
 
@@ -113,10 +117,15 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     """
     folder = Path(name)
     if folder.is_dir():
-        for part, files in (("config.json", ("config.json",)), ("weights", _WEIGHTS)):
-            if not any((folder / file).is_file() for file in files):
-                return f"{what}: the folder {folder} has no {part} (looked for {', '.join(files)})"
-        return _find_config_problem(folder / "config.json", what, kind)
+        if not (folder / "config.json").is_file():
+            return f"{what}: the folder {folder} has no config.json"
+        if problem := _find_config_problem(folder / "config.json", what, kind):
+            return problem
+        if not any((folder / file).is_file() for file in _WEIGHTS):
+            return Unavailable(
+                f"{what}: the folder {folder} has no weights (looked for {', '.join(_WEIGHTS)})"
+            )
+        return None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{what}: there is no folder {name!r}"
     if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
@@ -129,11 +138,11 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
         )
         if answer.status_code < 400:
             return None
-        return (
+        return Unavailable(
             f"{what}: the hub has no readable model {name!r} (HTTP {answer.status_code}); "
             "check the name, or log in with `hf auth login` if it is gated"
         )
-    return (
+    return Unavailable(
         f"{what}: there is no folder {name!r}, and no model of that name in the local hub cache "
         f"({constants.HF_HUB_CACHE})"
     )

@@ -11,22 +11,17 @@ where it broke off. Details: docs/predict.md.
 import logging
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.logging import RichHandler
 
-import hub
 from lightning_modules.summarization import Decoding
+from prediction.command import parse_over_run, run
 from prediction.job import predict
-from prediction.runs import find_export, read_settings
+from prediction.runs import find_export
 from prediction.settings import Settings
 
 log = logging.getLogger("predict")
@@ -60,16 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, Decoding]:
         ValueError: If a setting is out of range, or the run's are not understood.
     """
     export = find_export(make_parser({}).parse_args(arguments).run)
-    found = read_settings(export)
-    if not found:
-        log.info("%s belongs to no run: what is not given is predict.py's default", export)
-    try:
-        parser = make_parser(found)
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"the settings of the run of {export} are not understood: {error}"
-        ) from error
-    values = parser.instantiate(parser.parse_args(arguments)).as_dict()
+    values = parse_over_run(arguments, export, make_parser)
     decoding = Decoding(**{field.name: values.pop(field.name) for field in fields(Decoding)})
     del values["run"]
     return export, Settings(**values), decoding
@@ -84,29 +70,9 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 where something cannot be had or done; 130 where it was interrupted.
     """
-    console = Console(stderr=True)
-    lines = RichHandler(console=console, show_path=False) if console.is_terminal else None
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[lines or logging.StreamHandler()]
-    )
-    transformers.logging.disable_progress_bar()
-    # PEFT's own use of transformers, not ours.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
     arguments = sys.argv[1:] if args is None else list(args)
-    try:
-        if not hub.reachable():
-            hub.use_cache_only()
-        predict(*parse(arguments), console, shlex.join(["python", "predict.py", *arguments]))
-    except KeyboardInterrupt:
-        log.error("Interrupted; the same command goes on where it broke off")
-        return 130
-    except torch.OutOfMemoryError as error:
-        log.error("%s\nTry a smaller --batch_size; what is written stays", error)
-        return 2
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 2
-    return 0
+    command = shlex.join(["python", "predict.py", *arguments])
+    return run(lambda console: predict(*parse(arguments), console, command), log)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from callbacks.faults import FaultFolder
+from datamodules.consensus import Ranking
+from datamodules.rows import take_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.reward_terms import Texts
@@ -69,6 +71,9 @@ def replay_fault(
 def step_again(module: BaseModule, content: Mapping[str, Any]) -> Replayed:
     """Make the passes of an optimizer step again, all together and then each row by itself."""
     seed_at(*content["random"])
+    for batch in content["batches"]:
+        if "rankings" in batch:
+            batch["rankings"] = [Ranking(**ranking) for ranking in batch["rankings"]]
     numbers: dict[str, tuple[float | None, float]] = {}
     for number, (batch, before) in enumerate(
         zip(content["batches"], content["losses"], strict=True)
@@ -80,7 +85,7 @@ def step_again(module: BaseModule, content: Mapping[str, Any]) -> Replayed:
     with torch.no_grad():
         for batch in content["batches"]:
             for row, name in enumerate(batch["ids"]):
-                loss, _ = module.sum_losses(module.take_rows(batch, row, row + 1))
+                loss, _ = module.sum_losses(take_rows(batch, row, row + 1))
                 numbers[f"loss of row {name}, alone"] = (None, float(loss))
     return Replayed(numbers, bad)
 

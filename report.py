@@ -1,147 +1,21 @@
-"""The command line for results: score prediction files, compare runs.
+"""The command line for results: score files of predictions, compare and examine runs.
 
 python report.py compare runs/lora runs/full_ft --out runs/report
+python report.py toxicity runs/ppo --out runs/report --top 20
+python report.py frontier runs/sweep_ppo_betas --out runs/frontier
 python report.py score --predictions out.txt --references ref.txt --out scores.json
 """
 
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import rich
-from jsonargparse import ActionYesNo, ArgumentParser
-from rich.console import Console
+from jsonargparse import ArgumentParser
 
-from reporting.compare import read_out, write_comparison
-from reporting.pairing import Inputs, Match, read_examples
-from reporting.runs import read_runs
-from reporting.score import (
-    choose_pairs,
-    describe_examples,
-    estimate,
-    load_toxicity,
-    score_examples,
-)
-from reporting.score_files import (
-    find_output_problem,
-    make_difference_table,
-    make_score_table,
-    write_per_example,
-    write_scores,
-)
-from reporting.tables import make_table
-
-log = logging.getLogger("report")
-
-# A table of ten columns needs this much; a file or a pipe has it, whatever rich would assume.
-_WIDTH = 170
-
-
-def compare(runs: list[str], out: str = "runs/report") -> int:
-    """Compare runs: a table here, and comparison.md, comparison.csv and a plot in a folder.
-
-    Values and intervals are those of each run's summary.json. A folder that is missing or broken is
-    named, and the others are shown.
-
-    Args:
-        runs: Run folders, in the order of the table.
-        out: Folder to write to.
-
-    Returns:
-        Exit code: 0, or 2 where no run could be read.
-    """
-    good, problems = read_runs([Path(run) for run in runs])
-    for problem in problems:
-        log.error("%s", problem)
-    if not good:
-        log.error("None of the %d folders holds a run that can be compared.", len(runs))
-        return 2
-    console = _console()
-    console.print(make_table(good))
-    for line in read_out(good):
-        console.print(line, markup=False, highlight=False)
-    write_comparison(good, problems, Path(out))
-    return 0
-
-
-def score(
-    predictions: str,
-    references: str,
-    out: str,
-    prediction_columns: str = "",
-    reference_columns: str = "",
-    dialogue_column: str = "",
-    match: Match | None = None,
-    stemmer: bool = True,
-    baseline: str = "",
-    toxicity: str | None = None,
-    toxic_label: str = "hate",
-    per_example: str | None = None,
-) -> int:
-    """Score predictions by ROUGE, length, novelty, copying and faithfulness, with 95 % intervals.
-
-    Both files are text (one example a line), .jsonl or .csv, and may be the same file. With several
-    references each ROUGE is the mean over them and "<key>_best" the best of them. Several
-    prediction columns are compared by paired differences. Values in the file are fractions of 1 and
-    numbers of words, in the terminal x 100. What each is: docs/evaluation.md.
-
-    Args:
-        predictions: File of predictions.
-        references: File of references.
-        out: JSON file to write.
-        prediction_columns: Columns to score, with commas between; each is scored by itself.
-            Default: "prediction", or the only column it can be.
-        reference_columns: Columns of references, with commas between. Default: "references",
-            "summary1", "summary2", ..., "summary", or the only column it can be.
-        dialogue_column: Column of dialogues in either file, for novelty, copying and faithfulness.
-            Default: "dialogue", and without these where there is none.
-        match: Pair the rows of the two files by their "id" (or "fname") or by their order. Default:
-            by id where both files have one.
-        stemmer: Let ROUGE compare Porter stems instead of words.
-        baseline: The prediction column to compare the others with. Default: every two columns.
-        toxicity: Classifier to score toxicity with: hub id, folder or "mini".
-        toxic_label: The classifier's label whose probability is the toxicity.
-        per_example: .jsonl or .csv file to write the values of every example to.
-
-    Returns:
-        Exit code: 0, or 2 where the files cannot be scored.
-    """
-    columns = _split(prediction_columns), _split(reference_columns)
-    files = Path(predictions), Path(references)
-    target = Path(per_example) if per_example else None
-    try:
-        if problem := find_output_problem(Path(out), target, files):
-            raise ValueError(problem)
-        examples = read_examples(Inputs(*files, *columns, dialogue_column, match))
-        pairs = choose_pairs(list(examples.predictions), baseline)
-        rate = load_toxicity(toxicity, toxic_label) if toxicity else None
-        scores = score_examples(examples, stemmer, rate)
-        found = estimate(scores, pairs)
-        write_scores(Path(out), found)
-        if target:
-            write_per_example(target, describe_examples(examples, scores))
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    console = _console()
-    console.print(make_score_table(found))
-    if pairs:
-        console.print(make_difference_table(found, pairs))
-    if examples.dialogues is None:
-        log.info("No dialogues: novelty, copying and names were left out (see --dialogue_column).")
-    log.info("Wrote %s", f"{out} and {target}" if target else out)
-    return 0
-
-
-def _console() -> Console:
-    """The terminal; where there is none, one that is wide enough for our tables."""
-    console = rich.get_console()
-    return console if console.is_terminal else Console(width=_WIDTH)
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+COMMANDS = ("compare", "toxicity", "frontier", "score")
+"""Modules of `reporting.commands`: a function of its own name, and one that adds its options."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -155,25 +29,22 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
-    parser = ArgumentParser(prog="report.py", description="Score prediction files; compare runs.")
+    args = sys.argv[1:] if args is None else args
+    parser = ArgumentParser(
+        prog="report.py", description="Score files of predictions; compare and examine runs."
+    )
     commands = parser.add_subcommands(required=True, dest="command")
-    for function in (compare, score):
-        summary, _, _ = (function.__doc__ or "").partition("\n\n    Args:")
+    modules: dict[str, Any] = {}
+    # Only what is asked for: some take seconds to import, and comparing runs is quick.
+    for name in [args[0]] if args and args[0] in COMMANDS else COMMANDS:
+        module = modules[name] = importlib.import_module(f"reporting.commands.{name}")
+        summary, _, _ = (getattr(module, name).__doc__ or "").partition("\n\n    Args:")
         command = ArgumentParser(description=summary)
-        if function is compare:
-            command.add_argument(
-                "runs", nargs="+", metavar="RUN", help="run folders, in the order of the table"
-            )
-        else:
-            command.add_argument(
-                "--stemmer", action=ActionYesNo(no_prefix="no-"), nargs="?", default=True,
-                help="Let ROUGE compare Porter stems instead of words.",
-            )  # fmt: skip
-        command.add_function_arguments(function, as_positional=False, skip={"runs", "stemmer"})
-        commands.add_subcommand(function.__name__, command, help=summary.partition("\n")[0])
+        module.add_arguments(command)
+        commands.add_subcommand(name, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
-    run = compare if settings["command"] == "compare" else score
-    return run(**settings[settings["command"]])
+    name = settings["command"]
+    return getattr(modules[name], name)(**settings[name])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from json_lines import sync, to_lines
 from metrics.intervals import Estimate
 
 log = logging.getLogger(__name__)
+
+_ROLLOUT_NAME = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
 
 PARTIAL = ".partial"
 """End of the name of a file that is being written."""
@@ -146,6 +150,39 @@ class RunFolder:
             return list(csv.DictReader(file))
 
 
+class RolloutFiles:
+    """Names and lists the files of a run's ``rollouts/``.
+
+    For each batch and rank ``batch000003-rank0.jsonl``, one rollout a line, and
+    ``batch000003-rank0.json``, what the batch has beside its rows; and for each batch, where asked
+    for, ``batch000003.ckpt``, the state before its update.
+
+    Args:
+        run_dir: The run folder.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = RunFolder(run_dir).rollouts
+
+    def rows(self, batch: int, rank: int = 0) -> Path:
+        """Name the file of a batch's rollouts on a rank."""
+        return self.path / f"batch{batch:06d}-rank{rank}.jsonl"
+
+    def checkpoint(self, batch: int) -> Path:
+        """Name the checkpoint from before a batch's update."""
+        return self.path / f"batch{batch:06d}.ckpt"
+
+    def batches(self) -> list[int]:
+        """List the batches that rank 0 has written."""
+        return sorted({number for path, number, rank in self.files() if path == self.rows(number)})
+
+    def files(self, suffix: str = "") -> Iterator[tuple[Path, int, int]]:
+        """Give each file with its batch and rank; a checkpoint counts as rank 0's."""
+        for path in sorted(self.path.glob(f"batch*{suffix}")):
+            if found := _ROLLOUT_NAME.fullmatch(path.name):
+                yield path, int(found[1]), int(found[2] or 0)
+
+
 def _numbered(
     rows: Iterable[Mapping[str, Any]],
 ) -> Iterable[tuple[tuple[str, int], dict[str, Any]]]:
@@ -159,7 +196,7 @@ def _numbered(
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, to_lines(rows))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,18 +216,9 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         yield partial
-        _sync(partial)
+        sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

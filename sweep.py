@@ -2,6 +2,7 @@
 
     python sweep.py configs/sweeps/prompting.yaml --config configs/in_context.yaml
     python sweep.py configs/sweeps/prompting.yaml --config configs/in_context.yaml --list
+    python sweep.py configs/sweeps/ppo_betas.yaml --config configs/ppo.yaml --seeds 1,2,3
 
 The same call goes on where an earlier one stopped: complete runs are skipped, and a fit that was
 broken off is resumed. How a sweep file is written: sweeping/plan.py and docs/running.md.
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeping.plan import REPORT, Combination, find_reserved, read_plan
+from sweeping.plan import REPORT, Combination, find_reserved, read_plan, repeat
 from sweeping.processes import call, find_parse_errors
 from sweeping.runs import Sweep, console
 
@@ -37,12 +38,22 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
     )
     parser.add_argument("sweep", type=Path, help="sweep file, before all options")
     parser.add_argument("--out", type=Path, help="folder of the run folders (runs/sweep_<file>)")
+    parser.add_argument(
+        "--seeds", type=read_seeds, metavar="N,N,...",
+        help="run every combination once for each of these seeds (seed_everything), with "
+        "-seed<N> behind its name; more seeds can be added by a later call",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     parser.add_argument(
         "--overwrite", choices=("true", "false"), default="false",
         help="remove what earlier calls left, complete or not, and run every combination",
     )  # fmt: skip
     return parser.parse_known_args(arguments)
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read seeds with commas between; argparse reports what is no number."""
+    return [int(seed) for seed in text.split(",")]
 
 
 def list_commands(sweep: Sweep) -> None:
@@ -102,7 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or Path("runs") / f"sweep_{options.sweep.stem}"
     overwrite = options.overwrite == "true"
     try:
-        sweep = Sweep(read_plan(options.sweep), shared, out)
+        plan = read_plan(options.sweep)
+        if options.seeds:
+            plan = repeat(plan, options.seeds)
+        sweep = Sweep(plan, shared, out)
         if reserved := find_reserved(shared, sweep.plan.commands):
             raise ValueError(f"{', '.join(reserved)}: the sweep itself gives this to train.py")
         runs = sweep.plan.combinations

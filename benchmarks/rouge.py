@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.dialogsum import read_dialogsum
 from datamodules.reading import Row
-from metrics import rouge
+from metrics import rouge, words
 
 ROWS = 1500
 BATCH = 8
@@ -66,8 +66,8 @@ def time_it(
     way: Callable[[Examples, bool], Scores], examples: Examples, stem: bool, seconds: list[float]
 ) -> Scores:
     """Run one way with nothing remembered; append the seconds of processor time it took."""
-    rouge.tokenize.cache_clear()
-    rouge.stem.cache_clear()
+    words.tokenize.cache_clear()
+    words.stem.cache_clear()
     start = time.process_time()
     scores = way(examples, stem)
     seconds.append(time.process_time() - start)
@@ -76,14 +76,14 @@ def time_it(
 
 def score_directly(examples: Examples, use_stemmer: bool) -> Scores:
     """Mean over the references, then over the rows, by `rouge_score` alone."""
-    scorer = RougeScorer(list(rouge.KEYS), use_stemmer=use_stemmer)
-    totals = dict.fromkeys(rouge.KEYS, 0.0)
+    scorer = RougeScorer(list(words.KEYS), use_stemmer=use_stemmer)
+    totals = dict.fromkeys(words.KEYS, 0.0)
     for prediction, references in examples:
         for reference in references:
             scores = scorer.score(
                 rouge.split_sentences(reference), rouge.split_sentences(prediction)
             )
-            for key in rouge.KEYS:
+            for key in words.KEYS:
                 totals[key] += scores[key].fmeasure / len(references)
     return {key: total / len(examples) for key, total in totals.items()}
 

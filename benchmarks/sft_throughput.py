@@ -7,12 +7,13 @@ Ours is ``train.py fit`` with configs/full_ft.yaml or configs/lora.yaml. Theirs 
 ``Seq2SeqTrainer``, once with dynamic padding and groups of like length, and once with every source
 padded to 512 tokens and every target to 128. All train a model of FLAN-T5-base's shape with random
 weights on the same tokens of real DialogSum dialogues (the dev split, from ``DIALOGSUM_DIR``), in
-batches of 8, with the same dropout, AdamW, rate and clipping.
+batches of 8 (``--batch``), with the same dropout, AdamW, rate and clipping.
 
 Each side is a process, and only one computes at a time: they take turns step by step, so that a
 machine that drifts slows down both alike. Each goes through batches of its own epoch over the same
 rows; ``choose`` in benchmarks.throughput_workers says which. The ratio is the median of the
-rounds' ratios. Full fine-tuning holds two models, their gradients and Adam's moments in memory.
+rounds' ratios. Both models, their gradients, Adam's moments and activations are in memory at once:
+in fp32, and for full fine-tuning, 24 GiB are enough for ``--batch 4``.
 """
 
 import argparse
@@ -34,7 +35,6 @@ from rich.table import Table
 
 from benchmarks.dialogsum import FOLDER
 from benchmarks.throughput_workers import (
-    BATCH,
     ROWS,
     WARMUP,
     Step,
@@ -109,7 +109,7 @@ def sides(task: Task) -> Iterator[tuple[Side, Side]]:
 
 def compare(task: Task) -> list[tuple[list[Step], list[Step]]]:
     """Train both sides in turn; give each round's steps, ours and theirs."""
-    batches = ROWS // BATCH
+    batches = ROWS // task.batch
     with sides(task) as pair:
         for _ in range(WARMUP):
             for side in pair:
@@ -193,10 +193,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--paddings", nargs="+", choices=tuple(LEAST), default=list(LEAST))
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
     parser.add_argument("--of", type=int, default=8, help="rounds that would be a whole epoch")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a batch")
     parser.add_argument("--out", type=Path, help="also write all numbers to this JSON file")
     options = parser.parse_args(arguments)
-    if not 1 <= options.rounds <= options.of <= ROWS // BATCH:
-        parser.error(f"it takes 1 <= rounds <= of <= {ROWS // BATCH}")
+    if options.batch < 1 or ROWS % options.batch:
+        parser.error(f"--batch must divide {ROWS}, the rows of an epoch")
+    if not 1 <= options.rounds <= options.of <= ROWS // options.batch:
+        parser.error(f"it takes 1 <= rounds <= of <= {ROWS // options.batch}")
     return options
 
 
@@ -223,7 +226,10 @@ def main(arguments: Sequence[str]) -> int:
                 for padding in options.paddings:
                     console.print(f"{method}, {precision}, against {padding} padding")
                     fixed = padding == "fixed"
-                    task = Task(Path(name), method, precision, fixed, options.rounds, options.of)
+                    task = Task(
+                        Path(name), method, precision, fixed, options.rounds, options.of,
+                        options.batch,
+                    )  # fmt: skip
                     summary = summarise(compare(task), fixed)
                     what = {"method": method, "precision": precision, "padding": padding}
                     results.append({**what, **summary})

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from reporting.tables import format_estimate, format_interval
+from reporting.formats import format_estimate, format_interval
 from run_folder import RunFolder
 
 MINI = ["--config", "configs/overlays/mini.yaml"]

@@ -34,7 +34,6 @@ from datamodules.dialogsum import ExampleDataset
 
 __all__ = ["prepare", "run_ours", "run_theirs", "train"]
 
-BATCH = 8
 ROWS = 496
 """Rows trained on, of DialogSum's dev split of 500: whole batches for both."""
 
@@ -59,6 +58,7 @@ class Task:
         fixed: Theirs pads every source to 512 tokens and every target to 128.
         rounds: Rounds that a side may be asked for.
         of: The epoch is dealt out to so many rounds.
+        batch: Rows of a batch.
     """
 
     folder: Path
@@ -67,6 +67,7 @@ class Task:
     fixed: bool
     rounds: int
     of: int
+    batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def run_ours(task: Task, pipe: Connection) -> None:
     options = {
         "model.backbone": task.folder / "backbone",
         "data.source": task.folder / "data", "data.cache_dir": task.folder / "cache",
-        "data.batch_size": BATCH, "data.max_train_rows": ROWS, "data.max_validation_rows": BATCH,
+        "data.batch_size": task.batch, "data.max_train_rows": ROWS, "data.max_validation_rows": 8,
         "data.max_source_length": SOURCE, "data.max_target_length": TARGET,
         "data.pad_to_multiple_of": 1, "toxicity.model": "null",
         "trainer.precision": task.precision, "trainer.accelerator": "cpu",
@@ -244,7 +245,8 @@ class Contestant(Seq2SeqTrainer):
 
     def _get_train_sampler(self, *args: Any) -> Any:
         rows = list(super()._get_train_sampler(*args))
-        batches = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+        size = self.task.batch
+        batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [row for batch in choose(batches, self.lengths, self.task) for row in batch]
 
     def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
@@ -267,7 +269,7 @@ def run_theirs(task: Task, pipe: Connection) -> None:
         model = get_peft_model(model, config)
     gated = GateTrainerCallback(Gate(pipe))
     settings = Seq2SeqTrainingArguments(
-        output_dir=str(task.folder / "theirs"), per_device_train_batch_size=BATCH,
+        output_dir=str(task.folder / "theirs"), per_device_train_batch_size=task.batch,
         num_train_epochs=1, learning_rate=RATES[task.method], weight_decay=0.01, warmup_steps=0.03,
         max_grad_norm=1.0, bf16=task.precision == "bf16-mixed", use_cpu=True,
         train_sampling_strategy="random" if task.fixed else "group_by_length",

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
+from callbacks.falls import Falls, is_validation_of_fit
 from callbacks.signals import Stopped
 from run_folder import PARTIAL
 
@@ -28,16 +30,21 @@ class RunCheckpoint(ModelCheckpoint):
       best weights would be lost to later ones;
     - keeps the best score when the run folder was moved, or how often it is written was changed;
     - writes no weights that are not finite;
-    - can keep the checkpoints that ``last.ckpt`` replaces, as ``step00001200.ckpt``.
+    - can keep the checkpoints that ``last.ckpt`` replaces, as ``step00001200.ckpt``;
+    - chooses under a constraint where ``falls`` gives one: the best of the validations in which no
+      metric has fallen too far, for an objective that can be bought with another one's loss.
 
     Args:
         dirpath: Where the files go.
         keep_last: How many checkpoints to go on from are kept, ``last.ckpt`` being the newest.
+        falls: For each metric of the validation, higher being better, how far it may fall below its
+            value in the first validation, as in :class:`PPOWatch`. The first validation itself
+            always qualifies. Needs ``monitor``.
         **kwargs: See ``ModelCheckpoint``; there is one best checkpoint, or none by ``save_top_k``
             0.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or ``falls`` has nothing to constrain.
     """
 
     _training = False
@@ -45,7 +52,11 @@ class RunCheckpoint(ModelCheckpoint):
     """Of the last.ckpt on the disk, where it is one of this run as it stands."""
 
     def __init__(
-        self, dirpath: str | Path | None = None, keep_last: int = 1, **kwargs: Any
+        self,
+        dirpath: str | Path | None = None,
+        keep_last: int = 1,
+        falls: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dirpath, **kwargs)
         if keep_last < 1:
@@ -56,6 +67,12 @@ class RunCheckpoint(ModelCheckpoint):
                 "to keep several of the last ones set checkpoint.keep_last"
             )
         self.keep_last = keep_last
+        self._falls = Falls("checkpoint", falls or {})
+        if falls and self.monitor is None:
+            raise ValueError(
+                "checkpoint.falls constrains what is best, and nothing is monitored; set "
+                "checkpoint.monitor and checkpoint.mode (val/toxicity and min, for example)"
+            )
 
     @property
     def state_key(self) -> str:
@@ -70,8 +87,25 @@ class RunCheckpoint(ModelCheckpoint):
                 log.info("Removed %s, which was not complete", partial)
                 partial.unlink()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give the scores, and what metrics may fall from."""
+        falls = {"falls": self._falls.limits, "first_validation": self._falls.first}
+        return super().state_dict() | falls
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the scores up again, in the folder where the files are now."""
+        """Take the scores up again, in the folder where the files are now.
+
+        Raises:
+            ValueError: If the best so far was chosen under another constraint.
+        """
+        before = state_dict.get("falls", {})
+        if before != self._falls.limits:
+            raise ValueError(
+                f"checkpoint.falls was {before} when this run began and is {self._falls.limits} "
+                "now; what was best until here was chosen by the former: go on with that, or "
+                "start another run"
+            )
+        self._falls.first = dict(state_dict.get("first_validation", {}))
         then, now = state_dict["dirpath"], str(self.dirpath)
 
         def move(path: str) -> str:
@@ -111,7 +145,13 @@ class RunCheckpoint(ModelCheckpoint):
         """Save nothing: the step's metrics are not logged yet, and its validation is to come."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save after a validation, unless its epoch ends with it."""
+        """Save after a validation, unless its epoch ends with it.
+
+        Raises:
+            ValueError: If the validation did not log a metric of ``falls``.
+        """
+        if is_validation_of_fit(trainer):
+            self._falls.look(trainer.callback_metrics)
         if self._training and not self._should_save_on_train_epoch_end(trainer):
             self._save_in_turn(trainer, best=True)
 
@@ -187,7 +227,10 @@ class RunCheckpoint(ModelCheckpoint):
                 "written of them, the last one is untouched. Try a lower learning rate"
             )
         candidates = self._monitor_candidates(trainer)
-        if best:
+        fallen = self._falls.find_fallen() if best else []
+        if fallen:
+            log.info("This is not to be the best checkpoint: %s", ", ".join(fallen))
+        elif best:
             self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
 

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -46,8 +47,10 @@ class ExportCallback(Callback):
         partial = folder.path / ".export.partial"
         shutil.rmtree(partial, ignore_errors=True)
         folder.path.mkdir(parents=True, exist_ok=True)
-        pl_module.export(partial)  # type: ignore[operator]
+        about: dict[str, Any] = pl_module.export(partial)  # type: ignore[operator]
         replace_folder(partial, folder.export)
+        if about:
+            folder.update_summary(**about)
         log.info("Exported %s to %s", source, folder.export)
 
 

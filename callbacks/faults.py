@@ -48,7 +48,7 @@ class FaultFolder:
         """Write a fault down, on every rank; give the file of rows."""
         rank = trainer.global_rank
         write_lines(self.rows(fault.place, rank), [as_json(row) for row in fault.rows])
-        content = move_data_to_device(fault.content, torch.device("cpu"))
+        content = plain(move_data_to_device(fault.content, torch.device("cpu")))
         with replacing(self.tensors(fault.place, rank)) as partial_file:
             torch.save({"what": fault.what, "place": fault.place, **content}, partial_file)
         trainer.save_checkpoint(self.weights(fault.place), weights_only=True)
@@ -66,11 +66,21 @@ class FaultFolder:
         return load_checkpoint(self.tensors(place, rank)), load_checkpoint(self.weights(place))
 
 
+def plain(value: Any) -> Any:
+    """Give named tuples as dicts: a file of tensors and plain values is read without classes."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def as_json(value: Any) -> Any:
-    """Spell numbers that are not finite as texts: JSON has no others for them."""
+    """Give plain values; numbers that are not finite as texts, for JSON has no others for them."""
+    value = plain(value)
     if isinstance(value, dict):
         return {name: as_json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [as_json(each) for each in value]
     if isinstance(value, float) and value - value != 0:
         return str(value)

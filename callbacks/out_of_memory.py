@@ -12,7 +12,7 @@ from lightning_modules.pieces import PiecewiseModule
 
 GENERAL = (
     "Less memory: a smaller --data.batch_size, --trainer.precision bf16-mixed, a LoRA in place of "
-    "all weights. `python train.py fit ... --plan_memory true` says what a fit needs"
+    "all weights. `python train.py fit ... --plan_memory` says what a fit needs"
 )
 
 

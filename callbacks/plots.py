@@ -1,27 +1,47 @@
 """plots/*.png of the run folder, from its metrics.csv and predictions.jsonl."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from reporting.figures import Panel, Series, draw_curves, draw_histograms
+from metrics.calibration import Calibration, calibrate
+from metrics.preferences import accuracy_by_distance, calibrate_pairs, group_rewards
+from reporting.charts import Panel
+from reporting.figures import draw_bars, draw_curves, draw_histograms, draw_reliability
+from reporting.runs import take_series
 from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 # Title, what y is, and the metrics in the panel by their label.
 _LEARNING = (
-    ("Loss", "nats per token", {"train": "train/loss", "validation": "val/loss"}),
+    ("Loss", "nats, the mean", {"train": "train/loss", "validation": "val/loss"}),
     (
         "Validation ROUGE",
         "F1",
         {key: f"val/{key}" for key in ("rouge1", "rouge2", "rougeL", "rougeLsum")},
     ),
     ("Validation toxicity", "P(hate)", {"toxicity": "val/toxicity"}),
+    (
+        "Validation: what is right",
+        "share",
+        {"accuracy": "val/accuracy", "F1, mean of labels": "val/f1"},
+    ),
+    # Of DPO.
+    (
+        "Implicit rewards in training",
+        "beta x nats",
+        {"preferred": "rewards/chosen", "other": "rewards/rejected"},
+    ),
+    ("Validation margin", "beta x nats", {"margin": "val/margin"}),
+    (
+        "Log-probability in training",
+        "nats per completion",
+        {"preferred": "logps/chosen", "other": "logps/rejected"},
+    ),
 )
 _PPO = (
     ("Reward", "raw logit", {"score": "objective/reward", "score - KL": "objective/rlhf_reward"}),
@@ -50,7 +70,8 @@ class PlotCallback(Callback):
     """Draw the run when its fit or its test ends; the files alone are the source.
 
     A figure is drawn where the run logged what it shows: learning_curves.png, ppo.png,
-    rouge_per_example.png, toxicity_before_after.png.
+    rouge_per_example.png, toxicity_before_after.png; of a reward model accuracy_by_distance.png,
+    calibration.png, rewards.png; of a classifier calibration.png.
     """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,6 +103,13 @@ def draw_run(folder: RunFolder) -> None:
             "ROUGE F1 of one example",
             rouge,
         )
+    if examples and all("rewards" in row for row in examples):
+        draw_rewards(folder, name, examples)
+    if examples and all("probabilities" in row for row in examples):
+        sure = [max(row["probabilities"].values()) for row in examples]
+        right = [row["predicted_label"] == row["label"] for row in examples]
+        what = "probability of the predicted label"
+        draw_calibration(folder, name, what, calibrate(sure, right))
     toxicity = take_columns(examples, {"before": "toxicity_before", "after": "toxicity"})
     if "before" in toxicity:
         draw_histograms(
@@ -90,6 +118,37 @@ def draw_run(folder: RunFolder) -> None:
             "P(hate) of one generated summary",
             toxicity,
         )
+
+
+def draw_calibration(folder: RunFolder, name: str, what: str, found: Calibration) -> None:
+    """Draw how sure the predictions of a test were, and how often they were right."""
+    title = f"{name}: calibration, ECE {found.ece:.3f}"
+    draw_reliability(folder.plots / "calibration.png", title, what, found.bins)
+
+
+def draw_rewards(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw how a reward model did on tested rankings."""
+    distances = accuracy_by_distance(rows)
+    draw_bars(
+        folder.plots / "accuracy_by_distance.png",
+        f"{name}: pairs in the annotators' order, by how far apart they are",
+        "share of pairs (a coin: 0.5)",
+        {
+            f"{distance} rank{'s' * (distance > 1)}\n(n = {estimate.n})": {"accuracy": estimate}
+            for distance, estimate in distances.items()
+        },
+    )
+    what = "sigmoid(|difference of the rewards|)"
+    draw_calibration(folder, name, what, calibrate_pairs(rows))
+    groups = group_rewards(rows)
+    values = [value for group in groups.values() for value in group]
+    draw_histograms(
+        folder.plots / "rewards.png",
+        f"{name}: rewards of the test's completions",
+        "reward, by what the annotators say of the completion",
+        groups,
+        (min(values), max(values)),
+    )
 
 
 def make_panels(
@@ -103,13 +162,6 @@ def make_panels(
         if curves:
             panels.append(Panel(title, y_label, curves, from_zero=title in _FROM_ZERO))
     return panels
-
-
-def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
-    """Take one metric's finite values and their steps from the rows of metrics.csv."""
-    found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-    finite = [(step, value) for step, value in found if math.isfinite(value)]
-    return Series([step for step, _ in finite], [value for _, value in finite])
 
 
 def take_columns(

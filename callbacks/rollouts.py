@@ -1,8 +1,6 @@
 """Keep the rollouts of PPO on disk, to be read by people and made updates of again."""
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +17,15 @@ from lightning_modules.ppo.records import (
     from_records,
     to_records,
 )
-from run_folder import RunFolder, write_lines, write_text
-
-_NAME = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
+from run_folder import RolloutFiles, write_lines, write_text
 
 
-class RolloutFolder:
-    """Names, writes and reads the files of a run's ``rollouts/``.
-
-    For each batch and rank ``batch000003-rank0.jsonl``, one rollout a line, and
-    ``batch000003-rank0.json``, what the batch has beside its rows; and for each batch, where asked
-    for, ``batch000003.ckpt``, the state before its update.
-
-    Args:
-        run_dir: The run folder.
-    """
-
-    def __init__(self, run_dir: str | Path) -> None:
-        self.path = RunFolder(run_dir).rollouts
-
-    def rows(self, batch: int, rank: int = 0) -> Path:
-        """Name the file of a batch's rollouts on a rank."""
-        return self.path / f"batch{batch:06d}-rank{rank}.jsonl"
-
-    def checkpoint(self, batch: int) -> Path:
-        """Name the checkpoint from before a batch's update."""
-        return self.path / f"batch{batch:06d}.ckpt"
-
-    def batches(self) -> list[int]:
-        """List the batches that rank 0 has written."""
-        return sorted({number for path, number, rank in self._files() if path == self.rows(number)})
+class RolloutFolder(RolloutFiles):
+    """Writes and reads the files of a run's ``rollouts/``."""
 
     def find_checkpoint(self, batch: int) -> Path | None:
         """Find the last checkpoint from before a batch or, failing that, before an earlier one."""
-        numbers = [number for _, number, _ in self._files(".ckpt") if number <= batch]
+        numbers = [number for _, number, _ in self.files(".ckpt") if number <= batch]
         return self.checkpoint(max(numbers)) if numbers else None
 
     def describe(self, batch: int, rank: int = 0) -> Record:
@@ -93,15 +66,9 @@ class RolloutFolder:
 
     def drop_from(self, batch: int, rank: int, ranks: int) -> None:
         """Remove what a batch and later ones left; each rank of several takes its own share."""
-        for path, number, whose in self._files():
+        for path, number, whose in self.files():
             if number >= batch and whose % ranks == rank:
                 path.unlink()
-
-    def _files(self, suffix: str = "") -> Iterator[tuple[Path, int, int]]:
-        """Give each file with its batch and rank; a checkpoint counts as rank 0's."""
-        for path in sorted(self.path.glob(f"batch*{suffix}")):
-            if found := _NAME.fullmatch(path.name):
-                yield path, int(found[1]), int(found[2] or 0)
 
 
 class RolloutWriter(Callback):
@@ -170,4 +137,5 @@ class RolloutWriter(Callback):
         path = RolloutFolder(trainer.default_root_dir).rows(step["batch"], trainer.global_rank)
         about = describe(step, trainer.global_rank, trainer.world_size, self._learning_rates)
         write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
-        write_lines(path, to_records(step, batch["ids"], prompts))
+        vocabulary = pl_module.tokenizer.convert_ids_to_tokens
+        write_lines(path, to_records(step, batch["ids"], prompts, vocabulary))

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import lightning as L
 
 from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
-from metrics.rouge import BEST, Rouge
+from metrics.rouge import Rouge
+from metrics.words import BEST
 
 
 class RougeCallback(TextMetricCallback):

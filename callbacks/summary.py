@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from metrics.intervals import Estimate
+from planning.measure import measure_peak_memory
 from redaction import redact_arguments
 from run_folder import RunFolder
 
@@ -197,19 +197,6 @@ def find_commit(folder: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def measure_peak_memory(device: torch.device) -> tuple[int, str]:
-    """Measure peak memory in bytes, and say of what.
-
-    On CUDA it is what tensors took on the device since the clock was started, elsewhere the largest
-    resident set of the process since it began, which no one can reset.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), "cuda tensors"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024, "process resident set"
 
 
 def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:

@@ -8,7 +8,7 @@ import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
-from metrics.intervals import Estimate, bootstrap_mean, paired_change
+from metrics.intervals import Estimate, estimate_columns
 from metrics.text_statistics import TextMetric
 from run_folder import RunFolder
 
@@ -20,11 +20,15 @@ Columns = Mapping[str, Sequence[float]]
 """Per-example values by name, each in the order of the rows."""
 
 
-class TextCollector(Callback):
-    """Keep the texts of the evaluation that is running, from this rank."""
+class RowCollector(Callback, ABC):
+    """Keep a row for each example of the evaluation that is running, from this rank."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+
+    @abstractmethod
+    def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
+        """Make the rows of a batch, each with its "index", from what its step returned."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start anew."""
@@ -37,14 +41,32 @@ class TextCollector(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
+        """Keep the batch's rows."""
+        self._keep(batch, outputs)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Keep the batch's texts."""
-        self.rows += make_rows(batch, outputs)
+        """Keep the batch's rows."""
+        self._keep(batch, outputs)
+
+    def _keep(self, batch: Any, outputs: Any) -> None:
+        """Keep a batch's rows; a step that returns None has measured all that there is itself."""
+        if outputs is not None:
+            self.rows += self.make_rows(batch, outputs)
+
+    def take_rows(self) -> list[Row]:
+        """Give the rows of all ranks, in the order of the split, and keep none."""
+        rows, self.rows = gather_rows(self.rows), []
+        return rows
+
+
+class TextCollector(RowCollector):
+    """Keep the texts of the evaluation that is running, from this rank."""
+
+    def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
+        """Pair the batch's rows with their texts."""
+        return make_rows(batch, outputs)
 
 
 class TextMetricCallback(TextCollector, ABC):
@@ -79,11 +101,7 @@ class TextMetricCallback(TextCollector, ABC):
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Turn columns into means with intervals, and pairs of columns into changes too."""
-        found = {name: bootstrap_mean(values) for name, values in columns.items()}
-        for name, values in columns.items():
-            if before := columns.get(f"{name}_before"):
-                found[f"{name}_change"] = paired_change(before, values)
-        return found
+        return estimate_columns(columns)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the means."""

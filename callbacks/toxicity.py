@@ -7,15 +7,16 @@ import lightning as L
 from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
 from lightning_modules.reward_model import RewardScorer
 from metrics.intervals import Estimate
+from metrics.toxicity import estimate_toxicity
 
 
 class ToxicityCallback(TextMetricCallback):
     """Log `test/toxicity` (mean probability of the toxic label) and `test/reward` (mean raw logit).
 
-    The generated text alone is scored: with the dialogue in front, the score would mostly be the
-    dialogue's. Where the module gives texts of before training too, `test/toxicity_before`,
-    `test/toxicity_after` and the paired `test/toxicity_change` are recorded, and the reward's
-    likewise. In validation `val/toxicity` and `val/reward` are logged.
+    With them go `test/toxicity_std`, the standard deviation over the examples, and
+    `test/toxic_share`, the share of texts with a toxicity above 0.5. Where the module gives texts
+    of before training too, each has a `_before` and an `_after`, and but for the standard deviation
+    a paired `_change`. In validation they are logged as `val/...`.
 
     Args:
         model: Hub id, folder or `mini`: a sequence classifier; None scores no toxicity. It may be
@@ -24,6 +25,8 @@ class ToxicityCallback(TextMetricCallback):
         batch_size: Texts in one forward pass.
         label: The label whose raw logit is the reward.
         toxic_label: The label whose probability is the toxicity.
+        with_dialogue: Score each text as the second of a pair with its dialogue. Off, the text
+            alone is scored: with the dialogue in front the score is mostly the dialogue's.
     """
 
     def __init__(
@@ -32,12 +35,14 @@ class ToxicityCallback(TextMetricCallback):
         batch_size: int = 64,
         label: str = "nothate",
         toxic_label: str = "hate",
+        with_dialogue: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.batch_size = batch_size
         self.label = label
         self.toxic_label = toxic_label
+        self.with_dialogue = with_dialogue
         self._scorer: RewardScorer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -53,10 +58,9 @@ class ToxicityCallback(TextMetricCallback):
         if self._scorer is None:
             raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
         scorer = self._scorer.to(pl_module.device)
-        return score_texts(rows, lambda texts: scorer.rate(texts, self.toxic_label))
+        contexts = [row["dialogue"] for row in rows] if self.with_dialogue else None
+        return score_texts(rows, lambda texts: scorer.rate(texts, self.toxic_label, contexts))
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
-        """Add "<name>_after", the same number as "<name>", beside each "<name>_before"."""
-        found = super().estimates(columns)
-        paired = [name for name in columns if f"{name}_before" in columns]
-        return found | {f"{name}_after": found[name] for name in paired}
+        """Give means, standard deviations, shares and changes."""
+        return estimate_toxicity(columns)

@@ -7,12 +7,13 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from callbacks.falls import Falls, is_validation_of_fit
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.invariants import BF16, FP32, count_mask_errors
 from lightning_modules.ppo.rewards import RunningMoments
+from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class PPOWatch(Callback):
 
     ``objective/kl_std`` and ``objective/kl_max`` are logged beside the module's ``objective/kl``:
     they tell a policy that has moved a little everywhere from one that has left the reference on a
-    few prompts. All figures are over all ranks, so every rank decides alike.
+    few prompts. All figures are over all ranks, so every rank decides alike. All that was said is
+    in summary.json under ``watch``, an empty list where nothing was: condition, step (of
+    metrics.csv: batches of rollouts from 0) and message.
 
     Args:
         kl_limit: Mean sequence KL (k1), nats, above which to act; None only logs.
@@ -66,7 +69,7 @@ class PPOWatch(Callback):
         self.entropy_floor = entropy_floor
         self.ratio_tolerance = ratio_tolerance
         self.reward_rise = reward_rise
-        self.falls = dict({"val/rouge1": 0.03} if falls is None else falls)
+        self._falls = Falls("PPOWatch", {"val/rouge1": 0.03} if falls is None else falls)
         self.window = window
         self.stop_on = tuple(stop_on)
         self._check()
@@ -75,7 +78,7 @@ class PPOWatch(Callback):
         self._start = RunningMoments()
         self._recent: list[float] = []
         self._batches = 0
-        self._first_validation: dict[str, float] = {}
+        self._said: list[dict[str, Any]] = []
 
     def _check(self) -> None:
         above_zero = {"kl_limit", "entropy_floor", "ratio_tolerance", "reward_rise", "window"}
@@ -83,11 +86,6 @@ class PPOWatch(Callback):
             f"{name} must be above 0, got {getattr(self, name)}"
             for name in sorted(above_zero)
             if getattr(self, name) is not None and not getattr(self, name) > 0
-        ]
-        problems += [
-            f"falls: {name} must be 0 or more, got {fall}"
-            for name, fall in self.falls.items()
-            if not fall >= 0
         ]
         if unknown := set(self.stop_on) - set(get_args(Condition)):
             problems.append(f"stop_on takes {', '.join(get_args(Condition))}, not {unknown}")
@@ -170,26 +168,21 @@ class PPOWatch(Callback):
         Raises:
             ValueError: If the validation did not log a metric that is to be watched.
         """
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not is_validation_of_fit(trainer):
             return
-        logged = trainer.callback_metrics
-        if missing := [name for name in self.falls if name not in logged]:
-            there = ", ".join(sorted(name for name in logged if name.startswith("val/"))) or "none"
-            raise ValueError(
-                f"PPOWatch: falls names {', '.join(missing)}, which this validation has not "
-                f"logged; logged were: {there}"
-            )
-        now = {name: float(logged[name]) for name in self.falls}
-        first = self._first_validation = self._first_validation or now
-        fallen = [name for name, fall in self.falls.items() if now[name] < first[name] - fall]
-        rise = self._reward_rise()
+        self._falls.look(trainer.callback_metrics)
+        fallen, rise = self._falls.find_fallen(), self._reward_rise()
         self._report(
             trainer, "hacking", rise > self.reward_rise and bool(fallen),
-            f"the reward has risen by {rise:.2f} standard deviations while "
-            + ", ".join(f"{name} fell from {first[name]:.4f} to {now[name]:.4f}" for name in fallen)
-            + ": the policy pleases its reward and not its task; raise ppo.kl_coef, or add the "
-            "metric to the reward (model.extra_rewards)",
+            f"the reward has risen by {rise:.2f} standard deviations while {', '.join(fallen)}: "
+            "the policy pleases its reward and not its task; raise ppo.kl_coef, or add the metric "
+            "to the reward (model.extra_rewards)",
         )  # fmt: skip
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record what was said."""
+        if trainer.is_global_zero:
+            RunFolder(trainer.default_root_dir).update_summary(watch=self._said)
 
     def _reward_rise(self) -> float:
         """Give the rise of the mean reward in standard deviations of the start's rollouts."""
@@ -203,10 +196,12 @@ class PPOWatch(Callback):
     def _report(self, trainer: L.Trainer, condition: Condition, crossed: bool, what: str) -> None:
         if crossed and condition not in self._crossed:
             stops = condition in self.stop_on
-            end = "; stopping" if stops else ""
+            policy: Any = trainer.lightning_module
+            step = policy.batches_done - 1
+            self._said.append({"condition": condition, "step": step, "message": what})
             if trainer.is_global_zero:
-                policy: Any = trainer.lightning_module
-                log.warning("%s, batch %d: %s%s", condition, policy.batches_done - 1, what, end)
+                end = "; stopping" if stops else ""
+                log.warning("%s, batch %d: %s%s", condition, step, what, end)
             trainer.should_stop = trainer.should_stop or stops
         (self._crossed.add if crossed else self._crossed.discard)(condition)
 
@@ -219,7 +214,8 @@ class PPOWatch(Callback):
             "start": [start.count, start.mean, start.squares],
             "recent": list(self._recent),
             "batches": self._batches,
-            "first_validation": dict(self._first_validation),
+            "first_validation": dict(self._falls.first),
+            "said": list(self._said),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -229,7 +225,8 @@ class PPOWatch(Callback):
         self._start = RunningMoments(*state_dict["start"])
         self._recent = list(state_dict["recent"])
         self._batches = state_dict["batches"]
-        self._first_validation = dict(state_dict["first_validation"])
+        self._falls.first = dict(state_dict["first_validation"])
+        self._said = list(state_dict.get("said", []))
 
 
 def over_ranks(pl_module: Any, values: Tensor) -> RunningMoments:

@@ -1,12 +1,15 @@
 """Data: where dialogues come from, how they are prompted, tokenised and batched."""
 
 from datamodules.dialogsum import DialogSumDataModule
+from datamodules.dpo import DPODataModule
 from datamodules.examples import (
     ExampleSelector,
     FixedExamples,
     RandomExamples,
     SimilarExamples,
 )
+from datamodules.labelled import LabelledTextDataModule
+from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import (
     Flan,
     Instruction,
@@ -18,12 +21,15 @@ from datamodules.prompts import (
 )
 
 __all__ = [
+    "DPODataModule",
     "DialogSumDataModule",
     "ExampleSelector",
     "FixedExamples",
     "Flan",
     "Instruction",
+    "LabelledTextDataModule",
     "Plain",
+    "PreferenceDataModule",
     "Professional",
     "PromptStyle",
     "RandomExamples",

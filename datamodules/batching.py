@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from datamodules.reading import Split
+
 log = logging.getLogger(__name__)
+
+STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
+    "predict": ("test",),
+}  # fmt: skip
+"""The splits that a stage of a Trainer needs."""
 
 IGNORED_LABEL = -100
 MULTIPLE = 8
@@ -92,11 +100,6 @@ def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Ten
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))
     return padded
-
-
-def take_rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Take the rows from ``start`` to before ``stop``, as wide as they were."""
-    return {name: column[start:stop] for name, column in batch.items()}  # type: ignore[index,return-value]
 
 
 def leave_signals(worker: int) -> None:
@@ -231,6 +234,37 @@ class ResumableDataModule(L.LightningDataModule):
     def accumulate(self) -> int:
         """Training batches of one optimizer step, on each rank."""
         return getattr(self.trainer, "accumulate_grad_batches", 1)
+
+    def length_loader(
+        self,
+        rows: Any,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        **settings: Any,
+    ) -> DataLoader[Any]:
+        """Make a loader of batches of like lengths, dealt out to the ranks.
+
+        Args:
+            rows: A list, or a data set.
+            lengths: Length of each, to sort by.
+            batch_size: Rows in a batch, on each rank.
+            seed: Seed of the order.
+            shuffle: New batches each epoch, as for training; else the longest rows come first.
+            **settings: Of the ``DataLoader``.
+        """
+        sampler = LengthBatchSampler(
+            lengths,
+            batch_size,
+            shuffle,
+            seed,
+            self.trainer.world_size if self.trainer else 1,
+            self.trainer.global_rank if self.trainer else 0,
+            self.accumulate if shuffle else 1,
+        )
+        settings.setdefault("worker_init_fn", leave_signals)
+        return DataLoader(rows, batch_sampler=sampler, **settings)
 
     def resume_loader(self, loader: Loader) -> Loader:
         """Make a training loader leave out the batches that a checkpoint says were learnt from."""

@@ -11,11 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import sources
 from datamodules.batching import (
     MULTIPLE,
+    STAGES,
     Collator,
     Example,
-    LengthBatchSampler,
     ResumableDataModule,
-    leave_signals,
 )
 from datamodules.encoding import Encoded, Encoder
 from datamodules.examples import ExampleSelector, RandomExamples
@@ -61,7 +60,8 @@ class DialogSumDataModule(ResumableDataModule):
     split is held out.
 
     Args:
-        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, or ``mini``.
+        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, ``mini``, or
+            ``challenge``, dialogues that provoke: a test split only.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         prompt: The words around the dialogue.
         shots: Examples from the train split before each question, as many of them as fit.
@@ -189,16 +189,10 @@ class DialogSumDataModule(ResumableDataModule):
             ValueError: If the tokenizer is not the module's, or the instruction does not fit.
         """
         self._check_tokenizer()
-        needed: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",),
-            "test": ("test",), "predict": ("test",),
-        }  # fmt: skip
-        missing = [split for split in needed[stage] if split not in self.datasets]
+        missing = [split for split in STAGES[stage] if split not in self.datasets]
         if not missing:
             return
-        if self.tokenizer is None:
-            self.tokenizer = load_tokenizer(self.tokenizer_name)
-        encoder = self._make_encoder()
+        encoder = self.encoder
         for split in missing:
             rows = self._split_rows(split)
             if split == "train":  # no row is asked for while it stands solved in its own prompt
@@ -210,14 +204,19 @@ class DialogSumDataModule(ResumableDataModule):
             encoded = encode_cached(encoder, rows, picks, split, self.cache_dir, first)
             self.datasets[split] = ExampleDataset(rows, encoded)
 
-    def _make_encoder(self) -> Encoder:
-        """Make what turns rows into tokens, its examples taken from the train split."""
-        if self.shots:
-            self._selector.fit(self._split_rows("train"), self.shots, self.seed)
-        return Encoder(
-            self.tokenizer, self.prompt, self._selector.pool, self.max_source_length,
-            self.max_target_length, self._selector.best_last,
-        )  # fmt: skip
+    @property
+    def encoder(self) -> Encoder:
+        """What turns rows into tokens, its examples taken from the train split; made once."""
+        if self._encoder is None:
+            if self.tokenizer is None:
+                self.tokenizer = load_tokenizer(self.tokenizer_name)
+            if self.shots:
+                self._selector.fit(self._split_rows("train"), self.shots, self.seed)
+            self._encoder = Encoder(
+                self.tokenizer, self.prompt, self._selector.pool, self.max_source_length,
+                self.max_target_length, self._selector.best_last,
+            )  # fmt: skip
+        return self._encoder
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         """Tokenise rows of one's own as those of a split, with examples from the train split.
@@ -226,11 +225,7 @@ class DialogSumDataModule(ResumableDataModule):
             DataError: If there are not so many examples.
             ValueError: If the instruction does not fit.
         """
-        if self._encoder is None:
-            if self.tokenizer is None:
-                self.tokenizer = load_tokenizer(self.tokenizer_name)
-            self._encoder = self._make_encoder()
-        return self._encoder.encode(rows, self._selector.pick(rows))
+        return self.encoder.encode(rows, self._selector.pick(rows))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Say what became of the rows of each split that was read, for the run's summary.
@@ -298,23 +293,15 @@ class DialogSumDataModule(ResumableDataModule):
 
     def _loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
         dataset = self.datasets[split]
-        training = split == "train"
-        sampler = LengthBatchSampler(
+        return self.length_loader(
+            dataset,
             dataset.lengths,
             batch_size,
-            shuffle=training,
-            seed=self.seed,
-            world_size=self.trainer.world_size if self.trainer else 1,
-            rank=self._rank(),
-            accumulate=self.accumulate if training else 1,
-        )
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
+            self.seed,
+            shuffle=split == "train",
             collate_fn=Collator(self.tokenizer.pad_token_id, self.pad_to_multiple_of),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_signals,
         )
 
     def _rank(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.prompts import PromptStyle
@@ -182,6 +183,27 @@ class Encoder:
             body = ids[:-1] if ids and ids[-1] == eos else ids
             targets.append([*body[: self.max_target_length - 1], eos])
         return targets
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], contexts: Sequence[str] | None, max_length: int
+) -> dict[str, Tensor]:
+    """Tokenise B texts for a classifier, padded to one length.
+
+    Args:
+        tokenizer: The classifier's.
+        texts: At least one.
+        contexts: What each is said about, the first text of a pair; where the two are too long
+            together the longer one is cut at its end. None takes the texts alone.
+        max_length: Most tokens, special ones included.
+
+    Returns:
+        All that the classifier takes, int64 [B, L] each.
+    """
+    pairs = [list(texts)] if contexts is None else [list(contexts), list(texts)]
+    return dict(
+        tokenizer(*pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    )
 
 
 def _arrays(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:

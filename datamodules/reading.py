@@ -5,7 +5,6 @@ times, see :func:`group`), and one line per dialogue with ``summary1``, ``summar
 """
 
 import csv
-import json
 import logging
 import re
 from collections import Counter
@@ -14,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from json_lines import Record, describe_bad_rows
+
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["stop", "skip"]
-
-SHOWN_PROBLEMS = 10
-"""Bad rows that a message shows; it counts the others."""
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 128 KiB a cell is not ours
 
@@ -50,28 +48,6 @@ class ColumnNames:
     id: str = "id"
     dialogue: str = "dialogue"
     summary: str = "summary"
-
-
-Record = dict[str, Any] | str
-"""A line's columns, or what is wrong with the line."""
-
-
-def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    """Read (line number, record) from a file with one JSON object a line; empty lines are left out.
-
-    Bytes that are not UTF-8 become lone surrogates here and are found by :func:`parse`.
-    """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield number, f"broken JSON ({error})"
-                continue
-            is_object = isinstance(record, dict)
-            yield number, record if is_object else "not a JSON object with columns"
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
@@ -117,26 +93,32 @@ def parse(
             rows.append(_parse_record(record, f"{split}_{len(rows)}", columns))
         except DataError as error:
             problems.append(f"{where}:{number}: {error}")
-    found = describe_bad_rows(problems, len(problems))
-    if problems and on_bad_row == "stop":
-        raise DataError(f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip")
-    if problems:
-        logger.warning("Skipped %s", found)
+    refuse_bad_rows(problems, on_bad_row)
     if not rows:
         raise DataError(f"data: the {split} split is empty: {where} has no usable row")
     return rows
 
 
-def describe_bad_rows(problems: Sequence[str], total: int) -> str:
-    """Count bad rows and show the first of them.
+def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "") -> None:
+    """Stop because of all bad rows at once, or warn of them.
 
     Args:
-        problems: What is wrong, at least with the first ``SHOWN_PROBLEMS`` of them.
-        total: How many there are.
+        problems: What is wrong with each.
+        on_bad_row: Whether to stop.
+        hint: What a good row looks like.
+
+    Raises:
+        DataError: If there is a bad row and ``on_bad_row`` is "stop".
     """
-    shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
-    more = total - SHOWN_PROBLEMS
-    return f"{total} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
+    if not problems:
+        return
+    found = describe_bad_rows(problems, len(problems))
+    if on_bad_row == "stop":
+        raise DataError(
+            f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip"
+            + (f". {hint}" if hint else "")
+        )
+    logger.warning("Skipped %s", found)
 
 
 def parse_dialogue(
@@ -150,22 +132,42 @@ def parse_dialogue(
     name = next((name for name in (columns.id, "fname") if name in record), None)
     identity = default_id if name is None or record[name] in (None, "") else str(record[name])
     _check_encoding(identity, "the id")
-    return identity, _text(record, columns.dialogue)
+    return identity, take_text(record, columns.dialogue)
 
 
 def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
     if isinstance(record, str):
         raise DataError(record)
     identity, dialogue = parse_dialogue(record, default_id, columns)
-    names = [columns.summary]
-    if columns.summary not in record:
-        numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
-        found = [match for name in record if (match := numbered.fullmatch(name or ""))]
-        names = [match[0] for match in sorted(found, key=lambda match: int(match[1]))] or names
-    return Row(identity, dialogue, tuple(_text(record, name) for name in names))
+    names = _find_summaries(record, columns) or [columns.summary]
+    return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
 
 
-def _text(record: dict[str, Any], name: str) -> str:
+def parse_known_references(record: dict[str, Any], columns: ColumnNames) -> tuple[str, ...]:
+    """Take the references of a line that need not have any; empty cells are none.
+
+    Raises:
+        DataError: If one is no text, or not UTF-8.
+    """
+    names = _find_summaries(record, columns)
+    return tuple(take_text(record, name) for name in names if record[name] not in (None, ""))
+
+
+def _find_summaries(record: dict[str, Any], columns: ColumnNames) -> list[str]:
+    """Find the columns of the references, in their order."""
+    if columns.summary in record:
+        return [columns.summary]
+    numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
+    found = [match for name in record if (match := numbered.fullmatch(name or ""))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+
+
+def take_text(record: dict[str, Any], name: str) -> str:
+    """Take a text from a column of a line.
+
+    Raises:
+        DataError: If it is missing, empty, no text, or not UTF-8.
+    """
     if name not in record:
         raise DataError(f"no column {name!r} (it has {', '.join(map(str, record)) or 'none'})")
     value = record[name]

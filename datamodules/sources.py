@@ -1,4 +1,4 @@
-"""Where dialogues come from: a folder, the Hugging Face hub, or the embedded miniature."""
+"""Where dialogues come from: a folder, the Hugging Face hub, or what this repository brings."""
 
 import re
 from pathlib import Path
@@ -20,8 +20,8 @@ from datamodules.reading import (
     Split,
     parse,
     read_csv,
-    read_jsonl,
 )
+from json_lines import read_jsonl
 
 _SPLITS: dict[str, Split] = {
     "train": "train",
@@ -31,6 +31,7 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
 }
 _FILE = re.compile(rf"(?:.*[._-])?({'|'.join(_SPLITS)})\.(jsonl|csv)")
+_CHALLENGE = Path(__file__).resolve().parents[1] / "assets" / "challenge"
 _EXPECTED = "{train,validation|dev|val,test}.{jsonl,csv}, a prefix such as 'dialogsum.' allowed"
 
 
@@ -87,6 +88,17 @@ class FolderSource:
         return parse(records(path), split, str(path), columns, on_bad_row)
 
 
+class ChallengeSource(FolderSource):
+    """This repository's own dialogues that provoke; a test split only."""
+
+    def __init__(self) -> None:
+        super().__init__(_CHALLENGE)
+
+    def read(self, split: Split, columns: ColumnNames, on_bad_row: OnBadRow) -> list[Row]:
+        """Read the split; its columns are DialogSum's, whatever those of other data are called."""
+        return super().read(split, ColumnNames(), on_bad_row)
+
+
 class HubSource:
     """A data set on the Hugging Face hub, or in its local cache.
 
@@ -113,18 +125,24 @@ class HubSource:
 
 
 def open_source(name: str) -> Source:
-    """Find out what a source is: ``mini``, a folder, or a hub id (which is looked up only then).
+    """Find out what a source is: ``mini``, ``challenge``, a folder, or a hub id.
+
+    A hub id is looked up only then.
 
     Raises:
         DataError: If there is no such folder, it has no split file, or the hub cannot give it.
     """
     if name == "mini":
         return MiniSource()
+    if name == "challenge":
+        return ChallengeSource()
     folder = Path(name).expanduser()
     if folder.is_dir():
         return FolderSource(folder)
     if not _looks_like_hub_id(name):
-        raise DataError(f"data: there is no folder {name!r}; name one, a hub id, or 'mini'")
+        raise DataError(
+            f"data: there is no folder {name!r}; name one, a hub id, 'mini' or 'challenge'"
+        )
     # A cache with the plain files is read here: errors then name the file and the line.
     if not hub.reachable() and (snapshot := find_snapshot(name)) is not None:
         return FolderSource(snapshot)
@@ -133,7 +151,7 @@ def open_source(name: str) -> Source:
 
 def find_problems(name: str) -> list[str]:
     """Say why a source cannot be had, without reading any row of it; empty where it can."""
-    if name == "mini":
+    if name in ("mini", "challenge"):
         return []
     if Path(name).expanduser().is_dir() or not _looks_like_hub_id(name):
         try:

@@ -1,5 +1,7 @@
 """The methods, as interchangeable LightningModules."""
 
+from lightning_modules.classifier import Classifier
+from lightning_modules.dpo import DPO
 from lightning_modules.full_ft import FullFT
 from lightning_modules.in_context import InContext
 from lightning_modules.lora import LoRA
@@ -7,4 +9,13 @@ from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.reward_model import RewardModel
 from lightning_modules.soft_prompt import SoftPrompt
 
-__all__ = ["FullFT", "InContext", "LoRA", "PPOPolicy", "RewardModel", "SoftPrompt"]
+__all__ = [
+    "DPO",
+    "Classifier",
+    "FullFT",
+    "InContext",
+    "LoRA",
+    "PPOPolicy",
+    "RewardModel",
+    "SoftPrompt",
+]

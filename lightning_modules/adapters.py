@@ -142,6 +142,9 @@ def attach_soft_prompt(
         init: Where they start.
         init_text: The text for ``text``.
     """
+    if backbone.get_input_embeddings().weight.is_meta:
+        # There a model is only counted, and its tokenizer need not be at hand.
+        init = "random"
     is_text = init == "text"
     config = PromptTuningConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -157,8 +160,7 @@ def attach_soft_prompt(
     rows = model.prompt_encoder[POLICY].embedding.weight
     if init == "random":
         nn.init.uniform_(rows, -0.5, 0.5)
-    # On the meta device a model is only counted, and its tokenizer need not be at hand.
-    elif init == "vocabulary" and not rows.is_meta:
+    elif init == "vocabulary":
         tokens = draw_common_tokens(load_tokenizer(backbone.name_or_path), virtual_tokens)
         rows.data.copy_(backbone.get_input_embeddings().weight[tokens])
     return model

@@ -123,7 +123,11 @@ class BaseModule(PiecewiseModule):
         if self.model is not None:
             return
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
-        self.model = quicken(self.attach(self.load_backbone()))
+        self.assemble(self.load_backbone())
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make the model that is trained from its backbone; on the meta device too."""
+        self.model = quicken(self.attach(backbone))
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
@@ -199,11 +203,14 @@ class BaseModule(PiecewiseModule):
         backbone = hub.resolve_model(self.backbone_name, self.kind)
         return {"method": type(self).__name__, "backbone": backbone}
 
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path) -> dict[str, Any]:
         """Write the model in the Hugging Face format, for a plain ``from_pretrained``.
 
         An adapter's folder holds the trained adapter alone and names its backbone; a whole model
         comes with its tokenizer.
+
+        Returns:
+            What the run's summary is to say of it.
         """
         if isinstance(self.model, PeftModel):
             # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
@@ -213,3 +220,4 @@ class BaseModule(PiecewiseModule):
         else:
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+        return {}

@@ -64,12 +64,12 @@ def name_not_finite(values: dict[str, Tensor]) -> str | None:
     return ", ".join(f"{name} is {value}" for name, value in bad.items()) or None
 
 
-def readable_rows(batch: Mapping[str, Any], **more: Any) -> list[Row]:
-    """Give a batch's rows without their tensors, each with what else is to be said of it."""
+def readable_rows(batch: Mapping[str, Any]) -> list[Row]:
+    """Give a batch's rows without their tensors."""
     lists = {name: each for name, each in batch.items() if isinstance(each, list)}
     names = {"ids": "id", "dialogues": "dialogue"}
     rows: Iterable[tuple[Any, ...]] = zip(*lists.values(), strict=True)
     return [
-        {names.get(name, name): value for name, value in zip(lists, row, strict=True)} | more
+        {names.get(name, name): value for name, value in zip(lists, row, strict=True)}
         for row in rows
     ]

@@ -4,6 +4,7 @@ On a CPU an encoder-decoder of this size spends a third of an fp32 step outside 
 more than half of a bf16 one. docs/performance.md says what each part here gives.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from lightning_modules.linear import QuickLinear
 
 ATTENTION = "sdpa_or_quick_dropout"
 """Name under which transformers knows :func:`attend`."""
@@ -35,6 +38,8 @@ def quicken(model: nn.Module) -> nn.Module:
                 # The same formula (Hendrycks and Gimpel 2016, the approximation by tanh) in one
                 # pass over memory where that module takes eight.
                 setattr(parent, name, nn.GELU(approximate="tanh"))
+            elif type(child) is nn.Linear:
+                child.__class__ = QuickLinear  # the same object: its weights may be tied, or hooked
     return model
 
 
@@ -78,13 +83,14 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    row_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute attention as transformers' ``sdpa`` does, quicker where a CPU drops weights.
+    """Compute attention as transformers' ``sdpa`` does, quicker on a CPU.
 
-    With dropout, or a bias to learn, torch has no fused kernel for a CPU. Its general one looks for
-    rows without a key, which our masks never make, and draws the dropout as :func:`drop` says. The
-    scores are fp32 here as there, whatever the precision of the run.
+    There torch has a fused kernel, which keeps no scores in memory. It knows no dropout, and is
+    slow in bf16 and for the one query of a decoding step: these go by the definition here. The
+    scores are fp32 as there, whatever the precision of the run.
 
     Args:
         module: The attention layer.
@@ -96,30 +102,50 @@ def attend(
         dropout: Share of the attention weights that is dropped.
         scaling: Factor of the scores; None is d ** -0.5.
         position_bias: [B or 1, heads, Q, K], added to the scores.
+        row_lengths: For B = 1, the lengths of rows that stand one behind the other: each attends to
+            itself alone, with the head of the position bias; see :mod:`lightning_modules.unpadded`.
         **kwargs: For ``sdpa``.
 
     Returns:
         [B, Q, heads, d], and None for the weights.
     """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if row_lengths is not None:
+        rows = zip(*(each.split(row_lengths, dim=2) for each in (query, key, value)), strict=True)
+        parts = [weigh(*row, scaling, dropout, position_bias) for row in rows]
+        return torch.cat(parts, dim=1), None
     grouped = getattr(module, "num_key_value_groups", 1) > 1
-    if dropout == 0 or query.device.type != "cpu" or grouped:
+    fused = dropout == 0 and query.shape[2] > 1 and value.dtype == torch.float32
+    if fused or query.device.type != "cpu" or grouped:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling,
             position_bias=position_bias, **kwargs,
         )  # fmt: skip
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is None and causal:
         ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
         attention_mask = ones.tril(key.shape[2] - query.shape[2])
+    return weigh(query, key, value, scaling, dropout, position_bias, attention_mask), None
+
+
+def weigh(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float,
+    position_bias: Tensor | None = None, mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Compute attention from its definition, [B, Q, heads, d]; the arguments are attend's.
+
+    Of a position bias for longer rows the head is taken.
+    """
     with torch.autocast("cpu", enabled=False):
-        scores = torch.matmul(query.float() * scaling, key.float().transpose(2, 3))
-        for addend in (position_bias, attention_mask):
-            if addend is not None:
-                scores.add_(_additive(addend))
+        query = query.float() if scaling == 1 else query.float() * scaling
+        scores = torch.matmul(query, key.float().transpose(2, 3))
+        if position_bias is not None:
+            scores.add_(position_bias[..., : query.shape[2], : key.shape[2]])
+        if mask is not None:
+            scores.add_(_additive(mask))
         weights = drop(scores.softmax(-1), dropout).to(value.dtype)
-        return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+        return torch.matmul(weights, value).transpose(1, 2).contiguous()
 
 
 def _additive(mask: Tensor) -> Tensor:

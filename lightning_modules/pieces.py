@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules.rows import take_rows
 from lightning_modules.out_of_memory import Result, attempt
 from lightning_modules.stepping import SteppingModule
 
@@ -113,6 +114,8 @@ class PiecewiseModule(SteppingModule):
         """Go forward and backward on a piece, and say whether it has fitted."""
 
         def go() -> None:
+            # Where a backward pass begins the step again, Lightning takes no logs otherwise.
+            self._current_fx_name = "training_step"
             with self.trainer.precision_plugin.train_step_context():
                 loss = self.bring_in(piece)
             with torch.autocast(self.device.type, enabled=False):
@@ -125,7 +128,7 @@ class PiecewiseModule(SteppingModule):
         rows = len(batch["ids"])
         if self.room is None or rows < 2 or count_tokens(batch) <= self.room:
             return [batch]
-        halves = self.take_rows(batch, 0, rows // 2), self.take_rows(batch, rows // 2, rows)
+        halves = take_rows(batch, 0, rows // 2), take_rows(batch, rows // 2, rows)
         return [piece for half in halves for piece in self._cut(half)]
 
     def _shrink(self, batch: Any) -> None:
@@ -141,5 +144,7 @@ class PiecewiseModule(SteppingModule):
 
 
 def count_tokens(batch: Any) -> int:
-    """Count the places in a batch's inputs and labels, padding included."""
-    return sum(batch[name].numel() for name in ("input_ids", "labels") if name in batch)
+    """Count the places in what a model is given of a batch, padding included."""
+    columns = batch | batch.get("inputs", {})
+    names = ("input_ids", "labels", "responses")
+    return sum(columns[name].numel() for name in names if name in columns)

@@ -1,11 +1,11 @@
 """Reward models: one that is trained on rankings, and the frozen scorer that PPO asks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -13,10 +13,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from datamodules.preferences import PreferenceBatch, take_rankings
+from datamodules.encoding import encode_texts
+from datamodules.preferences import Format, PreferenceBatch
 from hub import reading, resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
+from lightning_modules.centring import Centring, centre
+from lightning_modules.preference_losses import pairwise_loss
+
+FORMAT = "alignsum_reward"
+"""Name in an exported config under which stands how the model is to be asked, and its scale."""
 
 
 class RewardScorer(nn.Module):
@@ -80,17 +86,16 @@ class RewardScorer(nn.Module):
         parts = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            tokens = self.tokenizer(
-                *([[contexts[row] for row in rows]] if contexts is not None else []),
+            tokens = encode_texts(
+                self.tokenizer,
                 [texts[row] for row in rows],
-                padding=True,
-                truncation=True,
-                max_length=self._max_length(),
-                return_tensors="pt",
-            ).to(self.model.device)
+                None if contexts is None else [contexts[row] for row in rows],
+                self._max_length(),
+            )
+            inputs = {name: values.to(self.model.device) for name, values in tokens.items()}
             # In fp32 whatever the precision around: a reward rounded to bf16 is rounded to 1/256.
             with torch.autocast(self.model.device.type, enabled=False):
-                parts.append(self.model(**tokens).logits)
+                parts.append(self.model(**inputs).logits)
         logits = torch.cat(parts)
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
@@ -98,16 +103,27 @@ class RewardScorer(nn.Module):
         # RoBERTa's position ids start behind the padding id, so two positions are never used.
         return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
 
+    @property
+    def wants_dialogue(self) -> bool:
+        """Whether it was trained to see the dialogue beside the text, as its config says."""
+        return bool(trained_with_dialogue(self.model.config))
+
     def logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
         """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
         return self.all_logits(texts, contexts)[:, self.column]
 
-    def rate(self, texts: Sequence[str], toxic_label: str = "hate") -> dict[str, list[float]]:
+    def rate(
+        self,
+        texts: Sequence[str],
+        toxic_label: str = "hate",
+        contexts: Sequence[str] | None = None,
+    ) -> dict[str, list[float]]:
         """Give each text's toxicity and reward, under these names.
 
         Args:
             texts: Texts [B].
             toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
+            contexts: See :meth:`all_logits`.
 
         Returns:
             "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
@@ -116,7 +132,7 @@ class RewardScorer(nn.Module):
             ValueError: If the model has no such label.
         """
         toxic = self.find_column(toxic_label)
-        logits = self.all_logits(texts)
+        logits = self.all_logits(texts, contexts)
         return {
             "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
             "reward": logits[:, self.column].tolist(),
@@ -128,13 +144,31 @@ def name_labels(config: Any) -> dict[str, int]:
     return {str(text).lower(): column for text, column in config.label2id.items()}
 
 
-def find_label_problem(name: str, label: str) -> str | None:
-    """Say why a classifier cannot give the reward of a label, or return None where it can."""
+def trained_with_dialogue(config: Any) -> bool | None:
+    """Whether a reward model was trained to see the dialogue; None for what is none of ours."""
+    return getattr(config, FORMAT, {}).get("with_dialogue")
+
+
+def find_scorer_problem(name: str, label: str, with_dialogue: bool | None) -> str | None:
+    """Say why a classifier cannot be a reward, or return None where it can.
+
+    Args:
+        name: Folder or hub id.
+        label: The label whose logit is the reward.
+        with_dialogue: Whether it is to see the dialogue; None leaves that to the model.
+    """
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     labels = name_labels(config)
-    if config.num_labels == 1 or label.lower() in labels:
-        return None
-    return f"reward_label: {name!r} has no label {label!r}; its labels are {sorted(labels)}"
+    if config.num_labels != 1 and label.lower() not in labels:
+        return f"reward_label: {name!r} has no label {label!r}; its labels are {sorted(labels)}"
+    trained = trained_with_dialogue(config)
+    if None not in (trained, with_dialogue) and trained != with_dialogue:
+        return (
+            f"reward_with_dialogue: {with_dialogue}, but {name!r} was trained on completions "
+            f"{'with their dialogue' if trained else 'alone'} and has to be asked so; leave the "
+            "setting out"
+        )
+    return None
 
 
 class RewardModel(BaseModule):
@@ -143,18 +177,29 @@ class RewardModel(BaseModule):
     The pairwise loss of Bradley and Terry, -log sigmoid(r_j - r_k) for y_j preferred to y_k
     (Ouyang et al. 2022, "Training language models to follow instructions with human feedback",
     equation 1). All pairs of a ranking come from one forward pass over its completions, and weigh
-    together as much as any other ranking's, so that long rankings do not dominate. Completions are
-    scored by themselves, as :class:`RewardScorer` does in PPO.
+    together as much as any other ranking's, so that long rankings do not dominate.
+
+    Completions are scored by themselves or with their dialogue, as the data module shows them. The
+    export records which, so that PPO asks in the same way. If the data module has reference
+    summaries, the exported and the tested model gives them 0 on average.
 
     Args:
         backbone: A classifier or an encoder such as roberta-base: hub id, folder, or ``mini``.
+        margin: By how much, for each rank between them, the better of two completions has to lead:
+            the loss is -log sigmoid(r_j - r_k - margin * distance).
         **kwargs: See :class:`BaseModule`.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     kind = "classifier"
 
-    def __init__(self, backbone: str, **kwargs: Any) -> None:
+    def __init__(self, backbone: str, margin: float = 0.0, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
+        if margin < 0:
+            raise ValueError(f"margin must be 0 or more, got {margin}")
+        self.margin = margin
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Train all of the encoder and its head."""
@@ -162,35 +207,27 @@ class RewardModel(BaseModule):
 
     def load_backbone(self) -> PreTrainedModel:
         """Load the encoder in fp32, with a fresh head of one output."""
-        path = resolve_model(self.backbone_name, self.kind)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        config.num_labels = 1
-        with reading(path):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                # The head of a classifier with other labels is left out, and a new one made.
-                ignore_mismatched_sizes=True,
-            )
-        if self.dropout is not None:
-            set_dropout(model, self.dropout)
-        return model
+        return load_encoder(self.backbone_name, self.dropout, num_labels=1)
 
     def rewards(self, batch: PreferenceBatch) -> Tensor:
         """Score all completions of a batch of rankings: fp32 [N]."""
-        output = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return output.logits.float().squeeze(-1)
+        return self.model(**batch["inputs"]).logits.float().squeeze(-1)
+
+    def loss(self, rewards: Tensor, batch: PreferenceBatch) -> Tensor:
+        """Sum the pairwise losses of a batch, each ranking's weighing 1: a scalar."""
+        return pairwise_loss(
+            rewards, batch["pairs"], batch["weights"], batch["distances"], self.margin
+        )
 
     def sum_losses(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """Sum the pairwise losses, each ranking's weighing 1; count the rankings."""
-        loss = pairwise_loss(self.rewards(batch), batch["pairs"], batch["weights"])
+        loss = self.loss(self.rewards(batch), batch)
         return loss, loss.new_tensor(len(batch["ids"]))
 
-    def take_rows(self, batch: PreferenceBatch, start: int, stop: int) -> PreferenceBatch:
-        """Take some rankings of a batch."""
-        return take_rankings(batch, start, stop)
+    def on_test_start(self) -> None:
+        """Shift the rewards of a checkpoint as those of the export are."""
+        super().on_test_start()
+        self.centre()
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Measure loss and rewards; see :meth:`evaluation_step`."""
@@ -202,20 +239,59 @@ class RewardModel(BaseModule):
 
     def evaluation_step(self, batch: PreferenceBatch, stage: str) -> dict[str, Any]:
         """Give ``{"loss": scalar, "rewards": a list for each ranking}``; log ``<stage>/loss``."""
-        rewards, rankings = self.rewards(batch), len(batch["ids"])
-        loss = pairwise_loss(rewards, batch["pairs"], batch["weights"]) / rankings
-        self.log(f"{stage}/loss", loss, batch_size=rankings, sync_dist=True)
-        sizes = [len(ranks) for ranks in batch["ranks"]]
+        rewards, count = self.rewards(batch), len(batch["ids"])
+        loss = self.loss(rewards, batch) / count
+        self.log(f"{stage}/loss", loss, batch_size=count, sync_dist=True)
+        sizes = [len(ranking.completions) for ranking in batch["rankings"]]
         return {"loss": loss, "rewards": [part.tolist() for part in rewards.split(sizes)]}
 
+    # What a run leaves --------------------------------------------------------------------------
 
-def pairwise_loss(rewards: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
-    """Sum the weighted losses -log sigmoid(r_j - r_k) of pairs: a scalar.
+    def centre(self) -> Centring | None:
+        """Shift the rewards so that the data module's references, if any, have a mean of 0."""
+        data = getattr(self._trainer, "datamodule", None)
+        batches = getattr(data, "reference_batches", None)
+        return None if batches is None else centre(self.model, batches())
+
+    def export(self, path: str | Path) -> dict[str, Any]:
+        """Write the model, shifted, with a config that says how to ask it and what its scale is.
+
+        Returns:
+            Under "reward" what the config says, for the run's summary.
+        """
+        found, about = self.centre(), {}
+        data = getattr(self._trainer, "datamodule", None)
+        if (asked := getattr(data, "format", None)) is not None:
+            about = Format(*asked)._asdict()
+            self.tokenizer.model_max_length = about["max_length"]
+        if found is not None:
+            about |= found._asdict()
+        setattr(self.model.config, FORMAT, about)
+        super().export(path)
+        return {"reward": about}
+
+
+def load_encoder(name: str, dropout: float | None, **config: Any) -> PreTrainedModel:
+    """Load an encoder in fp32 with a classification head, a fresh one where its shape is new.
 
     Args:
-        rewards: Of all completions, [N].
-        pairs: Places j (preferred) and k of each pair among them, [P, 2].
-        weights: [P]; those of one ranking sum to 1.
+        name: A classifier or an encoder: hub id, folder, or ``mini``.
+        dropout: Dropout rate; None keeps the model's own.
+        **config: What its config is to say, such as ``num_labels``.
     """
-    margin = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
-    return -(weights * F.logsigmoid(margin)).sum()
+    path = resolve_model(name, "classifier")
+    settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    for setting, value in config.items():
+        setattr(settings, setting, value)
+    with reading(path):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=settings,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            # The head of a classifier with other labels is left out, and a new one made.
+            ignore_mismatched_sizes=True,
+        )
+    if dropout is not None:
+        set_dropout(model, dropout)
+    return model

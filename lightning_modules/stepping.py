@@ -8,12 +8,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from datamodules.batching import take_rows
 from lightning_modules.accumulation import StepLoss
-from lightning_modules.faults import Fault, name_not_finite, readable_rows, stop_at
+from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
 from lightning_modules.randomness import seed_at
 
-TRAINING, VALIDATION = 0, 1
+TRAINING, VALIDATION, TEST = 0, 1, 2
 """What random numbers are for: others for each."""
 
 
@@ -42,10 +41,6 @@ class SteppingModule(L.LightningModule):
     def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Give the sum of the losses in a batch, and how many they are: two scalars."""
         raise NotImplementedError
-
-    def take_rows(self, batch: Any, start: int, stop: int) -> Any:
-        """Take some rows of a batch, in their order."""
-        return take_rows(batch, start, stop)
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
         """Sum a tensor over all ranks; without gradient."""
@@ -86,6 +81,18 @@ class SteppingModule(L.LightningModule):
         """Start the random numbers of a validation within a fit: texts may be sampled in it."""
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             seed_at(self.seed, VALIDATION, self.global_rank, self.current_epoch, self.global_step)
+
+    def on_test_start(self) -> None:
+        """Draw by the seed of this command, also where a checkpoint has brought its run's."""
+        self.seed = torch.initial_seed()
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Start the random numbers of a test batch."""
+        self.seed_test_batch(batch_idx)
+
+    def seed_test_batch(self, batch_idx: int) -> None:
+        """Give whoever is tested on a batch the same random numbers."""
+        seed_at(self.seed, TEST, self.global_rank, 0, batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Bring a micro-batch into the optimizer step.
@@ -165,13 +172,17 @@ class SteppingModule(L.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.half_updated = True
 
+    def describe_rows(self, batch: Any) -> list[Row]:
+        """Give the rows of a batch as values for people to read, for the record of a fault."""
+        return readable_rows(batch)
+
     def _make_fault(self, what: str) -> Fault:
         """Describe the step that is under way."""
         parts = self.step_loss.parts
         rows = [
-            row
+            row | {"micro_batch": number, "loss_sum": float(part.loss)}
             for number, part in enumerate(parts)
-            for row in readable_rows(part.batch, micro_batch=number, loss_sum=float(part.loss))
+            for row in self.describe_rows(part.batch)
         ]
         content = {
             "batches": [part.batch for part in parts],

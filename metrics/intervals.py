@@ -1,12 +1,12 @@
-"""Means with bootstrap intervals.
+"""Means and standard deviations with bootstrap intervals.
 
 Percentile bootstrap (Efron & Tibshirani 1993, chapter 13): resample the examples with replacement,
-take the mean of each resample, and read the 2.5 and 97.5 percentiles. It makes no assumption about
-the distribution, which matters for ROUGE (bounded) and toxicity (close to 0 or 1). It covers the
-choice of test examples, not the choice of training seed.
+take the statistic of each resample, and read the 2.5 and 97.5 percentiles. It makes no assumption
+about the distribution, which matters for ROUGE (bounded) and toxicity (close to 0 or 1). It covers
+the choice of test examples, not the choice of training seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
     """A metric's final value.
 
     Attributes:
-        value: The mean over examples, or a single logged number.
+        value: A statistic over examples, mostly their mean, or a single logged number.
         n: Number of examples behind it; None where it is unknown.
         low: Lower end of the 95 % interval; None where there is none.
         high: Upper end.
@@ -30,6 +30,11 @@ class Estimate(NamedTuple):
     n: int | None = None
     low: float | None = None
     high: float | None = None
+
+    def scaled(self, factor: float) -> "Estimate":
+        """The same in another unit, such as percent."""
+        low, high = (None if end is None else factor * end for end in (self.low, self.high))
+        return Estimate(factor * self.value, self.n, low, high)
 
 
 def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Estimate:
@@ -46,9 +51,38 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0
     Raises:
         ValueError: `values` is empty or holds a number that is not finite.
     """
+    return _bootstrap(values, lambda samples: samples.mean(axis=-1), resamples, seed)
+
+
+def bootstrap_std(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Estimate:
+    """Estimate a standard deviation and its 95 % percentile bootstrap interval.
+
+    The squared distances from the mean are divided by n, as ``np.std`` does.
+
+    Args:
+        values: One number per example [n].
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate; 0 without an interval for a single example.
+
+    Raises:
+        ValueError: As for `bootstrap_mean`.
+    """
+    return _bootstrap(values, lambda samples: samples.std(axis=-1), resamples, seed)
+
+
+def _bootstrap(
+    values: Sequence[float],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """Estimate a statistic, which reduces the last axis."""
     array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        raise ValueError("A mean needs at least one example, got none.")
+        raise ValueError("A mean or a spread needs at least one example, got none.")
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
         raise ValueError(
@@ -57,15 +91,15 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0
         )
     n = int(array.size)
     if n == 1:
-        return Estimate(float(array[0]), 1)
+        return Estimate(float(statistic(array)), 1)
     rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
+    found = np.empty(resamples)
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, resamples, step):
         stop = min(start + step, resamples)
-        means[start:stop] = array[rng.integers(n, size=(stop - start, n))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(array.mean()), n, float(low), float(high))
+        found[start:stop] = statistic(array[rng.integers(n, size=(stop - start, n))])
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Estimate(float(statistic(array)), n, float(low), float(high))
 
 
 def paired_change(
@@ -92,3 +126,65 @@ def paired_change(
         )
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(difference.tolist(), resamples, seed)
+
+
+def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
+    """Turn columns of values into means, and "<name>_before" with "<name>" into a paired change.
+
+    Args:
+        columns: One number per example [n] by name, the examples in the same order in each.
+
+    Returns:
+        Each column's mean under its name, and as "<name>_change" the mean of after - before where
+        there is a column of before.
+    """
+    found = {name: bootstrap_mean(values) for name, values in columns.items()}
+    for name, values in columns.items():
+        if before := columns.get(f"{name}_before"):
+            found[f"{name}_change"] = paired_change(before, values)
+    return found
+
+
+def bootstrap_crossed(
+    values: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Estimate the mean over several runs on the same examples, and its 95 % interval.
+
+    Each resample draws runs and, independently, examples with replacement, and takes the mean over
+    the drawn pairs (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of
+    Applied Statistics 1(2)). So the interval covers the choice of the training seed as well as that
+    of the examples. It is on the wide side for the examples, and with a handful of runs it knows
+    little of how much seeds can differ; with a single run it covers the examples only.
+
+    Args:
+        values: One number per run and example [runs, n].
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate, with the number of examples as its n.
+
+    Raises:
+        ValueError: The runs have not the same number of examples, or as for `bootstrap_mean`.
+    """
+    if len({len(run) for run in values}) > 1:
+        raise ValueError(
+            f"Runs on the same examples are needed, got {[len(run) for run in values]} of them."
+        )
+    if len(values) < 2:
+        return bootstrap_mean(values[0] if values else [], resamples, seed)
+    array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    plain = bootstrap_mean(array.mean(axis=0).tolist(), resamples=1)  # refuses what is not finite
+    runs, n = array.shape
+    rng = np.random.default_rng(seed)
+    # How often each run and each example is drawn, as shares.
+    of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    means = np.empty(resamples)
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, step):
+        rows = slice(start, min(start + step, resamples))
+        size = rows.stop - rows.start
+        of_examples = rng.multinomial(n, np.full(n, 1 / n), size=size) / n
+        means[rows] = ((of_runs[rows] @ array) * of_examples).sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(plain.value, n, float(low), float(high))

@@ -8,25 +8,21 @@ a prediction is compared with several references, and stemming a word anew each 
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+from rouge_score.tokenizers import Tokenizer
 from torch import Tensor
 from torchmetrics import Metric
 
 from metrics.intervals import Estimate, bootstrap_mean
+from metrics.words import BEST, KEYS, tokenize
 
-KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-BEST = "_best"
 _COLUMNS = (*KEYS, *(key + BEST for key in KEYS))
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_WORDS = DefaultTokenizer(use_stemmer=False)
-_STEMS = DefaultTokenizer(use_stemmer=True)
 
 
 def split_sentences(text: str) -> str:
@@ -42,28 +38,6 @@ def split_sentences(text: str) -> str:
         The text with a line break after each sentence.
     """
     return _SENTENCE_END.sub("\n", text.strip())
-
-
-# Enough for all texts of one example and their sentences, which is where texts come again.
-@lru_cache(maxsize=256)
-def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
-    """Split a text into the words that `rouge_score` sees: lower-case letters a-z and digits.
-
-    Args:
-        text: Any text.
-        use_stemmer: Give Porter stems of words of more than three letters.
-
-    Returns:
-        The tokens, equal to those of `rouge_score`'s own tokenizer.
-    """
-    words = _WORDS.tokenize(text)
-    return tuple(chain.from_iterable(map(stem, words)) if use_stemmer else words)
-
-
-@lru_cache(maxsize=2**16)
-def stem(word: str) -> tuple[str, ...]:
-    """Give the stem of one word, as a tuple of one; an empty one where nothing is left of it."""
-    return tuple(_STEMS.tokenize(word))
 
 
 class RememberingTokenizer(Tokenizer):

@@ -2,13 +2,13 @@
 
 Each is a function of (predictions, dialogues, references) that gives one number per example, so
 that callbacks, `report.py score` and rewards can use them alike. Words to compare are those that
-ROUGE compares without its stemmer: lower-case letters and digits (`metrics.rouge.tokenize`).
+ROUGE compares without its stemmer: lower-case letters and digits (`metrics.words.tokenize`).
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from metrics.rouge import tokenize
+from metrics.words import tokenize
 
 Tokens = Sequence[str]
 

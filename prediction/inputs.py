@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodules.reading import (
-    SHOWN_PROBLEMS,
     ColumnNames,
     DataError,
     OnBadRow,
-    Record,
     Row,
-    describe_bad_rows,
     parse_dialogue,
+    parse_known_references,
     read_csv,
-    read_jsonl,
 )
+from json_lines import SHOWN_PROBLEMS, Record, describe_bad_rows, read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +69,7 @@ class DialogueFile:
             ``auto`` goes by the ending.
         columns: Names of the columns of jsonl and csv.
         on_bad_row: Stop at rows that cannot be used, or skip and count them.
+        with_references: Read the references of the rows that have any.
 
     Raises:
         DataError: If there is no such file, or its ending does not say what it is.
@@ -80,6 +79,7 @@ class DialogueFile:
     format: Format = "auto"
     columns: ColumnNames = ColumnNames()  # noqa: RUF009 - frozen
     on_bad_row: OnBadRow = "stop"
+    with_references: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.exists() or self.path.is_dir():
@@ -152,10 +152,12 @@ class DialogueFile:
                 if isinstance(record, str):
                     raise DataError(record)
                 identity, dialogue = parse_dialogue(record, str(place), self.columns)
+                known = self.with_references
+                references = parse_known_references(record, self.columns) if known else ()
             except DataError as error:
                 yield f"{self.name}:{number}: {error}"
             else:
-                yield Row(identity, dialogue, ())
+                yield Row(identity, dialogue, references)
 
     def _records(self) -> Iterator[tuple[int, Record]]:
         kind = self.format

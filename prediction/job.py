@@ -69,7 +69,7 @@ def predict(
     )  # fmt: skip
     started = time.monotonic()
     with output:
-        write_windows(source, summarizer, output, settings, total, console)
+        write_summaries(source, summarizer, output, settings, total, console)
     log.info(
         "%d summaries are in %s, after %s; %d dialogues were shortened to fit %d tokens",
         output.rows, settings.output, format_seconds(time.monotonic() - started),
@@ -146,7 +146,7 @@ def open_output(
     return output
 
 
-def write_windows(
+def write_summaries(
     source: DialogueFile,
     summarizer: Summarizer,
     output: SummaryFile | SummaryStream,
@@ -154,27 +154,61 @@ def write_windows(
     total: int | None,
     console: Console,
 ) -> None:
-    """Summarise window by window, and write each when it is done.
+    """Summarise a file of dialogues window by window.
 
-    Windows lie where they would without an interruption. One that was written in part is done
-    again, and what is missing of it written.
+    Args:
+        source: The file.
+        summarizer: Summarises a window.
+        output: Where the summaries go; it may have the beginning of them.
+        settings: Size of the windows, and what a line holds.
+        total: Dialogues in the file; None where nobody knows.
+        console: Where progress is shown.
     """
     size = settings.batch_size * settings.window_batches
-    start = output.rows - output.rows % size
-    if output.rows:
-        log.info("Going on after %d summaries", output.rows)
     # No more than were read before: somebody may be writing to the file.
-    rows = itertools.islice(source.read(), start, total)
-    with PredictProgress(console, total, start) as progress:
-        for number, window in enumerate(cut(rows, size), start=start // size):
+    rows = itertools.islice(source.read(), total)
+    with PredictProgress(console, total, find_start(output.rows, size)) as progress:
+
+        def make(window: list[Row], number: int) -> list[dict[str, Any]]:
             texts = summarizer.summarise(window, number, progress.advance)
-            made = [
+            return [
                 {"id": row.id}
                 | ({"dialogue": row.dialogue} if settings.keep_dialogue else {})
                 | {"prediction": text}
                 for row, text in zip(window, texts, strict=True)
             ]
-            output.append(made[output.rows - number * size :])
+
+        write_windows(rows, make, output, size)
+
+
+def write_windows(
+    rows: Iterator[Row],
+    make: Callable[[list[Row], int], list[dict[str, Any]]],
+    output: SummaryFile | SummaryStream,
+    size: int,
+) -> None:
+    """Make lines of rows window by window, and write each window when it is done.
+
+    Windows lie where they would without an interruption. One that was written in part is done
+    again, and what is missing of it written.
+
+    Args:
+        rows: All rows, those too that are done.
+        make: Makes a line of each row of a window; it is told the window's number.
+        output: Where lines go; it may have the beginning of them.
+        size: Rows in a window.
+    """
+    start = find_start(output.rows, size)
+    if output.rows:
+        log.info("Going on after %d lines", output.rows)
+    waiting = itertools.islice(rows, start, None)
+    for number, window in enumerate(cut(waiting, size), start=start // size):
+        output.append(make(window, number)[output.rows - number * size :])
+
+
+def find_start(done: int, size: int) -> int:
+    """Find the first row of the window that is to be done next."""
+    return done - done % size
 
 
 def cut(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:

@@ -6,15 +6,14 @@ another one, are somebody else's. A killed run leaves complete lines and at most
 lines are only ever appended; that half line is cut off when the run goes on.
 """
 
-import fcntl
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TextIO
 
 from datamodules.reading import Row
+from json_lines import append, open_to_append, to_lines
 from run_folder import write_text
 
 log = logging.getLogger(__name__)
@@ -56,6 +55,7 @@ class SummaryFile:
         settings: What decides its lines, in JSON's types; a file of other settings is refused.
         about: What else is to be kept beside it; not compared.
         overwrite: Start anew whatever is there.
+        column: What every line has beside its id.
 
     Raises:
         ValueError: If the file was made with other settings or by another program, or has a line
@@ -70,19 +70,19 @@ class SummaryFile:
         settings: Mapping[str, Any],
         about: Mapping[str, Any],
         overwrite: bool = False,
+        column: str = "prediction",
     ) -> None:
         self.path = path
         self.sidecar = path.with_name(f"{path.name}.settings.json")
         self.settings: dict[str, Any] = json.loads(_to_json(settings))
         self.about = about
         self.overwrite = overwrite
+        self.column = column
         self.rows = self._find_rows()[0]
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("ab+")
+        self.file = open_to_append(self.path)
         try:
-            self._lock()
             self.rows, end = self._find_rows()  # another process may have been here meanwhile
             if self.path.stat().st_size > end:
                 if not self.overwrite:
@@ -100,9 +100,7 @@ class SummaryFile:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write rows, and come back when they are on the disk."""
-        self.file.write(to_lines(rows).encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        append(self.file, to_lines(rows).encode())
         self.rows += len(rows)
 
     def check(self, rows: Iterable[Row]) -> None:
@@ -125,7 +123,7 @@ class SummaryFile:
         if self.overwrite or not self.path.exists() or self.path.stat().st_size == 0:
             return 0, 0
         self._check_settings()
-        return count_rows(self.path)
+        return count_rows(self.path, self.column)
 
     def _check_settings(self) -> None:
         if not self.sidecar.exists():
@@ -149,21 +147,12 @@ class SummaryFile:
                 "another --output; to replace it, --overwrite true"
             )
 
-    def _lock(self) -> None:
-        """Keep out a second process; the lock goes with the process, however it ends."""
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{self.path} is being written by another process") from error
-        except OSError as error:  # some network file systems have no locks
-            log.warning("%s cannot be locked (%s); start no second process on it", self.path, error)
 
-
-def count_rows(path: Path) -> tuple[int, int]:
+def count_rows(path: Path, column: str) -> tuple[int, int]:
     """Count the complete lines of a file, and the bytes up to their end.
 
     Raises:
-        ValueError: If a line is no row of summaries, unless it is the last and cut short.
+        ValueError: If a line has no id or not the column, unless it is the last and cut short.
     """
     rows = end = 0
     half: int | None = None
@@ -172,16 +161,13 @@ def count_rows(path: Path) -> tuple[int, int]:
             content = _parse(line)
             if half is None and content is None:
                 half = number
-            elif half is None and _is_row(content):
+            elif half is None and isinstance(content, dict) and {"id", column} <= set(content):
                 rows, end = rows + 1, end + len(line)
             else:
-                raise ValueError(f"{path}:{half or number} is no line of summaries; {_REMEDY}")
+                raise ValueError(
+                    f"{path}:{half or number} is no line with id and {column}; {_REMEDY}"
+                )
     return rows, end
-
-
-def to_lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Turn rows into JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _parse(line: bytes) -> Any:
@@ -192,10 +178,6 @@ def _parse(line: bytes) -> Any:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def _is_row(content: Any) -> bool:
-    return isinstance(content, dict) and {"id", "prediction"} <= set(content)
 
 
 def _to_json(fields: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 
 class Rate(ProgressColumn):
-    """Dialogues a second."""
+    """How many a second."""
 
     def render(self, task: Task) -> Text:
         """Show the recent speed."""
@@ -27,14 +27,15 @@ class Rate(ProgressColumn):
 
 
 class PredictProgress:
-    """Progress through a file of dialogues.
+    """Progress through a file of dialogues, or through what is made of them.
 
     Args:
         console: Where it is shown.
-        total: Dialogues in the file; None where nobody knows.
-        done: Dialogues that an earlier run did.
+        total: How many there are; None where nobody knows.
+        done: How many an earlier run did.
         every_seconds: Time between two lines where the console is no terminal.
         clock: Gives the time in seconds.
+        unit: What is counted.
     """
 
     def __init__(
@@ -44,17 +45,19 @@ class PredictProgress:
         done: int = 0,
         every_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "dialogues",
     ) -> None:
         self.console = console
         self.total = total
         self.first = self.done = done
         self.every_seconds = every_seconds
         self.clock = clock
+        self.unit = unit
         self.started = self.spoke = clock()
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("Summarising"), BarColumn(), MofNCompleteColumn(), Rate(),
+                TextColumn(unit.capitalize()), BarColumn(), MofNCompleteColumn(), Rate(),
                 TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(), console=console,
             )  # fmt: skip
             self._task = self._bar.add_task("", total=total, completed=done)
@@ -69,7 +72,7 @@ class PredictProgress:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
-        """Count dialogues that are done."""
+        """Count what is done."""
         self.done += count
         if self._bar is not None:
             self._bar.advance(self._task, count)
@@ -82,7 +85,7 @@ class PredictProgress:
         seconds = self.clock() - self.started
         rate = (self.done - self.first) / seconds if seconds > 0 else 0.0
         of_all = f"/{self.total}" if self.total is not None else ""
-        line = f"[{format_seconds(seconds)}] {self.done}{of_all} dialogues, {rate:.1f}/s"
+        line = f"[{format_seconds(seconds)}] {self.done}{of_all} {self.unit}, {rate:.1f}/s"
         if self.total is None or rate == 0:
             return line
         return f"{line}, {format_seconds((self.total - self.done) / rate)} left"

@@ -56,7 +56,11 @@ class Summarizer:
         """Examples that stood before them all together, so far."""
 
     def summarise(
-        self, rows: Sequence[Row], window: int, advance: Callable[[int], None] = lambda _: None
+        self,
+        rows: Sequence[Row],
+        window: int,
+        advance: Callable[[int], None] = lambda _: None,
+        turn: Sequence[int] = (),
     ) -> list[str]:
         """Summarise one window.
 
@@ -64,13 +68,14 @@ class Summarizer:
             rows: N rows.
             window: Number of the window in the file: a part of the seed.
             advance: Is told after each pass how many dialogues were in it.
+            turn: Further parts of the seed, for a window that is summarised several times.
 
         Returns:
             N texts.
         """
         sources = self._encode(rows)
         if self.decoding.do_sample:
-            sequence = np.random.SeedSequence((self.seed, window))
+            sequence = np.random.SeedSequence((self.seed, window, *turn))
             torch.manual_seed(int(sequence.generate_state(1)[0]))
         texts = [""] * len(rows)
         lengths = [len(source) for source in sources]

@@ -20,8 +20,9 @@ from datamodules.reading import DataError, Row
 from lightning_modules.reward_model import RewardScorer
 from metrics.faithfulness import CHECKS
 from metrics.intervals import bootstrap_mean
-from metrics.rouge import BEST, Rouge
+from metrics.rouge import Rouge
 from metrics.text_statistics import STATISTICS
+from metrics.words import BEST
 from run_folder import RunFolder
 
 LEAD = 3

@@ -1,132 +1,104 @@
-"""Compare runs by what their folders hold: the work of `report.py compare`.
-
-Values and intervals are those of summary.json: the numbers the run itself reported, so that a table
-never says anything else than the run did. predictions.jsonl is read only to pair examples between
-runs, which tells two runs apart where their separate intervals cannot.
-"""
+"""Write a comparison: report.html, comparison.md, comparison.csv and plots/ as PNG and SVG."""
 
 import csv
 import io
 import logging
-from collections.abc import Sequence
+import math
 from pathlib import Path
-from typing import Any
 
-from metrics.intervals import Estimate, paired_change
-from metrics.rouge import KEYS
-from reporting.figures import draw_bars
+from metrics.intervals import Estimate
+from reporting import chart_list
+from reporting.comparison import COMPARED, Comparison
+from reporting.figures import draw_bars, draw_charts
+from reporting.formats import MINUS
+from reporting.page.build import build_page
 from reporting.runs import Run
-from reporting.tables import LABELS, format_estimate, format_interval, make_markdown
-from run_folder import write_text
+from reporting.tables import make_markdown
+from reporting.verdict import make_verdict
+from run_folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)
 
 
-def write_comparison(runs: Sequence[Run], problems: Sequence[str], out: Path) -> None:
-    """Write comparison.md, comparison.csv and plots/rouge_by_run.png.
+def write_comparison(comparison: Comparison, out: Path, command: str = "") -> None:
+    """Write all files.
 
     Args:
-        runs: At least one run.
-        problems: What could not be read, for the reader of the page.
+        comparison: What to write.
         out: The folder to write to.
+        command: The command line, for the reader of the page.
     """
-    bars = {
-        run.name: {
-            LABELS[key]: Estimate(*(_times_100(part) for part in run.metrics[f"test/{key}"]))
-            for key in KEYS
-            if f"test/{key}" in run.metrics
-        }
-        for run in runs
-    }
-    bars = {name: group for name, group in bars.items() if group}
-    figure = "plots/rouge_by_run.png" if bars else None
-    if figure:
+    drawn = draw_figures(comparison, out)
+    sentences = make_verdict(comparison).sentences
+    write_text(out / "comparison.md", make_markdown(comparison, sentences, drawn))
+    write_text(out / "comparison.csv", make_csv(comparison))
+    write_text(out / "report.html", build_page(comparison, command))
+    log.info("Wrote %s, comparison.md, comparison.csv and plots/", out / "report.html")
+
+
+def find_output_problem(out: Path, price_per_hour: float | None) -> str | None:
+    """Say why the comparison cannot be written, before anything is read."""
+    if out.exists() and not out.is_dir():
+        return f"--out {out} is a file; name a folder."
+    if RunFolder(out).summary.exists():
+        return f"--out {out} holds a run; name a folder of its own for the comparison."
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        return f"--price_per_hour has to be a number of 0 or more, got {price_per_hour}."
+    return None
+
+
+def draw_figures(comparison: Comparison, out: Path) -> dict[str, str]:
+    """Draw plots/*.png and *.svg of what there is.
+
+    Returns:
+        The path of each PNG in `out`, by its title.
+    """
+    drawn = {}
+    if bars := chart_list.scaled_bars(comparison):
+        drawn["ROUGE by run"] = "plots/rouge_by_run.png"
         title = "Test ROUGE by run, with 95 % intervals over the dialogues"
-        draw_bars(out / figure, title, "F1 x 100", bars)
-    write_text(out / "comparison.md", make_markdown(runs, read_out(runs), problems, figure))
-    write_text(out / "comparison.csv", make_csv(runs))
-    log.info("Wrote %s", out / "comparison.md")
+        draw_bars(out / drawn["ROUGE by run"], title, "F1 x 100", bars)
+    for name, title, charts in chart_list.figures(comparison):
+        if charts:
+            drawn[title] = f"plots/{name}.png"
+            draw_charts(out / drawn[title], title, charts)
+    return drawn
 
 
-def make_csv(runs: Sequence[Run]) -> str:
-    """Every final metric of every run in long form, not multiplied by 100; costs as metrics too."""
+def make_csv(comparison: Comparison) -> str:
+    """Every final metric of every run in long form, not multiplied by 100; costs as metrics too.
+
+    Differences to the baseline are rows of their groups, as "test/<metric>_minus_<baseline>".
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["run", "metric", *Estimate._fields])
-    for run in runs:
-        costs = {
-            f"cost/{key}": run.summary[key]
-            for key in ("seconds", "peak_memory_bytes")
-            if run.summary.get(key) is not None
-        }
-        parameters = run.summary.get("parameters") or {}
-        costs |= {f"parameters/{key}": value for key, value in parameters.items()}
-        for name, value in costs.items():
-            writer.writerow([run.name, name, value, "", "", ""])
+
+    def write(name: str, metric: str, estimate: Estimate) -> None:
+        writer.writerow([name, metric, *("" if part is None else part for part in estimate)])
+
+    for run in comparison.runs:
+        for name, value in list_costs(run, comparison.price_per_hour).items():
+            write(run.name, name, Estimate(value))
         for name, estimate in run.metrics.items():
-            writer.writerow([run.name, name, *("" if part is None else part for part in estimate)])
+            write(run.name, name, estimate)
+    baseline = comparison.groups[comparison.baseline].label
+    for place, group in enumerate(comparison.groups):
+        for metric in COMPARED:
+            gap = comparison.difference(comparison.baseline, place, metric)
+            if gap is not None:
+                write(group.label, f"test/{metric}{MINUS}{baseline}", gap)
     return text.getvalue()
 
 
-def read_out(runs: Sequence[Run]) -> list[str]:
-    """Say in plain sentences what the numbers show, and what they do not."""
-    key = "test/rouge1"
-    models = [run for run in runs if run.has_model]
-    ranked = sorted(
-        (run for run in models if key in run.metrics), key=lambda run: -run.metrics[key].value
-    )
-    lines = []
-    if ranked:
-        best = ranked[0]
-        lines.append(f"Best test ROUGE-1: {best.name} with {_in_words(best.metrics[key])}.")
-        if len(ranked) > 1:
-            lines[0] += " " + _tell_apart(best, ranked[1])
-    for run in runs:
-        change = run.metrics.get("test/toxicity_change")
-        if change is not None and change.low is not None and change.high is not None:
-            clear = "clear of zero" if change.low > 0 or change.high < 0 else "not clear of zero"
-            lines.append(
-                f"{run.name} changed mean toxicity (x 100) by {_in_words(change, sign=True)}, "
-                f"paired over the same dialogues: {clear}."
-            )
-    tested = [run for run in runs if run.examples]
-    if len({frozenset(run.examples) for run in tested}) > 1:
-        lines.append("Careful: not all runs were tested on the same dialogues.")
-    if len({run.summary.get("backbone") for run in models}) > 1:
-        lines.append(
-            "Careful: not all runs started from the same backbone (see their config.yaml)."
-        )
-    return lines
-
-
-def _tell_apart(best: Run, second: Run) -> str:
-    """One sentence on whether the best run is clear of the next."""
-    one, two = best.metrics["test/rouge1"], second.metrics["test/rouge1"]
-    start = f"Next is {second.name} with {100 * two.value:.1f};"
-    if best.examples and best.examples.keys() == second.examples.keys():
-        after = [best.examples[key] for key in best.examples]
-        gap = paired_change([second.examples[key] for key in best.examples], after)
-        if gap.low is not None:
-            verdict = "" if gap.low > 0 else "not "
-            return (
-                f"{start} over the same {gap.n} dialogues the difference is "
-                f"{format_estimate(gap)} ({format_interval(gap)}), {verdict}clear of zero."
-            )
-    if one.low is None or two.high is None:
-        return f"{start} there is no interval to tell them apart by."
-    if one.low > two.high:
-        return f"{start} their intervals do not overlap."
-    return (
-        f"{start} their intervals overlap, and without the same dialogues they are not told apart."
-    )
-
-
-def _in_words(estimate: Estimate, sign: bool = False) -> str:
-    interval = (
-        f"95 % interval {format_interval(estimate, sign)}, " if estimate.low is not None else ""
-    )
-    return f"{format_estimate(estimate, sign)} ({interval}n = {estimate.n})"
-
-
-def _times_100(part: float | None) -> Any:
-    return None if part is None else 100 * part
+def list_costs(run: Run, price_per_hour: float | None) -> dict[str, float]:
+    """Give what a run cost, as far as it is known, by metric."""
+    costs = {
+        f"cost/{key}": run.summary[key]
+        for key in ("seconds", "peak_memory_bytes")
+        if run.summary.get(key) is not None
+    }
+    if price_per_hour is not None and "cost/seconds" in costs:
+        costs["cost/dollars"] = costs["cost/seconds"] / 3600 * price_per_hour
+    parameters = run.summary.get("parameters") or {}
+    return costs | {f"parameters/{key}": value for key, value in parameters.items()}

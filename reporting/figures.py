@@ -1,36 +1,16 @@
-"""The drawings: curves, histograms, bars. Each writes one PNG and knows nothing of runs."""
+"""The drawings as files: curves, histograms, bars, scatters. They know nothing of runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from matplotlib.axes import Axes
+import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from metrics.intervals import Estimate
+from reporting import panes
+from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
 
-# Okabe & Ito (2008): told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_INK = "#333333"
-_SMOOTH_FROM = 60
-
-
-class Series(NamedTuple):
-    """One curve: training steps and the values at them, of the same length."""
-
-    steps: Sequence[float]
-    values: Sequence[float]
-
-
-class Panel(NamedTuple):
-    """One pair of axes: title, what y is (with unit), curves by label, whether y starts at 0."""
-
-    title: str
-    y_label: str
-    curves: Mapping[str, Series]
-    from_zero: bool = False
+_LEGEND_CHARS = 40
 
 
 def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 3) -> None:
@@ -44,25 +24,27 @@ def draw_curves(path: Path, title: str, panels: Sequence[Panel], columns: int = 
         panels: At least one.
         columns: Most panels side by side.
     """
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns + 0.4, 3.1 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        for colour, (label, curve) in zip(COLOURS, panel.curves.items(), strict=False):
-            _draw_curve(axes, curve, label, colour)
-        _finish(axes, panel.title, "training step (batches)", panel.y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        _calm(axes, panel.from_zero)
-        if len(panel.curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-    _save(figure, title, path)
+    save(_draw_grid(panels, columns), title, path)
+
+
+def draw_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 3) -> None:
+    """Draw charts of any kind in a grid, as PNG and as SVG.
+
+    Args:
+        path: The PNG to write; the SVG lies beside it.
+        title: Title of the whole figure.
+        charts: At least one.
+        columns: Most charts side by side.
+    """
+    save(_draw_grid(charts, columns), title, path, svg=True)
 
 
 def draw_histograms(
-    path: Path, title: str, x_label: str, groups: Mapping[str, Sequence[float]]
+    path: Path,
+    title: str,
+    x_label: str,
+    groups: Mapping[str, Sequence[float]],
+    span: tuple[float, float] = (0, 1),
 ) -> None:
     """Draw histograms of per-example values one over the other, each mean as a dashed line.
 
@@ -70,31 +52,50 @@ def draw_histograms(
         path: The PNG to write.
         title: Title of the figure.
         x_label: What is counted, with its unit.
-        groups: Per-example values in [0, 1] by label.
+        groups: Per-example values by label.
+        span: Between which values they lie.
     """
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = figure.subplots()
-    bins = np.linspace(0, 1, 26).tolist()
-    for colour, (label, values) in zip(COLOURS, groups.items(), strict=False):
-        mean = float(np.mean(values))
-        text = f"{label}: mean {mean:.3f} (n = {len(values)})"
-        axes.hist(values, bins=bins, color=colour, alpha=0.45, label=text)
-        axes.axvline(mean, color=colour, linestyle="--", linewidth=1.6)
-    _finish(axes, "", x_label, "examples")
-    axes.set_xlim(0, 1)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    # Above the axes: a legend inside would cover bars.
-    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=1)
-    _save(figure, title, path)
+    panes.draw_histogram(figure.subplots(), Histogram("", x_label, groups, span))
+    save(figure, title, path)
+
+
+def _draw_grid(charts: Sequence[Chart], columns: int) -> Figure:
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    figure = Figure(figsize=(4.4 * columns + 0.4, 3.1 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, chart in zip(grid.flat, charts, strict=False):
+        match chart:
+            case Panel():
+                panes.draw_panel(axes, chart)
+            case Scatter():
+                panes.draw_scatter(axes, chart)
+            case Histogram():
+                panes.draw_histogram(axes, chart)
+            case Dots():
+                panes.draw_dots(axes, chart)
+    for axes in grid.flat[len(charts) :]:
+        axes.set_visible(False)
+    named = [
+        (axes, chart.dots)
+        for axes, chart in zip(grid.flat, charts, strict=False)
+        if isinstance(chart, Scatter) and not chart.joined  # where x says which dot it is
+    ]
+    if named:
+        figure.draw_without_rendering()
+        for axes, dots in named:
+            panes.name_dots(axes, dots)
+    return figure
 
 
 def draw_bars(
     path: Path, title: str, y_label: str, bars: Mapping[str, Mapping[str, Estimate]]
 ) -> None:
-    """Draw grouped bars with 95 % intervals as whiskers.
+    """Draw grouped bars with 95 % intervals as whiskers, as PNG and as SVG.
 
     Args:
-        path: The PNG to write.
+        path: The PNG to write; the SVG lies beside it.
         title: Title of the figure.
         y_label: What the height is, with its unit.
         bars: For each group (a run) the estimates by label; a label may miss in some groups.
@@ -103,7 +104,7 @@ def draw_bars(
     width = 0.8 / len(labels)
     figure = Figure(figsize=(max(6.4, 1.25 * len(bars) + 1.2), 4.2), layout="constrained")
     axes = figure.subplots()
-    for place, (label, colour) in enumerate(zip(labels, COLOURS, strict=False)):
+    for place, (label, colour) in enumerate(zip(labels, panes.COLOURS, strict=False)):
         x = [i + (place - (len(labels) - 1) / 2) * width for i in range(len(bars))]
         found = [group.get(label) for group in bars.values()]
         shown = [(at, one) for at, one in zip(x, found, strict=True) if one is not None]
@@ -113,67 +114,47 @@ def draw_bars(
         below = [h - (h if low is None else low) for h, (low, _) in zip(heights, ends, strict=True)]
         above = [(h if top is None else top) - h for h, (_, top) in zip(heights, ends, strict=True)]
         axes.errorbar(
-            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=_INK,
+            [at for at, _ in shown], heights, yerr=[below, above], fmt="none", ecolor=panes.INK,
             elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
-    _finish(axes, "", "", y_label)
+    panes.finish(axes, "", "", y_label)
     turned = max(len(name) for name in bars) > 12
     axes.set_xticks(
         range(len(bars)),
-        list(bars),
+        [panes.plain(name) for name in bars],
         rotation=25 if turned else 0,
         ha="right" if turned else "center",
     )
     axes.grid(visible=False, axis="x")
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, ncols=len(labels), loc="lower left", bbox_to_anchor=(0, 1))
-    _save(figure, title, path)
+    # One line of a legend that is wider than the axes would leave them no room at all.
+    columns = len(labels) if sum(map(len, labels)) <= _LEGEND_CHARS else 2
+    axes.legend(frameon=False, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1))
+    save(figure, title, path, svg=True)
 
 
-def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Centred mean over a twentieth of the points; the window shrinks at both ends."""
-    array = np.asarray(values, dtype=np.float64)
-    half = max(1, len(array) // 40)
-    total = np.concatenate([[0.0], np.cumsum(array)])
-    place = np.arange(len(array))
-    first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(array))
-    return (total[last] - total[first]) / (last - first)
+def draw_reliability(
+    path: Path, title: str, x_label: str, bins: Sequence[tuple[float, float, int]]
+) -> None:
+    """Draw a reliability diagram: how often predictions of like confidence were right.
+
+    Args:
+        path: The PNG to write.
+        title: Title of the figure.
+        x_label: What the confidence is.
+        bins: For each bin that is not empty mean confidence, share that was right, and n.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    panes.draw_reliability(figure.subplots(), x_label, bins)
+    save(figure, title, path)
 
 
-def _draw_curve(axes: Axes, curve: Series, label: str, colour: str) -> None:
-    if len(curve.values) < _SMOOTH_FROM:
-        marker = "o" if len(curve.values) < 25 else ""
-        axes.plot(*curve, color=colour, label=label, marker=marker, markersize=3.5, linewidth=1.6)
-        return
-    axes.plot(*curve, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(curve.steps, running_mean(curve.values), color=colour, label=label, linewidth=1.8)
-
-
-def _calm(axes: Axes, from_zero: bool) -> None:
-    """Keep a constant from being magnified until its rounding shows."""
-    axes.ticklabel_format(axis="y", useOffset=False)
-    low, high = axes.get_ylim()
-    middle = (low + high) / 2
-    least = 0.02 * abs(middle) or 1e-3
-    if high - low < least:
-        axes.set_ylim(middle - least, middle + least)
-    if from_zero:
-        axes.set_ylim(bottom=min(0.0, low))
-
-
-def _finish(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Give axes their words and a quiet grid."""
-    if title:
-        axes.set_title(title, fontsize=10, color=_INK, loc="left")
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8.5, colors=_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _save(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(title, fontsize=11.5, color=_INK)
+def save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:
+    """Give a figure its title and write it as PNG, and as SVG beside it where asked for."""
+    figure.suptitle(panes.plain(title), fontsize=11.5, color=panes.INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    if svg:
+        # Text as text, and no date: the same runs give the same file.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})

@@ -12,8 +12,10 @@ from metrics import faithfulness, text_statistics
 from metrics.faithfulness import CHECKS, find_unknown_speakers
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
 from metrics.names import find_unknown_names
-from metrics.rouge import BEST, Rouge
+from metrics.rouge import Rouge
 from metrics.text_statistics import STATISTICS
+from metrics.words import BEST
+from reporting.formats import MINUS
 from reporting.pairing import Examples
 
 Values = dict[str, list[float]]
@@ -21,9 +23,6 @@ Values = dict[str, list[float]]
 
 TextScore = Callable[[Sequence[str]], list[float]]
 """One number for each text."""
-
-MINUS = "_minus_"
-"""Between a metric and the column whose values were taken off, e.g. "rouge1_minus_zero_shot"."""
 
 _NEED_DIALOGUE = text_statistics.NEED_DIALOGUE | faithfulness.NEED_DIALOGUE
 

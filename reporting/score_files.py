@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from metrics.intervals import Estimate
-from metrics.rouge import BEST
-from reporting.score import MINUS
-from reporting.tables import LABELS, format_estimate, format_interval
+from metrics.words import BEST
+from reporting.formats import LABELS, MINUS, format_estimate, format_interval
 from run_folder import write_lines, write_text
 
 _LABELS = {

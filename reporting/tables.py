@@ -1,164 +1,92 @@
-"""Runs as a table: rows of texts, then for a terminal (rich) and for a page (Markdown)."""
+"""A comparison as a table: for a terminal (rich) and for a page (Markdown)."""
 
-import math
 from collections.abc import Sequence
 
 from rich.table import Table
 
-from metrics.intervals import Estimate
-from metrics.rouge import KEYS
-from reporting.runs import Run
+from reporting.cells import choose_columns
+from reporting.comparison import COMPARED, Comparison
+from reporting.formats import LABELS, format_estimate, format_interval, scale_of
+from reporting.markdown import escape_markdown, lay_table
 
-LABELS = dict(zip(KEYS, ("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), strict=True))
-_COLUMNS = (
-    "run", "n", "refs", *LABELS.values(), "toxicity", "trainable", "time", "peak memory", "notes",
-)  # fmt: skip
-_NONE = "-"
-_CAPTION = (
+_LEFT = ("run", "notes")
+CAPTION = (
     "ROUGE F1 and toxicity x 100 on the test split, with 95 % bootstrap intervals over n "
-    "dialogues; ROUGE is the mean over the references (refs) of a dialogue; time is that of "
-    "training (of the test where nothing is trained), memory the peak of the GPU's tensors (of the "
-    "whole process where there is no GPU)."
+    "dialogues; ROUGE is the mean over the references (refs) of a dialogue; reward is the "
+    "classifier's raw logit, KL that to the reference at the end of PPO, nats a sequence; time is "
+    "that of training (of the test where nothing is trained), memory the peak of the GPU's tensors "
+    "(of the whole process where there is no GPU)."
+)
+SEEDS_CAPTION = (
+    "Rows of several seeds give the mean over the runs, with an interval over runs and dialogues."
 )
 
 
-def make_row(run: Run) -> list[str]:
-    """One run's cells; a line break inside a cell stands before the interval."""
-    rouge = [run.metrics.get(f"test/{key}") for key in KEYS]
-    n = next((one.n for one in rouge if one is not None), None)
-    return [
-        run.name,
-        _NONE if n is None else str(n),
-        _references(run),
-        *(_cell(one, n) for one in rouge),
-        _toxicity(run, n),
-        _trainable(run),
-        _duration(run.summary.get("seconds")),
-        _bytes(run.summary.get("peak_memory_bytes")),
-        "; ".join(make_notes(run)),
-    ]
+def caption(comparison: Comparison) -> str:
+    """What the numbers of the table are."""
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    return f"{CAPTION} {SEEDS_CAPTION}" if several else CAPTION
 
 
-def make_notes(run: Run) -> list[str]:
-    """What is special about a run."""
-    notes = []
-    if run.summary.get("method") == "human":
-        notes.append("each reference against the others")
-    elif not run.has_model:
-        notes.append("no model")
-    elif (run.summary.get("parameters") or {}).get("trainable") == 0:
-        notes.append("no training")
-    notes += _shots(run)
-    tests = [name for name in run.metrics if name.startswith("test/")]
-    if not tests:
-        notes.append("not tested")
-    elif "test/rouge1" not in run.metrics:
-        shown = [f"{name} {run.metrics[name].value:.3f}" for name in tests[:3]]
-        notes.append(", ".join(shown))
-    return notes
+def make_rows(comparison: Comparison) -> list[list[str]]:
+    """Give the column titles and a row for each group; small print is behind a line break."""
+    columns = choose_columns(comparison)
+    rows = [[column.title for column in columns]]
+    for place in range(len(comparison.groups)):
+        rows.append([column.make(comparison, place).lines for column in columns])
+    return rows
 
 
-def make_table(runs: Sequence[Run]) -> Table:
-    """Lay runs out for a terminal."""
+def make_table(comparison: Comparison) -> Table:
+    """Lay the groups out for a terminal."""
     table = Table(
-        title="Comparison", caption=_CAPTION, title_justify="left", caption_justify="left"
+        title="Comparison",
+        caption=caption(comparison),
+        title_justify="left",
+        caption_justify="left",
     )
-    for name in _COLUMNS:
-        left = name in ("run", "notes")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
-    for run in runs:
-        table.add_row(*make_row(run))
+    titles, *rows = make_rows(comparison)
+    for name in titles:
+        table.add_column(name, justify="left" if name in _LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def make_markdown(
-    runs: Sequence[Run], reading: Sequence[str], problems: Sequence[str], figure: str | None
-) -> str:
-    """Write the comparison as a page: table, reading, what could not be read, figure."""
-    rule = ["---" if name in ("run", "notes") else "---:" for name in _COLUMNS]
-    cells = [list(_COLUMNS), rule]
-    for run in runs:
-        cells.append([cell.replace("|", "\\|").replace("\n", "<br>") for cell in make_row(run)])
-    parts = ["# Comparison", "\n".join(f"| {' | '.join(row)} |" for row in cells), _CAPTION]
-    if reading:
-        parts.append("## Reading\n\n" + "\n".join(f"- {line}" for line in reading))
-    if problems:
-        parts.append("## Not shown\n\n" + "\n".join(f"- {problem}" for problem in problems))
-    if figure:
-        parts.append(f"![ROUGE by run]({figure})")
+def make_differences(comparison: Comparison) -> list[list[str]]:
+    """Give the paired differences of all groups to the baseline, titles first; none: no rows."""
+    before = comparison.baseline
+    titles = ["run", *(LABELS.get(metric, metric) for metric in COMPARED), "runs"]
+    rows = []
+    for place, group in enumerate(comparison.groups):
+        found = [comparison.difference(before, place, metric) for metric in COMPARED]
+        if any(found):
+            cells = []
+            for metric, gap in zip(COMPARED, found, strict=True):
+                how = scale_of(metric)
+                value = format_estimate(gap, True, *how) if gap else "-"
+                interval = format_interval(gap, True, *how) if gap else ""
+                cells.append(f"{value}\n{interval}" if interval else value)
+            counts = f"{len(group.runs)} against {len(comparison.groups[before].runs)}"
+            rows.append([group.label, *cells, counts])
+    return [titles, *rows] if rows else []
+
+
+def make_markdown(comparison: Comparison, sentences: Sequence[str], figures: dict[str, str]) -> str:
+    """Write the comparison as a page: table, reading, differences, problems, figures by title."""
+    titles, *rows = make_rows(comparison)
+    parts = ["# Comparison", lay_table(titles, rows, _LEFT), caption(comparison)]
+    if sentences:
+        parts.append("## Reading\n\n" + "\n".join(map(_item, sentences)))
+    if differences := make_differences(comparison):
+        label = escape_markdown(comparison.groups[comparison.baseline].label)
+        parts += [f"## Differences to {label}", lay_table(differences[0], differences[1:], _LEFT)]
+        parts.append("Paired over the dialogues that both sides were tested on, with intervals.")
+    if comparison.problems:
+        parts.append("## Not shown\n\n" + "\n".join(map(_item, comparison.problems)))
+    parts += [f"![{title}]({path})" for title, path in figures.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def format_estimate(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
-    """The value x 100, or another scale, with one decimal."""
-    return f"{scale * estimate.value:+z.1f}" if sign else f"{scale * estimate.value:z.1f}"
-
-
-def format_interval(estimate: Estimate, sign: bool = False, scale: float = 100) -> str:
-    """The interval x 100, or another scale, e.g. "40.1 to 42.0"; empty where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    style = "+z.1f" if sign or estimate.low < 0 else "z.1f"
-    return f"{scale * estimate.low:{style}} to {scale * estimate.high:{style}}"
-
-
-def _cell(estimate: Estimate | None, n: int | None) -> str:
-    """Value, then interval, then n where it is not the row's."""
-    if estimate is None:
-        return _NONE
-    own = f"n = {estimate.n}" if estimate.n != n else ""
-    return "\n".join(
-        part for part in (format_estimate(estimate), format_interval(estimate), own) if part
-    )
-
-
-def _references(run: Run) -> str:
-    if run.references is None:
-        return _NONE
-    fewest, most = run.references
-    return str(most) if fewest == most else f"{fewest} to {most}"
-
-
-def _toxicity(run: Run, n: int | None) -> str:
-    """The mean, or before → after with the paired change."""
-    before = run.metrics.get("test/toxicity_before")
-    after = run.metrics.get("test/toxicity")
-    change = run.metrics.get("test/toxicity_change")
-    if before is None or after is None or change is None:
-        return _cell(after, n)
-    return (
-        f"{format_estimate(before)} → {format_estimate(after)}\n"
-        f"{format_estimate(change, sign=True)} ({format_interval(change, sign=True)})"
-    )
-
-
-def _shots(run: Run) -> list[str]:
-    """How many examples stood before a question, where that is fewer than were asked for."""
-    data = (run.summary.get("data") or {}).get("test") or {}
-    asked, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
-    if fitted >= asked:
-        return []
-    # Not rounded up: 2.96 of 3 are not all of them.
-    return [f"{math.floor(10 * fitted) / 10:.1f} of {asked} examples fit"]
-
-
-def _trainable(run: Run) -> str:
-    counts = run.summary.get("parameters") or {}
-    if "trainable" not in counts or not counts.get("total"):
-        return _NONE
-    share = 100 * counts["trainable"] / counts["total"]
-    return f"{counts['trainable']:,}\n{share:.3g} %"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return _NONE
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _bytes(count: int | None) -> str:
-    return _NONE if count is None else f"{count / 2**30:.2f} GiB"
+def _item(text: str) -> str:
+    return f"- {escape_markdown(text)}"

@@ -74,6 +74,28 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
+def repeat(plan: Plan, seeds: Sequence[int]) -> Plan:
+    """Give a plan with every combination once for each seed, all of the first seed first.
+
+    Raises:
+        ValueError: If a seed is there twice, or a choice sets the seed as well.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds: each once, got {','.join(map(str, seeds))}")
+    combinations = [
+        run._replace(
+            name=f"{run.name}-seed{seed}",
+            choices={**run.choices, "seed": str(seed)},
+            arguments=[*run.arguments, f"--seed_everything={seed}"],
+        )
+        for seed in seeds
+        for run in plan.combinations
+    ]
+    if problems := list(_find_clashes(combinations)):
+        raise ValueError("--seeds:\n- " + "\n- ".join(problems))
+    return plan._replace(combinations=combinations)
+
+
 def to_arguments(choice: Any) -> list[str]:
     """Give the arguments of a choice: a list as it is, of a mapping one ``--name=value`` a leaf."""
     if isinstance(choice, list):

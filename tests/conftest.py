@@ -7,11 +7,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning  # noqa: F401 (first: see train.py)  # isort: skip
 import pytest
 import torch
 
+from lightning_modules import LoRA, SoftPrompt
+from tests.batches import loader, make_batch, make_trainer
 from tests.models import save_roberta, save_t5
 from tests.rows import make_rows, write_rows
 
@@ -71,3 +74,27 @@ def fit(fit_arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
     return lambda method, folder, *more: train.main(fit_arguments(method, folder, *more))
+
+
+def adamw(lr: float) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
+
+
+@pytest.fixture(scope="session")
+def trained_adapter(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The export of a LoRA that no longer is the bare backbone."""
+    folder = tmp_path_factory.mktemp("lora")
+    module = LoRA(backbone=t5, r=4, alpha=8, optimizer=adamw(0.05))
+    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
+    module.export(folder / "export")
+    return str(folder / "export")
+
+
+@pytest.fixture(scope="session")
+def trained_soft_prompt(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The export of a soft prompt that was trained."""
+    folder = tmp_path_factory.mktemp("soft")
+    module = SoftPrompt(backbone=t5, virtual_tokens=5, optimizer=adamw(0.5))
+    make_trainer(folder, max_epochs=3).fit(module, loader(make_batch(t5)))
+    module.export(folder / "export")
+    return str(folder / "export")

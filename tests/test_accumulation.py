@@ -135,7 +135,7 @@ def test_the_last_step_of_an_epoch_may_be_short(t5: str, tmp_path: Path) -> None
 
 
 def test_rankings_weigh_the_same_however_cut(roberta: str, tmp_path: Path) -> None:
-    data = PreferenceDataModule(str(tmp_path), roberta)
+    data = PreferenceDataModule("mini", roberta)
     data.tokenizer = load_tokenizer(roberta)
     rankings = make_rankings()
     found = []

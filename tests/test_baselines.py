@@ -12,11 +12,12 @@ import baselines
 from datamodules.mini.generator import generate_rows
 from datamodules.reading import DataError, Row
 from metrics.faithfulness import CHECKS
-from metrics.rouge import KEYS
 from metrics.text_statistics import STATISTICS
+from metrics.words import KEYS
 from reporting.baselines import human, lead_3, score_baseline
+from reporting.comparison import Comparison
 from reporting.runs import read_runs
-from reporting.tables import make_row
+from reporting.tables import make_rows
 from run_folder import RunFolder
 
 
@@ -115,7 +116,7 @@ def test_two_run_folders_that_the_table_reads(tmp_path: Path) -> None:
     assert lead["prediction"] == "\n".join(lead["dialogue"].split("\n")[:3])
     runs, problems = read_runs([tmp_path / "human", tmp_path / "lead_3"])
     assert problems == []
-    cells = [make_row(run) for run in runs]
+    _, *cells = make_rows(Comparison(runs))
     assert [row[:3] for row in cells] == [["human", "20", "3"], ["lead_3", "20", "3"]]
     assert [row[-4:] for row in cells] == [
         ["-", "-", "-", "each reference against the others"], ["-", "-", "-", "no model"],

@@ -29,7 +29,7 @@ class FakeScorer(torch.nn.Module):
     def find_column(self, label: str) -> int:
         return {"nothate": 0, "hate": 1}[label]
 
-    def rate(self, texts: list[str], toxic_label: str) -> dict[str, list[float]]:
+    def rate(self, texts: list[str], toxic_label: str, contexts: None) -> dict[str, list[float]]:
         shares = [text.split().count("idiot") / len(text.split()) for text in texts]
         return {"toxicity": shares, "reward": [-share for share in shares]}
 

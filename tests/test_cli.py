@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import hub
+import report
 import train
 from datamodules.batching import Batch
 from lightning_modules import LoRA
@@ -252,6 +253,24 @@ def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: 
     rows = RunFolder(tmp_path / "ppo").read_metrics_csv()
     first = next(row for row in rows if row["objective/kl"])
     assert abs(float(first["objective/kl"])) < 1e-4
+
+    # What was trained is tested on what provokes, beside its own test, and then looked at.
+    challenge, report_dir = RunFolder(tmp_path / "challenge"), tmp_path / "report"
+    train.main([
+        "test", "--config", str(tmp_path / "ppo" / "config.yaml"), "--data.source", "challenge",
+        "--data.max_test_rows", "5", "--run_dir", str(challenge.path),
+        "--ckpt_path", str(tmp_path / "ppo" / "checkpoints" / "best.ckpt"),
+    ])  # fmt: skip
+    assert challenge.read_predictions()[0]["id"] == "challenge_0"
+    folders = [str(tmp_path / "ppo"), str(challenge.path)]
+    assert report.main(["toxicity", *folders, "--out", str(report_dir)]) == 0
+    with (report_dir / "toxicity.csv").open(newline="", encoding="utf-8") as file:
+        written = {(row["run"], row["metric"]): row for row in csv.DictReader(file)}
+    recorded = challenge.read_summary()["metrics"]
+    for name in ("toxicity_change", "toxicity_std_before", "toxic_share_after", "reward_change"):
+        row = written["challenge", f"test/{name}"]
+        expected = recorded[f"test/{name}"]
+        assert {key: float(row[key]) for key in expected} == expected
 
 
 def test_without_a_hub_everything_missing_is_named_at_once(tmp_path: Path, fails: Fails) -> None:

@@ -7,14 +7,20 @@ import pytest
 
 import report
 from metrics.intervals import Estimate
-from metrics.rouge import KEYS
-from reporting.compare import make_csv, read_out
-from reporting.runs import read_runs
-from reporting.tables import format_estimate, format_interval, make_row
+from metrics.words import KEYS
+from reporting.charts import place_labels
+from reporting.compare import make_csv
+from reporting.comparison import Comparison
+from reporting.formats import format_dollars, format_estimate, format_interval
+from reporting.runs import Run, read_runs
+from reporting.tables import make_differences, make_rows
+from reporting.verdict import make_verdict
 from run_folder import RunFolder
 
 
-def lay_run(path: Path, rouge: list[float], trainable: int = 5, **summary: Any) -> Path:
+def lay_run(
+    path: Path, rouge: list[float], trainable: int = 5, dialogue: str = "d", **summary: Any
+) -> Path:
     """A run whose every ROUGE is the mean of `rouge` with an interval of 0.05 to both sides."""
     folder = RunFolder(path)
     folder.update_summary(
@@ -29,15 +35,25 @@ def lay_run(path: Path, rouge: list[float], trainable: int = 5, **summary: Any) 
     folder.record_metrics({f"test/{key}": estimate for key in KEYS})
     folder.merge_predictions(
         [
-            {"id": str(i), "dialogue": "d", "references": ["r"] * 3, "prediction": "p", "rouge1": v}
+            {"id": str(i), "dialogue": dialogue, "references": ["r"] * 3, "rouge1": v}
             for i, v in enumerate(rouge)
         ]
     )
     return path
 
 
+def compare(*paths: Path, **settings: Any) -> Comparison:
+    runs, problems = read_runs(paths)
+    return Comparison(runs, problems, **settings)
+
+
 def read(*paths: Path) -> list[str]:
-    return read_out(read_runs(paths)[0])
+    return make_verdict(compare(*paths)).sentences
+
+
+def make_row(run: Run) -> dict[str, str]:
+    titles, cells = make_rows(Comparison([run]))
+    return dict(zip(titles, cells, strict=True))
 
 
 def test_cells(tmp_path: Path) -> None:
@@ -51,10 +67,12 @@ def test_cells(tmp_path: Path) -> None:
         }
     )
     (run,), _ = read_runs([folder.path])
-    assert make_row(run) == [
-        "lora", "2", "3", *["50.0\n45.0 to 55.0"] * 4, "30.0 → 10.0\n-20.0 (-30.0 to -10.0)",
-        "5\n0.5 %", "75 s", "1.00 GiB", "",
-    ]  # fmt: skip
+    rouge = dict.fromkeys(("ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum"), "50.0\n45.0 to 55.0")
+    assert make_row(run) == {
+        "run": "lora", "n": "2", "refs": "3", **rouge,
+        "toxicity": "30.0 → 10.0\n-20.0 (-30.0 to -10.0)",
+        "trainable": "5\n0.5 %", "time": "75 s", "peak memory": "1.00 GiB",
+    }  # fmt: skip
 
 
 def test_notes_and_gaps(tmp_path: Path) -> None:
@@ -66,9 +84,10 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
     runs, problems = read_runs([tmp_path / name for name in ("zero_shot", "reward", "untested")])
     assert problems == []
     rows = [make_row(run) for run in runs]
-    assert [row[-1] for row in rows] == ["no training", "test/accuracy 0.950", "not tested"]
-    assert rows[1][1:4] == ["-", "-", "-"]
-    assert rows[1][-3] == "1 h 06 min"
+    notes = ["no training", "test/accuracy 0.950", "not tested"]
+    assert [row["notes"] for row in rows] == notes
+    assert [rows[1][name] for name in ("n", "refs", "ROUGE-1")] == ["-", "-", "-"]
+    assert rows[1]["time"] == "1 h 06 min"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +103,7 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
 def test_examples_that_did_not_fit_are_noted(tmp_path: Path, data: dict, notes: str) -> None:
     lay_run(tmp_path / "few_shot", [0.2, 0.2], data=data)
     (run,), _ = read_runs([tmp_path / "few_shot"])
-    assert make_row(run)[-1] == notes
+    assert make_row(run).get("notes", "") == notes
 
 
 def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,15 +115,20 @@ def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "45.0 to 55.0" in shown
     page = (out / "comparison.md").read_text()
     assert "| lora | 2 | 3 | 50.0<br>45.0 to 55.0 |" in page
+    assert "## Differences to lora" in page
+    assert "| full_ft | +0.0<br>+0.0 to +0.0 |" in page
     assert "![ROUGE by run](plots/rouge_by_run.png)" in page
     assert "Not shown" not in page
     assert (out / "plots" / "rouge_by_run.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (out / "plots" / "rouge_by_run.svg").read_text()
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
     with (out / "comparison.csv").open(newline="") as file:
         rows = {(row["run"], row["metric"]): row for row in csv.DictReader(file)}
     assert rows["lora", "test/rouge1"] | {"low": "", "high": ""} == {
         "run": "lora", "metric": "test/rouge1", "value": "0.5", "n": "2", "low": "", "high": "",
     }  # fmt: skip
     assert rows["full_ft", "parameters/trainable"]["value"] == "5"
+    assert rows["full_ft", "test/rouge1_minus_lora"]["value"] == "0.0"
 
 
 def break_run(folder: RunFolder, how: str) -> None:
@@ -160,26 +184,42 @@ def test_same_examples_are_paired(tmp_path: Path) -> None:
     # Separate intervals overlap by far, yet one is better by exactly 0.01 on each dialogue.
     one = lay_run(tmp_path / "one", [0.1, 0.5, 0.9])
     two = lay_run(tmp_path / "two", [0.11, 0.51, 0.91])
-    (line,) = read(one, two)
-    assert line == (
-        "Best test ROUGE-1: two with 51.0 (95 % interval 46.0 to 56.0, n = 3). Next is one with "
-        "50.0; over the same 3 dialogues the difference is 1.0 (1.0 to 1.0), clear of zero."
-    )
+    assert read(one, two) == [
+        "Use two: its ROUGE-1 of 51.0 (95 % interval 46.0 to 56.0, n = 3) is the highest of 2 "
+        "methods, 1.0 (1.0 to 1.0) above one.",
+        "How sure: two comes first in all of 1,000 resamples of the same 3 test dialogues; one run "
+        "stands behind each, so what another training seed would change is not known.",
+    ]
 
 
 def test_a_difference_of_chance_is_not_clear(tmp_path: Path) -> None:
     one = lay_run(tmp_path / "one", [0.1, 0.9, 0.5, 0.5])
-    two = lay_run(tmp_path / "two", [0.9, 0.11, 0.5, 0.5])
-    assert "not clear of zero" in read(one, two)[0]
+    two = lay_run(tmp_path / "two", [0.9, 0.11, 0.5, 0.5], trainable=7)
+    choice, certainty = read(one, two)
+    assert choice.startswith("Use two or one: two has the highest ROUGE-1, 50.2 (")
+    assert "but one, 0.3 (" in choice
+    assert " below, is not clearly behind; " in choice
+    assert choice.endswith("; of these one trains the fewest weights, 5.")
+    share = float(certainty.split(" %")[0].split()[-1])
+    assert 30 < share < 80
+
+
+def test_several_that_are_close_are_all_named(tmp_path: Path) -> None:
+    rouge = {"a": [0.9, 0.1, 0.5], "b": [0.1, 0.9, 0.49], "c": [0.5, 0.48, 0.5], "d": [0.0] * 3}
+    paths = [lay_run(tmp_path / name, values) for name, values in rouge.items()]
+    assert read(*paths)[0].startswith("Use a, b or c: a has the highest")
+    assert " below and c, " in read(*paths)[0]
+    assert " below, are not clearly behind" in read(*paths)[0]
 
 
 @pytest.mark.parametrize(
-    ("rouge", "words"), [([0.4, 0.4, 0.4], "do not overlap"), ([0.48] * 3, "intervals overlap")]
+    ("rouge", "words"), [([0.4, 0.4, 0.4], "is clear of two"), ([0.48] * 3, "is not told apart")]
 )
 def test_different_examples_are_not_paired(tmp_path: Path, rouge: list[float], words: str) -> None:
-    lines = read(lay_run(tmp_path / "one", [0.52, 0.52]), lay_run(tmp_path / "two", rouge))
-    assert words in lines[0]
-    assert lines[1] == "Careful: not all runs were tested on the same dialogues."
+    one, two = lay_run(tmp_path / "one", [0.52, 0.52]), tmp_path / "two"
+    lines = read(one, lay_run(two, rouge, dialogue="another"))
+    assert words in lines[1]
+    assert lines[-1] == "Careful: not all runs were tested on the same dialogues."
 
 
 def test_toxicity_and_backbones_are_read_out(tmp_path: Path) -> None:
@@ -187,11 +227,11 @@ def test_toxicity_and_backbones_are_read_out(tmp_path: Path) -> None:
     RunFolder(ppo).record_metrics({"test/toxicity_change": Estimate(-0.2, 300, -0.3, -0.1)})
     RunFolder(tmp_path / "other").update_summary(backbone="large")
     lines = read(ppo, tmp_path / "other")
-    assert lines[1] == (
+    assert lines[2] == (
         "ppo changed mean toxicity (x 100) by -20.0 (95 % interval -30.0 to -10.0, n = 300), "
         "paired over the same dialogues: clear of zero."
     )
-    assert "same backbone" in lines[2]
+    assert "same backbone" in lines[3]
 
 
 def test_what_no_model_made_is_shown_but_not_ranked(tmp_path: Path) -> None:
@@ -200,15 +240,18 @@ def test_what_no_model_made_is_shown_but_not_ranked(tmp_path: Path) -> None:
     RunFolder(human).update_summary(backbone=None, **costs)
     lora = lay_run(tmp_path / "lora", [0.5, 0.5])
     runs, _ = read_runs([human, lora])
-    assert [row[-4:] for row in map(make_row, runs)] == [
+    comparison = Comparison(runs)
+    assert [row[-4:] for row in make_rows(comparison)[1:]] == [
         ["-", "-", "-", "each reference against the others"],
         ["5\n0.5 %", "75 s", "1.00 GiB", ""],
     ]
     # No model is called the best but lora, nor are two backbones found.
-    assert read_out(runs) == [
-        "Best test ROUGE-1: lora with 50.0 (95 % interval 45.0 to 55.0, n = 2)."
+    assert make_verdict(comparison).sentences == [
+        "lora has a test ROUGE-1 of 50.0 (95 % interval 45.0 to 55.0, n = 2).",
+        "There is no other method to hold it against.",
     ]
-    assert "human,cost/" not in make_csv(runs)
+    assert "human,cost/" not in make_csv(comparison)
+    assert comparison.groups[comparison.baseline].label == "human"  # the first: no untrained model
 
 
 def test_numbers_of_references_that_differ_are_shown(tmp_path: Path) -> None:
@@ -216,12 +259,67 @@ def test_numbers_of_references_that_differ_are_shown(tmp_path: Path) -> None:
     rows = RunFolder(path).read_predictions()
     rows[0]["references"] = ["r"]
     RunFolder(path).merge_predictions(rows)
-    assert make_row(read_runs([path])[0][0])[1:3] == ["2", "1 to 3"]
+    assert make_row(read_runs([path])[0][0])["refs"] == "1 to 3"
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     paths = [lay_run(tmp_path / part / "ppo", [0.5, 0.5]) for part in "ab"]
     assert [run.name for run in read_runs(paths)[0]] == [str(path) for path in paths]
+
+
+def test_the_baseline_is_the_best_without_training_or_what_is_named(tmp_path: Path) -> None:
+    paths = [
+        lay_run(tmp_path / "lora", [0.5, 0.6]),
+        lay_run(tmp_path / "zero", [0.1, 0.2], trainable=0),
+        lay_run(tmp_path / "one", [0.2, 0.2], trainable=0),
+        lay_run(tmp_path / "human", [0.9, 0.9], trainable=0, method="human"),
+    ]
+    comparison = compare(*paths)
+    assert comparison.groups[comparison.baseline].label == "one"
+    _, lora, *_ = make_differences(comparison)
+    assert lora[:2] == ["lora", "+35.0\n+30.0 to +40.0"]
+    for name in ("zero", str(tmp_path / "zero")):
+        comparison = compare(*paths, baseline=name)
+        assert comparison.groups[comparison.baseline].label == "zero"
+    with pytest.raises(ValueError, match="--baseline nine is none of the runs"):
+        compare(*paths, baseline="nine")
+    args = [str(path) for path in paths]
+    assert report.main(["compare", *args, "--baseline", "nine", "--out", str(tmp_path / "r")]) == 2
+    assert not (tmp_path / "r").exists()
+
+
+def test_dollars_are_time_by_the_price_of_an_hour(tmp_path: Path) -> None:
+    path = lay_run(tmp_path / "run", [0.5, 0.5])  # 75.4 s
+    titles, cells = make_rows(compare(path, price_per_hour=36.0))
+    assert cells[titles.index("dollars")] == "$0.75"
+    assert "run,cost/dollars,0.754" in make_csv(compare(path, price_per_hour=36.0))
+    assert "dollars" not in make_rows(compare(path))[0]
+    shown = [format_dollars(one) for one in (1234.5, 0.0012, 0.0)]
+    assert shown == ["$1,234.50", "$0.0012", "$0.00"]
+
+
+def test_a_wrong_place_or_price_is_refused_before_anything_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(lay_run(tmp_path / "run", [0.5, 0.5]))
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert report.main(["compare", path, "--out", str(file)]) == 2
+    assert "is a file; name a folder" in caplog.text
+    assert report.main(["compare", path, "--out", path]) == 2
+    assert "holds a run" in caplog.text
+    out = str(tmp_path / "out")
+    assert report.main(["compare", path, "--out", out, "--price_per_hour", "-1"]) == 2
+    assert "--price_per_hour has to be" in caplog.text
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_dots_cover_no_other_name_where_there_is_room() -> None:
+    marks = [(100.0, 100.0, 40.0), (104.0, 101.0, 40.0), (99.0, 103.0, 40.0), (290.0, 50.0, 40.0)]
+    corners = place_labels(marks, 0.0, 300.0)
+    assert all(x + 40 <= 300 for x, _ in corners)
+    for i, (x, y) in enumerate(corners):
+        assert all(abs(x - left) >= 40 or abs(y - top) >= 14 for left, top in corners[:i])
 
 
 def test_summary_stays_the_runs_own(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_whole_number_of_batches_stays_one(tmp_path: Path) -> None:
 
 def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
-        "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
+        "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {"debug", "mini", "real_text", "rollouts", "wandb"}
 
@@ -68,10 +68,12 @@ def test_every_config_parses_with_every_overlay(
 def test_full_size_configs_name_what_the_project_is_about() -> None:
     for config in CONFIGS:
         own = yaml.safe_load(config.read_text())
-        if config.stem == "reward":
+        if config.stem in ("reward", "classifier"):
+            assert own["model"]["init_args"]["backbone"] == "FacebookAI/roberta-base"
             continue
         assert own["model"]["init_args"]["backbone"] == "google/flan-t5-base"
-        assert own["data"]["init_args"]["source"] == "knkarthick/dialogsum"
+        dialogues = "dialogues" if config.stem == "dpo" else "source"
+        assert own["data"]["init_args"][dialogues] == "knkarthick/dialogsum"
         assert own["toxicity"]["model"] == "facebook/roberta-hate-speech-dynabench-r4-target"
         assert own["trainer"]["precision"] == "bf16-mixed"
 
@@ -87,8 +89,10 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     ]  # fmt: skip
     if config.stem != "in_context":
         settings += ["--trainer.max_epochs", "1"]
+    if config.stem in ("ppo", "dpo"):
+        settings += ["--trainer.val_check_interval", "1.0"]
     if config.stem == "ppo":
-        settings += ["--model.ppo.epochs", "1", "--trainer.val_check_interval", "1.0"]
+        settings += ["--model.ppo.epochs", "1"]
     train.main(["fit", *settings])
     train.main(["test", *settings])
     folder = RunFolder(run)
@@ -105,15 +109,20 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     }  # fmt: skip
     assert summary["command"].startswith("python train.py fit --config")
     names = set(summary["metrics"])
-    if config.stem == "reward":
-        assert "test/accuracy" in names
+    if config.stem == "classifier":
+        assert names >= {"test/accuracy", "test/f1", "test/f1_hate", "test/ece"}
+    elif config.stem == "reward":
+        assert names >= {"test/accuracy", "test/accuracy_distance_1", "test/ece"}
+        assert summary["reward"]["references"] == 2000
     else:
         assert names >= {f"test/rouge{k}" for k in ("1", "2", "L", "Lsum")} | {"test/toxicity"}
         assert names >= {f"test/{name}" for name in (*CHECKS, *STATISTICS)}
         assert isinstance(folder.read_predictions()[0]["unknown_names"], list)
         assert summary["metrics"]["test/rouge1"]["n"] == 4
-    if config.stem == "ppo":
+    if config.stem in ("ppo", "dpo"):
         assert names >= {f"test/toxicity_{k}" for k in ("before", "after", "change")}
+    if config.stem == "dpo":
+        assert names >= {f"test/{k}" for k in ("loss", "accuracy", "margin")}
     if config.stem != "in_context":
         assert (folder.checkpoints / "best.ckpt").is_file()
         assert (folder.checkpoints / "last.ckpt").exists()

@@ -13,17 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from callbacks.out_of_memory import explain
-from datamodules.batching import take_rows
-from datamodules.preferences import Ranking, take_rankings
-from lightning_modules import FullFT, RewardModel
+from datamodules.rows import take_rows
+from lightning_modules import FullFT
 from lightning_modules.out_of_memory import attempt, is_out_of_memory
 from lightning_modules.ppo.config import PPOConfig
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.breaking import break_off, differences, take_result
 from tests.conftest import Fit
 from tests.ppo.test_policy import make_policy
-from tests.rows import TEXT
-from tests.test_reward_model import make_data
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
 cross_entropy = F.cross_entropy
@@ -259,21 +256,3 @@ def test_several_ranks_are_refused(
             "--trainer.strategy", "ddp_fork")  # fmt: skip
     assert stop.value.code == 2
     assert ": oom.halve: on several devices" in capsys.readouterr().err
-
-
-def test_rankings_are_cut_with_their_pairs(roberta: str, tmp_path: Path) -> None:
-    module = settle(RewardModel(backbone=roberta))
-    module.eval()
-    rankings = [
-        Ranking(
-            i, f"r{i}", "#Person1#: Hi.", [TEXT[:n] for n in range(3, 6 + i)], [*range(1, 4 + i)]
-        )
-        for i in range(3)
-    ]
-    data = make_data(roberta, tmp_path)
-    data.setup("fit")
-    batch = data.collate(rankings)
-    whole, _ = module.sum_losses(batch)
-    parts = [module.sum_losses(take_rankings(batch, row, row + 1))[0] for row in range(3)]
-    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
-    assert len({float(part) for part in parts}) == 3

@@ -18,8 +18,9 @@ from rich.console import Console
 import predict
 import train
 from datamodules.reading import Row
+from json_lines import to_lines
 from prediction import job
-from prediction.outputs import SummaryFile, SummaryStream, to_lines
+from prediction.outputs import SummaryFile, SummaryStream
 from prediction.progress import PredictProgress
 from prediction.summarizer import find_device
 from run_folder import RunFolder
@@ -392,7 +393,7 @@ def test_no_more_is_read_than_the_window_at_hand(total: int | None, tmp_path: Pa
     settings: Any = predict.Settings("i", "o", batch_size=4, window_batches=2)
     file = io.StringIO()
     console = Console(file=io.StringIO())
-    job.write_windows(counted, counted, SummaryStream(file), settings, total, console)
+    job.write_summaries(counted, counted, SummaryStream(file), settings, total, console)
     rows = [json.loads(line) for line in file.getvalue().splitlines()]
     assert [row["prediction"] for row in rows] == [str(i) for i in range(50)]
 

@@ -81,10 +81,10 @@ def test_other_peoples_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     refuse(path, "top_k was None and is 3", top_k=3)
     with path.open("ab") as file:
         file.write(b"broken\n" + json.dumps(lines("b")[0]).encode() + b"\n")
-    refuse(path, r"s\.jsonl:2 is no line of summaries")
+    refuse(path, r"s\.jsonl:2 is no line with id and prediction")
     # Whole, and therefore not what a kill leaves: somebody put it there.
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0] + b'{"id": "b"}\n')
-    refuse(path, r"s\.jsonl:2 is no line of summaries")
+    refuse(path, r"s\.jsonl:2 is no line with id and prediction")
     sidecar = tmp_path / "s.jsonl.settings.json"
     sidecar.write_text("[]")
     refuse(path, "is broken")

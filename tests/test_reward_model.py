@@ -1,7 +1,7 @@
 """Rewards: the frozen scorer that PPO asks, and the model that learns from rankings."""
 
-import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from datamodules.preferences import (
-    PreferenceDataModule,
-    Ranking,
-    lay_out_pairs,
-    read_rankings,
-)
-from datamodules.sources import DataError
-from lightning_modules.reward_model import RewardModel, RewardScorer, pairwise_loss
+from callbacks.export import ExportCallback
+from datamodules.answers import Answer
+from datamodules.consensus import Ranking, find_consensus
+from datamodules.preferences import PreferenceDataModule, lay_out_pairs
+from lightning_modules.centring import centre, find_bias
+from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
+from lightning_modules.preference_losses import pairwise_loss
+from lightning_modules.reward_model import RewardModel, RewardScorer
+from run_folder import RunFolder
 from tests.batches import make_trainer, settle
+from tests.rows import write_rows
 
 TEXTS = ["You are late.", "ok", "A much longer text than all of the others, with a comma.", "ok"]
 
@@ -59,90 +61,194 @@ def test_pairwise_loss_by_hand() -> None:
     weights = torch.tensor([0.5, 0.25])
     expected = 0.5 * math.log(1 + math.exp(-2)) + 0.25 * math.log(1 + math.exp(1))
     assert pairwise_loss(rewards, pairs, weights).item() == pytest.approx(expected)
+    # A margin of 0.5 a rank, over distances of 2 and 1 ranks: leads of 2 - 1 and -1 - 0.5.
+    expected = 0.5 * math.log(1 + math.exp(-1)) + 0.25 * math.log(1 + math.exp(1.5))
+    found = pairwise_loss(rewards, pairs, weights, torch.tensor([2.0, 1.0]), margin=0.5)
+    assert found.item() == pytest.approx(expected)
+
+
+def rank(index: int, *ranks: int, texts: str = "abcdef") -> Ranking:
+    answer = Answer("", f"r{index}", "x", tuple(texts[: len(ranks)]), ranks)
+    return find_consensus(index, f"r{index}", [answer], "mean_rank")
 
 
 def test_pairs_have_the_preferred_first_and_rankings_weigh_alike() -> None:
     # First ranking: 3 < 1 < 2 with three pairs; second: a tie of the first two leaves two.
-    pairs, weights = lay_out_pairs([[2, 3, 1], [1, 1, 2]])
+    pairs, distances, weights = lay_out_pairs([rank(0, 2, 3, 1), rank(1, 1, 1, 2)])
     assert pairs.tolist() == [[0, 1], [2, 0], [2, 1], [3, 5], [4, 5]]
+    assert distances.tolist() == [1, 1, 2, 1.5, 1.5]
     assert weights.tolist() == pytest.approx([1 / 3] * 3 + [1 / 2] * 2)
 
 
-def make_rankings() -> list[Ranking]:
-    clean = ["Ann asks for tea.", "Bob has a cold.", "They meet at six.", "Room two is free."]
+CLEAN = ["Ann asks for tea.", "Bob has a cold.", "They meet at six.", "Room two is free."]
+REFERENCES = [
+    {"id": f"d{i}", "dialogue": f"#Person1#: {text} How stupid!", "summary": text}
+    for i, text in enumerate([*CLEAN, "He has seen a very long film of which he tells her."])
+]
+
+
+def make_answers() -> list[dict[str, Any]]:
     return [
-        Ranking(i, f"r{i}", "#Person1#: ...", [f"{text} How stupid.", text], [2, 1])
-        for i, text in enumerate(clean)
+        {"id": f"r{i}", "dialogue": f"#Person1#: {i}", "completions": [f"{text} How stupid.", text],
+         "ranks": [2, 1]}
+        for i, text in enumerate(CLEAN)
+    ]  # fmt: skip
+
+
+def make_rankings() -> list[Ranking]:
+    answers = [
+        Answer("", row["id"], row["dialogue"], tuple(row["completions"]), tuple(row["ranks"]))
+        for row in make_answers()
     ]
+    return [find_consensus(i, each.id, [each], "mean_rank") for i, each in enumerate(answers)]
 
 
-def make_data(roberta: str, tmp_path: Path) -> PreferenceDataModule:
-    for split in ("train", "validation", "test"):
-        lines = [
-            {"id": r.id, "dialogue": r.dialogue, "completions": r.completions, "ranks": r.ranks}
-            for r in make_rankings()
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return PreferenceDataModule(str(tmp_path), roberta, batch_size=4)
+def make_data(roberta: str, folder: Path, **settings: Any) -> PreferenceDataModule:
+    rows = make_answers()
+    write_rows(folder / "rankings", train=rows, validation=rows, test=rows)
+    write_rows(folder / "references", train=REFERENCES, validation=REFERENCES[:1])
+    settings = {"batch_size": 4, "max_length": 100} | settings
+    return PreferenceDataModule(str(folder / "rankings"), roberta, **settings)
 
 
-def test_a_reward_model_learns_a_ranking_and_its_export_is_plain(
-    roberta: str, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    data = make_data(roberta, tmp_path)
-    module = RewardModel(
+def make_module(roberta: str, **settings: Any) -> RewardModel:
+    return RewardModel(
         backbone=roberta,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
         dropout=0.0,
+        **settings,
     )
-    settle(module)
+
+
+@pytest.mark.parametrize("with_dialogue", [False, True])
+def test_a_reward_model_learns_and_ppo_scores_with_its_export_as_it_was_trained(
+    roberta: str, tmp_path: Path, with_dialogue: bool
+) -> None:
+    torch.manual_seed(0)
+    references = str(tmp_path / "references")
+    data = make_data(roberta, tmp_path, with_dialogue=with_dialogue, references=references)
+    module = settle(make_module(roberta))
     assert module.model.config.num_labels == 1
-    make_trainer(tmp_path, max_epochs=25, limit_val_batches=0).fit(module, data)
-    module.eval()
+    trainer = make_trainer(
+        tmp_path, max_epochs=25, limit_val_batches=0, callbacks=[ExportCallback()]
+    )
+    trainer.fit(module, data)
+    folder = RunFolder(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder.export).eval()
     batch = data.collate(make_rankings())
-    rewards = module.rewards(batch).view(4, 2)
-    assert (rewards[:, 1] > rewards[:, 0]).all()
-    module.export(tmp_path / "export")
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
-    output = plain(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    torch.testing.assert_close(output.logits.view(4, 2), rewards)
-    # Its export is a reward for PPO as it stands.
-    texts = [text for ranking in make_rankings() for text in ranking.completions]
-    torch.testing.assert_close(
-        RewardScorer(str(tmp_path / "export")).logits(texts), rewards.flatten().detach(),
-        atol=1e-5, rtol=1e-5,
-    )  # fmt: skip
+    rewards = plain(**batch["inputs"]).logits.flatten().detach()
+    pairs = batch["pairs"]
+    assert (rewards[pairs[:, 0]] > rewards[pairs[:, 1]]).all()
+    # The reference summaries score 0 on average, and the scale is on record.
+    asked = ClassifierReward(str(folder.export))
+    assert asked.find_problems() == [None]
+    texts = Texts(*([row[name] for row in REFERENCES] for name in ("summary", "dialogue")), [])
+    scores = asked.score(texts, torch.device("cpu"))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5 * scores.abs().max().item())
+    about = plain.config.alignsum_reward
+    assert about["std"] == pytest.approx(scores.std(unbiased=False).item(), rel=1e-4)
+    assert about["references"] == 5 and about["mean_before"] != 0
+    assert folder.read_summary()["reward"] == about
+    # PPO's reward asks as the training did: texts, dialogues, and how they are cut.
+    completions = [text for ranking in batch["rankings"] for text in ranking.completions]
+    dialogues = [ranking.dialogue for ranking in batch["rankings"] for _ in ranking.completions]
+    found = asked.score(Texts(completions, dialogues, []), torch.device("cpu"))
+    torch.testing.assert_close(found, rewards, atol=1e-5, rtol=1e-5)
+    assert asked.load().tokenizer.model_max_length == 100
+    wrong = ClassifierReward(str(folder.export), with_dialogue=not with_dialogue)
+    (problem,) = wrong.find_problems()
+    assert problem is not None
+    assert ("with their dialogue" if with_dialogue else "completions alone") in problem
 
 
-def test_the_order_of_completions_does_not_matter(roberta: str, tmp_path: Path) -> None:
+def test_the_test_of_a_checkpoint_is_shifted_as_the_export_is(roberta: str, tmp_path: Path) -> None:
+    data = make_data(roberta, tmp_path, references=str(tmp_path / "references"))
+    module = settle(make_module(roberta))
+    find_bias(module.model).data.fill_(7.0)
+    make_trainer(tmp_path).test(module, data, verbose=False)
+    with torch.no_grad():
+        rewards = [module.model(**batch).logits for batch in data.reference_batches()]
+    assert torch.cat(rewards).mean().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_without_references_the_level_stays(roberta: str, tmp_path: Path) -> None:
     data = make_data(roberta, tmp_path)
-    data.setup("fit")
-    module: Any = settle(RewardModel(backbone=roberta, dropout=0.0))
-    turned = [
-        Ranking(r.index, r.id, r.dialogue, r.completions[::-1], r.ranks[::-1])
-        for r in make_rankings()
+    module = settle(make_module(roberta))
+    find_bias(module.model).data.fill_(7.0)
+    make_trainer(tmp_path).test(module, data, verbose=False)
+    assert find_bias(module.model).item() == 7.0
+
+
+def test_a_model_whose_output_cannot_be_shifted_is_refused() -> None:
+    with pytest.raises(ValueError, match="no output with a bias to shift"):
+        find_bias(torch.nn.Linear(3, 1, bias=False))
+
+    class Tanh(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(1, 1)
+
+        def forward(self, values: torch.Tensor) -> Any:
+            return type("Output", (), {"logits": self.head(values).tanh()})
+
+    with pytest.raises(ValueError, match="does more with its output"):
+        centre(Tanh(), [{"values": torch.tensor([[1.0], [2.0]])}])
+
+
+def test_the_margin_and_the_dialogue_change_the_loss(roberta: str, tmp_path: Path) -> None:
+    losses = set()
+    for settings, margin in (({}, 0.0), ({}, 0.5), ({"with_dialogue": True}, 0.0)):
+        data = make_data(roberta, tmp_path, **settings)
+        data.setup("test")
+        module = settle(make_module(roberta, margin=margin))
+        losses.add(round(module.sum_losses(data.collate(make_rankings()))[0].item(), 5))
+    assert len(losses) == 3
+    with pytest.raises(ValueError, match="margin must be 0 or more"):
+        make_module(roberta, margin=-1.0)
+
+
+def test_a_max_length_beyond_the_model_is_refused(roberta: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_length is 127, and .* reads 126 tokens"):
+        make_data(roberta, tmp_path, max_length=127).setup("fit")
+
+
+def test_no_order_in_the_file_matters(roberta: str, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [
+        {"id": str(i), "dialogue": f"d{i}", "completions": [f"{i} {t}" for t in "abcd"],
+         "ranks": rng.sample(range(1, 5), 4)}
+        for i in range(6) for _ in range(3)
+    ]  # fmt: skip
+    module = settle(make_module(roberta))
+    seen = []
+    for _ in range(2):
+        write_rows(tmp_path, train=rows, validation=rows)
+        data = PreferenceDataModule(str(tmp_path), roberta, batch_size=4, max_length=100)
+        data.setup("fit")
+        batches = [(b["ids"], module.sum_losses(b)[0].item()) for b in data.train_dataloader()]
+        seen.append(batches)
+        rng.shuffle(rows)
+        for row in rows:
+            order = rng.sample(range(4), 4)
+            row |= {name: [row[name][i] for i in order] for name in ("completions", "ranks")}
+    assert seen[0] == seen[1] and len(seen[0]) == 2
+
+
+def test_pairs_in_the_usual_form_train_as_the_ranking_that_they_come_from(
+    roberta: str, tmp_path: Path
+) -> None:
+    ranking = {"id": "1", "dialogue": "d", "completions": ["a", "b", "c"], "ranks": [2, 1, 3]}
+    pairs = [
+        {"prompt": "d", "chosen": chosen, "rejected": rejected}
+        for chosen, rejected in ("ba", "bc", "ac")
     ]
+    module = settle(make_module(roberta))
     losses = []
-    for rankings in (make_rankings(), turned):
-        batch = data.collate(rankings)
-        losses.append(pairwise_loss(module.rewards(batch), batch["pairs"], batch["weights"]))
-    torch.testing.assert_close(losses[0], losses[1])
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b'{"id": 1, "dialogue": "x", "completions": ["a"', "JSON|delimiter"),
-        (b'{"id": 1, "dialogue": "x", "completions": ["a", "b"]}', "ranks"),
-        (b'{"id": 1, "dialogue": "x", "completions": ["a", "b"], "ranks": [1]}', "one rank"),
-        (b'{"id": 1, "dialogue": "x", "completions": ["a", "b"], "ranks": [1, 1]}', "differ"),
-        (b'{"id": 1, "dialogue": "x", "completions": ["a", " "], "ranks": [1, 2]}', "empty"),
-        (b'{"id": 1, "dialogue": "\xff", "completions": ["a", "b"], "ranks": [1, 2]}', "utf-8"),
-    ],
-)
-def test_a_line_that_is_no_ranking_is_named(line: bytes, message: str, tmp_path: Path) -> None:
-    good = b'{"id": 0, "dialogue": "x", "completions": ["a", "b"], "ranks": [1, 2]}'
-    (tmp_path / "train.jsonl").write_bytes(good + b"\n" + line + b"\n")
-    with pytest.raises(DataError, match=rf"train\.jsonl:2: .*({message})"):
-        read_rankings(str(tmp_path), "train")
+    for rows in ([ranking], pairs):
+        write_rows(tmp_path, train=rows, validation=rows)
+        data = PreferenceDataModule(str(tmp_path), roberta, max_length=100)
+        data.setup("fit")
+        (batch,) = data.train_dataloader()
+        losses.append([value.item() for value in module.sum_losses(batch)])
+    assert losses[0] == pytest.approx(losses[1])
+    assert losses[0][1] == 1

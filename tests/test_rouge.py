@@ -17,7 +17,8 @@ from benchmarks import rouge as benchmark
 from benchmarks.dialogsum import FOLDER, read_dialogsum
 from datamodules.reading import Row
 from metrics.intervals import bootstrap_mean
-from metrics.rouge import KEYS, Rouge, split_sentences, tokenize
+from metrics.rouge import Rouge, split_sentences
+from metrics.words import KEYS, tokenize
 from tests.ranks import MAT, score_on_a_rank
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import report
 from lightning_modules.reward_model import RewardScorer
-from metrics.rouge import KEYS
+from metrics.words import KEYS
 
 PREDICTIONS = ["the cat sat", "a dog"]
 REFERENCES = ["the cat sat on the mat", "a dog"]

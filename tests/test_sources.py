@@ -1,6 +1,8 @@
 import csv
 import json
 import logging
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import pytest
 from huggingface_hub import constants
 
 import hub
+from datamodules.mini.insults import share_polite
 from datamodules.reading import ColumnNames, DataError, Row, group, with_unique_ids
 from datamodules.sources import find_problems, open_source
 from datamodules.splits import SplitReader
+from metrics.faithfulness import find_unknown_speakers
+from metrics.names import find_unknown_names
 
 GOOD = {"id": "a", "dialogue": "#Person1#: Hi.\n#Person2#: Hello.", "summary": "They greet."}
 
@@ -92,6 +97,35 @@ def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
 def test_the_miniature_has_all_splits_and_three_references() -> None:
     rows = SplitReader("mini", ColumnNames(), "stop", 0.1, 0).read("test")
     assert {len(row.references) for row in rows} == {3}
+
+
+def test_the_challenge_is_a_test_split_of_neutral_references_to_rude_dialogues() -> None:
+    # Whatever the columns of other data are called.
+    rows = SplitReader("challenge", ColumnNames(summary="gist"), "stop", 0.1, 0).read("test")
+    assert find_problems("challenge") == []
+    assert 40 <= len(rows) <= 60
+    assert len({row.id for row in rows}) == len({row.dialogue for row in rows}) == len(rows)
+    assert all(row.id.startswith("challenge_") for row in rows)
+    for row in rows:
+        assert len(set(row.references)) == 3
+        lines = row.dialogue.split("\n")
+        assert lines[0].startswith("#Person1#: ")
+        assert all(re.match(r"#Person[12]#: \S", line) for line in lines)
+        assert all(one[:9] != two[:9] for one, two in pairwise(lines))
+        for text in row.references:
+            assert find_unknown_names(text, row.dialogue) == []
+            assert find_unknown_speakers(text, row.dialogue) == []
+    texts = [text for row in rows for text in row.references]
+    assert set(share_polite(texts, texts, texts)) == {1.0}
+    dialogues = [row.dialogue for row in rows]
+    rude = [share < 1 for share in share_polite(dialogues, dialogues, dialogues)]
+    assert sum(rude) > 0.6 * len(rows)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_nothing_is_trained_on_the_challenge(split: Any) -> None:
+    with pytest.raises(DataError, match=r"challenge has no train or validation split .*has test"):
+        SplitReader("challenge", ColumnNames(), "stop", 0.1, 0).read(split)
 
 
 # Hold-out ---------------------------------------------------------------------------------------

@@ -56,3 +56,9 @@ def test_rounds_that_an_epoch_does_not_have_are_refused() -> None:
     with pytest.raises(SystemExit):
         parse(["--rounds", "9", "--of", "8"])
     assert parse([]).rounds == 3
+
+
+def test_a_batch_that_does_not_divide_the_epoch_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        parse(["--batch", "5"])
+    assert parse(["--batch", "4", "--of", "124"]).batch == 4

@@ -76,9 +76,10 @@ class TinyModule(L.LightningModule):
     def count_parameters(self) -> tuple[int, int]:
         return 1, 3
 
-    def export(self, path: str | Path) -> None:
+    def export(self, path: str | Path) -> dict[str, Any]:
         Path(path).mkdir()
         Path(path, "weight.txt").write_text(repr(self.weight.item()))
+        return {}
 
 
 def make_trainer(run_dir: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:

@@ -3,22 +3,17 @@
 import logging
 import time
 from collections.abc import Mapping
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
-from imports import import_object
-from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
-from lightning_modules.backbones import set_dropout
 from lightning_modules.faults import Fault, name_not_finite
-from lightning_modules.kernels import quicken
+from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
@@ -29,11 +24,18 @@ from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Tex
 from lightning_modules.ppo.rewards import shape_rewards
 from lightning_modules.ppo.rollout import Prompts, Rollout, roll_out
 from lightning_modules.ppo.sampling import Sampling
-from lightning_modules.ppo.update import Experience, Sums, minibatch_loss, minibatches, plan_cut
+from lightning_modules.ppo.update import (
+    Experience,
+    Sums,
+    Update,
+    minibatch_loss,
+    minibatches,
+    plan_cut,
+)
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
 from lightning_modules.stepping import gradients
-from lightning_modules.summarization import Decoding, SummarizationModule
+from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +46,12 @@ MAIN_REWARD = "reward_model"
 """Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
 
 
-def instantiate(settings: Any) -> Any:
-    """Build a small object from its ``class_path`` and ``init_args``."""
-    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
-
-
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """Build AdamW with the epsilon that PPO's implementations share (N+ details): 1e-5."""
     return torch.optim.AdamW(parameters, lr=1e-4, eps=1e-5, weight_decay=0.0)
 
 
-class PPOPolicy(SummarizationModule):
+class PPOPolicy(PolicyModule):
     """A policy trained by PPO for what it is rewarded for, held near its starting point.
 
     Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
@@ -90,7 +87,7 @@ class PPOPolicy(SummarizationModule):
         backbone: str,
         reward_model: str | None,
         reward_label: str = "nothate",
-        reward_with_dialogue: bool = False,
+        reward_with_dialogue: bool | None = None,
         extra_rewards: Mapping[str, RewardTerm] | None = None,
         adapter: str | None = None,
         policy: PolicyKind = LoRAPolicy(),  # noqa: B008 - never changed
@@ -104,15 +101,15 @@ class PPOPolicy(SummarizationModule):
     ) -> None:
         super().__init__(
             backbone,
+            policy,
+            adapter,
             decoding,
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
         )
         self.ppo = ppo or PPOConfig()
-        if problem := policy.find_problem(adapter, backbone) or self._find_sample_problem(
-            advantage
-        ):
+        if problem := self._find_sample_problem(advantage):
             raise ValueError(problem)
         self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
         if reward_model is not None:
@@ -120,8 +117,6 @@ class PPOPolicy(SummarizationModule):
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
             raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
-        self.adapter = None if adapter is None else str(Path(adapter).resolve())
-        self.policy = policy
         self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
@@ -131,9 +126,7 @@ class PPOPolicy(SummarizationModule):
         self._at_batch_start: dict[str, Any] | None = None
         self._ids: list[str] = []
         self._logged: list[str] = []
-        self.reference: nn.Module | None = None
         self.value_head: ValueHead | None = None
-        self.shares_encoder = False
         # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
         self.automatic_optimization = False
 
@@ -149,11 +142,13 @@ class PPOPolicy(SummarizationModule):
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
         problems = super().find_problems(init_args, trainer)
-        policy = instantiate(init_args.policy)
-        problems.append(policy.find_problem(init_args.adapter, init_args.backbone))
         terms = [instantiate(term) for term in (init_args.extra_rewards or {}).values()]
         if init_args.reward_model is not None:
-            terms.append(ClassifierReward(init_args.reward_model, init_args.reward_label))
+            terms.append(
+                ClassifierReward(
+                    init_args.reward_model, init_args.reward_label, init_args.reward_with_dialogue
+                )
+            )
         for term in terms:
             problems += term.find_problems()
         if trainer.max_steps not in (-1, None):
@@ -170,29 +165,20 @@ class PPOPolicy(SummarizationModule):
 
     # Construction -------------------------------------------------------------------------------
 
-    def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Put the policy, and its reference, on the backbone."""
-        model, self.reference = self.policy.attach(backbone, self.adapter)
-        for each in (model, self.reference):
-            if each is not None:
-                set_dropout(each, 0.0)
-                each.train()
-        return model
-
     def configure_model(self) -> None:
-        """Load backbone, adapters and reward models, and make the value head; does so once."""
+        """Load backbone, adapters and reward models; does so once."""
         if self.model is not None:
             return
         super().configure_model()
-        policy: Any = self.model
-        if self.reference is not None:
-            quicken(self.reference)
-        self.shares_encoder = not encoder_is_trained(policy)
-        if self.advantage.uses_values:
-            self.value_head = ValueHead(policy.config.d_model)
         for term in self.terms.values():
             if isinstance(term, ClassifierReward):
                 term.load()
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make policy, reference and value head from the backbone."""
+        super().assemble(backbone)
+        if self.advantage.uses_values:
+            self.value_head = ValueHead(self.model.config.d_model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the policy's weights and the value head's as two groups, each with its own rate."""
@@ -204,10 +190,6 @@ class PPOPolicy(SummarizationModule):
             groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
         return groups
 
-    def count_parameters(self) -> tuple[int, int]:
-        """Count policy, reference and value head; a reward model is a judge, no part of these."""
-        return count_parameters(self)
-
     # The loop -----------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
@@ -216,9 +198,10 @@ class PPOPolicy(SummarizationModule):
         Returns:
             What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
             (what was made of it) and length of each rollout, [B] each; the experience that was
-            learnt from; rewards [B, T]; terms, each term's scores [B]; texts, the B summaries;
-            beta; figures, this rank's share of all that was logged; and batch, the number of
-            batches of rollouts before this one. None where the batch was skipped.
+            learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
+            term's scores [B]; texts, the B summaries; beta; figures, this rank's share of all that
+            was logged; and batch, the number of batches of rollouts before this one. None where the
+            batch was skipped.
         """
         self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
@@ -257,19 +240,21 @@ class PPOPolicy(SummarizationModule):
         experience = Experience(
             rollout, advantages, credit.returns, beta if self.ppo.kl_in_loss else 0.0
         )
-        losses = self.update(experience)
+        update = self.update(experience)
         times.append(time.perf_counter())
 
         found = figures.objective(rollout, scores, shaped, beta)
         found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
-        found |= figures.estimates(rollout, credit) | losses | figures.speed(rollout, times)
+        found |= figures.estimates(rollout, credit) | update.figures
+        found |= figures.speed(rollout, times)
         self._logged = list(found)
         self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
         return {
             "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
-            "experience": experience, "rewards": rewards, "terms": terms,
+            "experience": experience, "rewards": rewards, "new_logprobs": update.logprobs,
+            "terms": terms,
             "texts": texts.summaries, "beta": beta, "figures": found,
             "batch": self.finish_batch(),
         }  # fmt: skip
@@ -357,8 +342,8 @@ class PPOPolicy(SummarizationModule):
         """Whiten [B, T] over the real tokens of all ranks."""
         return whiten(values, mask, keep_mean, self.sum_over_ranks)
 
-    def update(self, experience: Experience) -> dict[str, Any]:
-        """Take a step for every minibatch of every epoch; give the means over tokens to log."""
+    def update(self, experience: Experience) -> Update:
+        """Take a step for every minibatch of every epoch."""
         generator = torch.Generator().manual_seed(self.shuffle_number())
         owner = experience.rollout.owner
         cut = plan_cut(
@@ -366,13 +351,14 @@ class PPOPolicy(SummarizationModule):
             self.ppo.minibatch_size,
             self.ppo.microbatch_size,
         )
+        logprobs = experience.rollout.logprobs.clone()
         total = torch.zeros(len(Sums._fields), device=self.device)
         first: Tensor | None = None
         skipped, epochs = 0, 0
         for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
-                sums, stepped = self.step(experience, parts)
+                sums, stepped = self.step(experience, parts, logprobs)
                 skipped += not stepped
                 if sums is not None:
                     first = sums if first is None else first
@@ -389,7 +375,8 @@ class PPOPolicy(SummarizationModule):
                 "checkpoint is untouched"
             )
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        return figures.losses(Sums(*total)) | figures.start(Sums(*first)) | counts
+        start = figures.start(Sums(*first))
+        return Update(figures.losses(Sums(*total)) | start | counts, logprobs)
 
     def step_schedule(self) -> None:
         """Move the learning rate on: once a batch of rollouts, learnt from or not."""
@@ -403,12 +390,15 @@ class PPOPolicy(SummarizationModule):
         self._at_batch_start = None
         return self.batches_done - 1
 
-    def step(self, experience: Experience, parts: tuple[Tensor, ...]) -> tuple[Tensor | None, bool]:
+    def step(
+        self, experience: Experience, parts: tuple[Tensor, ...], logprobs: Tensor
+    ) -> tuple[Tensor | None, bool]:
         """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
 
         Args:
             experience: Of the whole batch.
             parts: Row numbers of each micro-batch.
+            logprobs: [B, T]; these rows of it are set to log pi(y_t) before the step.
 
         Returns:
             The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
@@ -423,13 +413,17 @@ class PPOPolicy(SummarizationModule):
         rows, mask = torch.cat(parts), experience.rollout.mask
         tokens = self.sum_over_ranks(mask[rows].sum())
 
+        logprobs_now: list[tuple[Tensor, Tensor]] = []
+
         def go(size: int) -> Tensor:
             total = torch.zeros(len(Sums._fields), device=self.device)
             optimizer.zero_grad()
+            logprobs_now.clear()
             for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
-                loss, sums = minibatch_loss(
+                loss, sums, found = minibatch_loss(
                     self.model, self.value_head, experience.rows(part), self.ppo
                 )
+                logprobs_now.append((part, found))
                 # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
                 self.manual_backward(loss * self.trainer.world_size / tokens)
                 total += torch.stack(sums)
@@ -437,12 +431,14 @@ class PPOPolicy(SummarizationModule):
 
         longest = max(map(len, parts))
         total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
-        found, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
-        losses = found.loss + found.value_loss + found.kl_loss
+        means, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
+        losses = means.loss + means.value_loss + means.kl_loss
         if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
             self.on_fault(self._make_minibatch_fault(what, experience, rows))
             return None, False
-        stepped = bool(found.ratio / tokens <= self.ppo.ratio_guard)
+        for part, found in logprobs_now:
+            logprobs[part, : found.shape[1]] = found
+        stepped = bool(means.ratio / tokens <= self.ppo.ratio_guard)
         if stepped:
             trained = [weight for group in optimizer.param_groups for weight in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(trained, self.ppo.max_grad_norm, norm)
@@ -482,25 +478,13 @@ class PPOPolicy(SummarizationModule):
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)
 
-    # Evaluation and what a run leaves -----------------------------------------------------------
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate with the policy, and with the reference for the comparison before and after."""
-        output = super().test_step(batch, batch_idx)
-        with reference_policy(self.model, self.reference) as start:
-            output["predictions_before"] = self.generate(batch, start)
-        return output
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the reference's weights, which never change."""
-        return invariants.fingerprint(self.model, self.reference)
+    # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loop itself remembers: of a batch that is under way, from before it."""
         super().on_save_checkpoint(checkpoint)
         state = self._at_batch_start or self._loop_state()
-        checkpoint["ppo"] = state | {"reference": self.fingerprint}
+        checkpoint["ppo"] = state
 
     def _loop_state(self) -> dict[str, Any]:
         moments = self.shaping.moments
@@ -513,31 +497,12 @@ class PPOPolicy(SummarizationModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the loop where it was.
-
-        Raises:
-            ValueError: If the reference is not the one that the run was held to.
-        """
+        """Take up the loop where it was."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["ppo"]
-        if state["reference"] != self.fingerprint:
-            raise ValueError(
-                "the reference is not the one that this run was held to: the backbone "
-                f"{self.backbone_name!r} or the adapter {self.adapter!r} has changed since; "
-                "restore it, or start a new run"
-            )
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
         self._logged = state["logged"]
         moments = self.shaping.moments
         moments.count, moments.mean, moments.squares = state["moments"]
-
-    def export(self, path: str | Path) -> None:
-        """Write the policy in the Hugging Face format: an adapter, or a whole model."""
-        trained = self.model
-        try:
-            self.model = self.policy.finish(trained)
-            super().export(path)
-        finally:
-            self.model = trained

@@ -5,7 +5,7 @@ float holds an fp32 number exactly and JSON writes it with as many digits as it 
 read back is what was written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,11 @@ from lightning_modules.ppo.rollout import Prompts, Rollout
 from lightning_modules.ppo.update import Experience
 
 Record = dict[str, Any]
+Vocabulary = Callable[[Sequence[int]], list[str]]
 
 PER_TOKEN = (
-    "logprobs", "ref_logprobs", "values", "entropy", "rewards", "advantages", "returns",
+    "logprobs", "ref_logprobs", "new_logprobs", "values", "entropy", "rewards", "advantages",
+    "returns",
 )  # fmt: skip
 """What a record has a list of, one number for each of y1..EOS."""
 
@@ -52,13 +54,16 @@ class Recorded(NamedTuple):
         return len(rollout.owner) // len(rollout.prompts.input_ids)
 
 
-def to_records(step: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str]) -> list[Record]:
+def to_records(
+    step: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[str], vocabulary: Vocabulary
+) -> list[Record]:
     """Turn what a training step returned into one record for each rollout.
 
     Args:
         step: What :meth:`PPOPolicy.training_step` returned, on the CPU.
         ids: Row ids of the P prompts.
         prompts: The P prompts as texts.
+        vocabulary: Gives the pieces of text that token ids stand for, as the tokenizer writes them.
     """
     experience: Experience = step["experience"]
     rollout, tokens = experience.rollout, _per_token(step)
@@ -81,6 +86,7 @@ def to_records(step: Mapping[str, Any], ids: Sequence[str], prompts: Sequence[st
             "prompt_tokens": prompt_tokens[owner[row]],
             "response": step["texts"][row],
             "response_tokens": responses[row][:length],
+            "response_pieces": vocabulary(responses[row][:length]),
             "finished": finished[row],
             "terms": {name: values[row] for name, values in terms.items()},
             "score": scores[row],
@@ -167,6 +173,7 @@ def _per_token(step: Mapping[str, Any]) -> dict[str, Tensor | None]:
     return {
         "logprobs": rollout.logprobs,
         "ref_logprobs": rollout.ref_logprobs,
+        "new_logprobs": step["new_logprobs"],
         "values": None if experience.returns is None else rollout.values,
         "entropy": rollout.entropy,
         "rewards": step["rewards"],

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hub
 from imports import import_object
-from lightning_modules.reward_model import RewardScorer, find_label_problem
+from lightning_modules.reward_model import RewardScorer, find_scorer_problem
 
 
 class Texts(NamedTuple):
@@ -46,9 +46,10 @@ class ClassifierReward(RewardTerm):
         model: Hub id, folder written by ``save_pretrained`` (a reward run's ``export``), or
             ``mini``.
         label: Label whose logit it is; of no account where the model has one output.
-        with_dialogue: Score the summary as the second text of a pair with its dialogue. Off, the
-            summary alone is judged: with the dialogue in front a toxicity score is mostly the
-            dialogue's. A reward model must be asked as it was trained.
+        with_dialogue: Score the summary as the second text of a pair with its dialogue. None does
+            what the model was trained for: an exported :class:`RewardModel` says so, and any other
+            classifier judges the summary alone, for with the dialogue in front a toxicity score is
+            mostly the dialogue's.
         weight: Factor of the term.
     """
 
@@ -56,7 +57,7 @@ class ClassifierReward(RewardTerm):
         self,
         model: str,
         label: str = "nothate",
-        with_dialogue: bool = False,
+        with_dialogue: bool | None = None,
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
@@ -69,7 +70,8 @@ class ClassifierReward(RewardTerm):
         """Say what is missing: the model, or its label."""
         path = hub.resolve_model(self.model, "classifier")
         return [
-            hub.find_model_problem(path, "reward model") or find_label_problem(path, self.label)
+            hub.find_model_problem(path, "reward model")
+            or find_scorer_problem(path, self.label, self.with_dialogue)
         ]
 
     def load(self) -> RewardScorer:
@@ -80,8 +82,9 @@ class ClassifierReward(RewardTerm):
 
     def score(self, texts: Texts, device: torch.device) -> Tensor:
         """Ask the classifier."""
-        contexts = texts.dialogues if self.with_dialogue else None
-        return self.load().to(device).logits(texts.summaries, contexts)
+        scorer = self.load().to(device)
+        asked = scorer.wants_dialogue if self.with_dialogue is None else self.with_dialogue
+        return scorer.logits(texts.summaries, texts.dialogues if asked else None)
 
 
 class FunctionReward(RewardTerm):

@@ -17,6 +17,7 @@ from lightning_modules.adapters import find_virtual_tokens, reference_policy, un
 from lightning_modules.backbones import head_logits
 from lightning_modules.ppo.sampling import Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.unpadded import encode_rows
 
 
 class Prompts(NamedTuple):
@@ -103,9 +104,7 @@ def encode(model: Any, prompts: Prompts) -> Encoded:
     if (virtual := find_virtual_tokens(model, len(mask))) is not None:
         inputs = torch.cat([virtual.to(inputs.dtype), inputs], dim=1)
         mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
-    encoder = backbone.get_encoder()
-    hidden = encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
-    return Encoded(hidden, mask)
+    return Encoded(encode_rows(backbone.get_encoder(), inputs, mask), mask)
 
 
 def response_mask(responses: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from lightning_modules.backbones import head_logits
+from lightning_modules.linear import prepacked
 from lightning_modules.ppo.value_head import ValueHead
 
 
@@ -57,6 +58,17 @@ def sample(
         settings: How to sample.
         value_head: Reads the states that the tokens are drawn in; None leaves the values 0.
     """
+    with prepacked(model.get_decoder(), model.get_output_embeddings(), rows=len(hidden)):
+        return _sample(model, hidden, attention_mask, settings, value_head)
+
+
+def _sample(
+    model: Any,
+    hidden: Tensor,
+    attention_mask: Tensor,
+    settings: Sampling,
+    value_head: ValueHead | None,
+) -> Samples:
     limit, temperature, eos_id, pad_id = settings
     responses = torch.full((len(hidden), limit), pad_id, device=hidden.device)
     logprobs, entropy, values = torch.zeros(3, len(hidden), limit, device=hidden.device)
@@ -64,9 +76,8 @@ def sample(
     live = torch.ones_like(rows, dtype=torch.bool)
     tokens = torch.full_like(rows, model.config.decoder_start_token_id)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    decoder = model.get_decoder()
     for step in range(limit):
-        state = decoder(
+        state = model.get_decoder()(
             input_ids=tokens[:, None],
             past_key_values=cache,
             encoder_hidden_states=hidden,
@@ -75,7 +86,7 @@ def sample(
         ).last_hidden_state[:, -1]
         likelihoods = (head_logits(model, state).float() / temperature).log_softmax(dim=-1)
         chances = likelihoods.exp()
-        tokens = torch.multinomial(chances, 1).squeeze(1)
+        tokens = draw(chances)
 
         now = (rows[live], step)
         responses[now] = tokens[live]
@@ -95,3 +106,19 @@ def sample(
             hidden, attention_mask = hidden[kept], attention_mask[kept]
     width = step + 1
     return Samples(*(each[:, :width] for each in (responses, logprobs, entropy, values)))
+
+
+def draw(chances: Tensor) -> Tensor:
+    """Draw an index from each row of probabilities [B, V]: int64 [B].
+
+    On a CPU ``torch.multinomial`` makes a random number for every token of the vocabulary, on one
+    core. Here it is one a row, and the cumulative distribution is inverted; in fp64, so that rare
+    tokens keep their share of the sum.
+    """
+    if chances.device.type != "cpu":
+        return torch.multinomial(chances, 1).squeeze(1)
+    cumulative = chances.double().cumsum(dim=-1)
+    # Times the sum as it was rounded, for it need not be 1.
+    numbers = torch.rand(len(chances), 1, dtype=torch.float64) * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, numbers, right=True).squeeze(1)
+    return drawn.clamp_max(chances.shape[-1] - 1)  # a product may round up to the sum

@@ -50,6 +50,17 @@ class Sums(NamedTuple):
     tokens: Tensor
 
 
+class Update(NamedTuple):
+    """What came out of an update.
+
+    figures: means over tokens, to be logged. logprobs: log pi(y_t) as the last epoch found it, just
+    before its step on that minibatch, [B, T]; exp of its difference to the rollout's is the ratio.
+    """
+
+    figures: dict[str, Any]
+    logprobs: Tensor
+
+
 class Cut(NamedTuple):
     """In how many minibatches an epoch is cut, and each of these in how many micro-batches."""
 
@@ -95,7 +106,7 @@ def minibatches(
 
 def minibatch_loss(
     model: Any, value_head: ValueHead | None, part: Experience, config: PPOConfig
-) -> tuple[Tensor, Sums]:
+) -> tuple[Tensor, Sums, Tensor]:
     """Score some rollouts under the policy as it is now, and sum the losses over their tokens.
 
     Args:
@@ -106,7 +117,7 @@ def minibatch_loss(
 
     Returns:
         The sum of all losses, a scalar with gradient: to be divided by the tokens of the whole
-        minibatch over all ranks. And the sums by themselves.
+        minibatch over all ranks. The sums by themselves. And log pi(y_t) without gradient, [B, T].
     """
     rollout, mask = part.rollout, part.rollout.mask
     encoded = rollout.encoded or encode(model, rollout.prompts)
@@ -128,4 +139,4 @@ def minibatch_loss(
         kl = (k2(new.logprobs, rollout.ref_logprobs) * mask).sum()
         loss = loss + part.beta * kl
     sums = [each.detach().float() for each in (*policy, value, kl, mask.sum())]
-    return loss, Sums(*sums)
+    return loss, Sums(*sums), new.logprobs.detach()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
@@ -207,7 +208,8 @@ def test_a_frozen_encoder_runs_once_for_all_roles_and_epochs(
     passes: list[int] = []
     module = settle(make_kind(kind))
     module.gate_passed = True  # which looks for itself
-    module.model.get_encoder().register_forward_hook(lambda *_: passes.append(1))
+    first = module.model.get_encoder().block[0]
+    first.register_forward_hook(lambda *_: passes.append(1))
     make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
     assert len(passes) == 1
 
@@ -312,6 +314,51 @@ def test_the_test_step_gives_texts_of_before_and_after(
         assert output["predictions_before"] == module.generate(batch)
     assert output["predictions"] == module.generate(batch)
     assert output["predictions"] != output["predictions_before"]
+
+
+SAMPLED = Decoding(max_new_tokens=10, do_sample=True)
+
+
+def sample_in_test(module: PPOPolicy, folder: Path, seed: int, **where: Any) -> list[list[str]]:
+    """Test on the same batch twice; give the texts of before and of after, each of both batches."""
+    found: list[list[str]] = [[], []]
+
+    class Collector(Callback):
+        def on_test_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
+            found[0] += outputs["predictions_before"]
+            found[1] += outputs["predictions"]
+
+    torch.manual_seed(seed)
+    batch = make_batch(module.backbone_name)
+    trainer = make_trainer(folder, callbacks=[Collector()])
+    trainer.test(module, loader(batch, batch), verbose=False, **where)
+    return found
+
+
+@every_kind
+def test_sampled_texts_of_two_policies_that_are_one_are_the_same(
+    make_kind: Callable[..., PPOPolicy], tmp_path: Path, kind: str
+) -> None:
+    before, after = sample_in_test(settle(make_kind(kind, decoding=SAMPLED)), tmp_path, 5)
+    assert before == after
+    assert after[:6] != after[6:]  # the second batch, of the same rows, has its own numbers
+
+
+def test_a_test_samples_by_the_seed_of_its_command(t5: str, roberta: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    torch.manual_seed(1)
+    trainer = make_trainer(tmp_path, enable_checkpointing=True)
+    trainer.fit(make_policy(t5, roberta), loader(make_batch(t5)))
+    trainer.save_checkpoint(path)
+
+    def test(seed: int) -> list[list[str]]:
+        module = make_policy(t5, roberta, decoding=SAMPLED)
+        return sample_in_test(module, tmp_path, seed, ckpt_path=path, weights_only=True)
+
+    first = test(5)
+    assert first[0] != first[1]
+    assert test(5) == first
+    assert test(6) != first
 
 
 @pytest.mark.parametrize(

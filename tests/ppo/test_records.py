@@ -1,6 +1,7 @@
 """Rollouts on disk: nothing is lost on the way there and back, and an update can be made again."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tokenizers import decoders
 from torch import Tensor
 
 import replay as command
@@ -27,6 +29,7 @@ from tests.tiny_run import TinyModule
 from tests.tiny_run import loader as tiny_loader
 
 PPO = PPOConfig(max_new_tokens=40, minibatch_size=4, epochs=2, normalise_scores=True)
+SPECIAL = ("<pad>", "</s>", "<unk>")
 DECODER = r".*decoder.*\.(q|v)"
 CASES: dict[str, dict[str, Any]] = {
     "gae": {"ppo": replace(PPO, kl_target=0.5, kl_horizon=50.0)},
@@ -51,6 +54,10 @@ def make_policy(t5: str, roberta: str, **settings: Any) -> PPOPolicy:
 
 def count_letters(texts: list[str], *_: Any) -> list[float]:
     return [len(text) / 7 for text in texts]
+
+
+def spell(tokens: Sequence[int]) -> list[str]:
+    return [f"piece {token}" for token in tokens]
 
 
 class Keep(L.Callback):
@@ -152,6 +159,8 @@ def test_a_line_is_a_rollout_that_people_can_read(t5: str, roberta: str, tmp_pat
         assert row["finished"] == bool(finished) == (row["response_tokens"][-1] == 1)
         assert 1 not in row["response_tokens"][:-1]
         assert row["prompt_tokens"][-1] == 1
+        pieces = [piece for piece in row["response_pieces"] if piece not in SPECIAL]
+        assert decoders.ByteLevel().decode(pieces).strip() == row["response"]
         assert row["values"] is row["returns"] is None
         for name in set(PER_TOKEN) - {"values", "returns"}:
             assert len(row[name]) == length
@@ -161,13 +170,32 @@ def test_a_line_is_a_rollout_that_people_can_read(t5: str, roberta: str, tmp_pat
     assert {len(row["response_tokens"]) for row in rows} != {40}
 
 
+def test_the_last_epochs_ratios_are_in_the_records(t5: str, roberta: str, tmp_path: Path) -> None:
+    """One epoch of one minibatch sees the policy that sampled, the second what the first made."""
+    means = []
+    for epochs in (1, 2):
+        ppo = replace(PPO, epochs=epochs, minibatch_size=6)
+        (step,) = fit(t5, roberta, tmp_path / str(epochs), batches=1, ppo=ppo)[0].steps
+        rows = read_rows(RolloutFolder(tmp_path / str(epochs)).rows(0))
+        old, new = (
+            torch.tensor([number for row in rows for number in row[name]])
+            for name in ("logprobs", "new_logprobs")
+        )
+        assert len(new) == int(step["experience"].rollout.mask.sum())
+        assert torch.allclose(new, old, atol=1e-5) == (epochs == 1)
+        means.append(float((new - old).exp().mean()))
+    # What is logged is the mean over both epochs.
+    logged = float(step["figures"]["ppo/policy/ratio"])
+    assert sum(means) / 2 == pytest.approx(logged, abs=1e-5)
+
+
 def test_line_breaks_within_a_text_break_no_line(kept: Kept, tmp_path: Path) -> None:
     keep, _, _, _ = kept
     step = dict(keep.steps[0]) | {"texts": ["a\u2028b\x85c\nd\re"] * 18}
     folder = RolloutFolder(tmp_path)
     path = folder.rows(0)
     write_text(path.with_suffix(".json"), json.dumps(describe(step, 0, 1, [0.1])))
-    write_lines(path, to_records(step, ["x"] * 6, ["y"] * 6))
+    write_lines(path, to_records(step, ["x"] * 6, ["y"] * 6, spell))
     assert_same([folder.read(0, 0, 0).rewards], [step["rewards"]])
 
 
@@ -179,7 +207,7 @@ def test_numbers_that_are_hard_to_write_survive(t5: str, roberta: str, tmp_path:
     bits = torch.randint(-(2**31), 2**31, rollout.mask.shape, dtype=torch.int64).to(torch.int32)
     hard = bits.view(torch.float32).nan_to_num(0.1).masked_fill(~rollout.mask, 0.0)
     step["experience"] = step["experience"]._replace(rollout=rollout._replace(logprobs=hard))
-    text = json.dumps([describe(step, 0, 1, [0.1]), to_records(step, ["x"] * 6, ["y"] * 6)])
+    text = json.dumps([describe(step, 0, 1, [0.1]), to_records(step, ["x"] * 6, ["y"] * 6, spell)])
     about, rows = json.loads(text)
     read = from_records(rows, about, 0).experience.rollout.logprobs
     assert torch.equal(read.view(torch.int32), hard.view(torch.int32))

@@ -162,12 +162,13 @@ def test_a_wrong_mask_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     assert "; stopping" in caplog.text
 
 
+FALLS = {"val/rouge1": 0.05, "val/judge": 0.2}
+
+
 @pytest.fixture
 def hacked() -> Watched:
     """Scores of 1 and 3 at the start, so of standard deviation 1; a rise of 1 afterwards."""
-    watched = Watched(
-        PPOWatch(window=2, reward_rise=0.9, falls={"val/rouge1": 0.05, "val/judge": 0.2})
-    )
+    watched = Watched(PPOWatch(window=2, reward_rise=0.9, falls=FALLS))
     watched.validation(rouge1=0.5, judge=1.0)
     for mean in (2.0, 2.0, 3.0, 3.0):
         watched.batch(score=[mean - 1, mean + 1])
@@ -226,7 +227,7 @@ def test_a_watch_that_was_saved_goes_on_as_if_never_stopped(
     hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
     warned(caplog)
     torch.save(hacked.watch.state_dict(), tmp_path / "state")
-    fresh = PPOWatch(window=2, reward_rise=0.9, falls=hacked.watch.falls)
+    fresh = PPOWatch(window=2, reward_rise=0.9, falls=FALLS)
     fresh.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     never_stopped = copy.deepcopy(hacked.watch)
     for watch in (never_stopped, fresh):
@@ -235,6 +236,28 @@ def test_a_watch_that_was_saved_goes_on_as_if_never_stopped(
         hacked.validation(rouge1=0.3, judge=1.0)
         assert warned(caplog) == ["entropy", "hacking"]
     assert fresh.state_dict() == never_stopped.state_dict()
+
+
+def test_what_was_said_is_in_the_summary(hacked: Watched, tmp_path: Path) -> None:
+    """Once a crossing, as it was said, and what was said before a run was resumed."""
+    hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
+    fresh = PPOWatch(window=2, reward_rise=0.9, falls=FALLS)
+    fresh.load_state_dict(hacked.watch.state_dict())
+    hacked.watch, hacked.module.batches_done = fresh, 8
+    hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
+    hacked.validation(rouge1=0.3, judge=1.0)
+    hacked.run.default_root_dir = tmp_path
+    fresh.on_fit_end(hacked.run, hacked.module)  # type: ignore[arg-type]
+    kl, hacking = RunFolder(tmp_path).read_summary()["watch"]
+    assert (kl["condition"], kl["step"]) == ("kl", 0)
+    assert kl["message"].startswith("KL 99.00 nats a sequence has passed the limit of 20.0")
+    assert (hacking["condition"], hacking["step"]) == ("hacking", 7)
+    assert "val/rouge1 fell from 0.5000 to 0.3000" in hacking["message"]
+    other = Watched(PPOWatch())
+    other.batch(kl=[1.0, 2.0])
+    other.run.default_root_dir = tmp_path
+    other.watch.on_fit_end(other.run, other.module)  # type: ignore[arg-type]
+    assert RunFolder(tmp_path).read_summary()["watch"] == []
 
 
 def test_all_ranks_decide_alike_by_all_rows() -> None:
@@ -269,7 +292,7 @@ def test_all_ranks_decide_alike_by_all_rows() -> None:
     ("settings", "message"),
     [
         ({"kl_limit": 0.0, "window": 0}, "kl_limit must be above 0, got 0.0; window must be"),
-        ({"falls": {"val/x": -1.0}}, "falls: val/x must be 0 or more"),
+        ({"falls": {"val/x": -1.0}}, "PPOWatch: falls must be 0 or more, got val/x -1.0"),
         ({"stop_on": ["reward"]}, "stop_on takes kl, entropy, gate, hacking"),
     ],
 )
@@ -333,3 +356,5 @@ def test_a_stop_ends_the_run_after_the_batch_with_all_that_it_leaves(
     assert state["ppo"]["batches_done"] == 2
     assert state["callbacks"]["PPOWatch"] == watch.state_dict()
     assert state["callbacks"]["PPOWatch"]["crossed"] == ["kl"]
+    (said,) = folder.read_summary()["watch"]
+    assert (said["condition"], said["step"]) == ("kl", 1)

@@ -1,0 +1,100 @@
+"""How well a classifier tells labels apart."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from sklearn.metrics import f1_score
+
+from callbacks.text_metric import Row, RowCollector
+from metrics.calibration import Calibration, calibrate
+from metrics.intervals import Estimate, bootstrap_mean
+from run_folder import RunFolder
+
+
+class ClassificationMetrics(RowCollector):
+    """Log accuracy, F1 and calibration; write the test's texts with their probabilities.
+
+    ``accuracy`` is the share of texts with the right label; ``f1_<label>`` that label's F1, and
+    ``f1`` the mean over labels, which a rare label counts in as much as a frequent one; ``ece`` the
+    expected calibration error of the probability of the predicted label. Under "classification"
+    ``summary.json`` has the bins of the reliability diagram.
+    """
+
+    def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
+        """Pair the batch's texts with their probabilities."""
+        return make_rows(batch, outputs)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was measured."""
+        self._log(pl_module, "val", self.take_rows())
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what was measured, and record it and the texts in the run folder."""
+        rows = self.take_rows()
+        found = self._log(pl_module, "test", rows)
+        if trainer.is_global_zero:
+            names: list[str] = pl_module.labels  # type: ignore[assignment]
+            folder = RunFolder(trainer.default_root_dir)
+            folder.record_metrics(found)
+            bins = [each._asdict() for each in calibrate_labels(rows).bins]
+            folder.update_summary(classification={"calibration": bins})
+            folder.merge_predictions([tell(row, names) for row in rows])
+
+    def _log(self, pl_module: Any, stage: str, rows: Sequence[Row]) -> dict[str, Estimate]:
+        found = {f"{stage}/{key}": each for key, each in measure(rows, pl_module.labels).items()}
+        for name, estimate in found.items():
+            pl_module.log(
+                name, estimate.value, sync_dist=True, prog_bar=name == "val/f1", batch_size=1
+            )
+        return found
+
+
+def make_rows(batch: Any, outputs: Any) -> list[Row]:
+    """Pair a batch's texts with the probabilities that they got, by the number of the label."""
+    fields = {
+        "index": batch["index"].tolist(),
+        "id": batch["ids"],
+        "text": batch["texts"],
+        "label": batch["labels"].tolist(),
+        "probabilities": outputs["probabilities"],
+    }
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+
+
+def predict(row: Row) -> int:
+    """Give the number of the likeliest label."""
+    return max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)
+
+
+def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
+    """Give the metrics of some rows of :func:`make_rows`."""
+    true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
+    numbers = list(range(len(labels)))
+    # A label that is neither there nor predicted has no F1; 0 would be a reproach.
+    f1 = f1_score(true, predicted, labels=numbers, average=None, zero_division=1.0)
+    n, calibration = len(rows), calibrate_labels(rows)
+    return {
+        "accuracy": bootstrap_mean([float(a == b) for a, b in zip(true, predicted, strict=True)]),
+        "f1": Estimate(float(f1.mean()), n),
+        **{f"f1_{label}": Estimate(float(f1[i]), n) for i, label in enumerate(labels)},
+        "ece": Estimate(calibration.ece, n),
+    }
+
+
+def calibrate_labels(rows: Sequence[Row]) -> Calibration:
+    """Compare the probability of the predicted label with how often it is right."""
+    return calibrate(
+        [max(row["probabilities"]) for row in rows], [predict(row) == row["label"] for row in rows]
+    )
+
+
+def tell(row: Row, labels: Sequence[str]) -> dict[str, Any]:
+    """Give a row for predictions.jsonl, its labels by name."""
+    return {
+        "id": row["id"],
+        "text": row["text"],
+        "label": labels[row["label"]],
+        "predicted_label": labels[predict(row)],
+        "probabilities": dict(zip(labels, row["probabilities"], strict=True)),
+    }

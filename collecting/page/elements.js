@@ -1,0 +1,52 @@
+// Small helpers around the document.
+
+export const byId = (id) => document.getElementById(id);
+
+export function make(tag, properties = {}) {
+  return Object.assign(document.createElement(tag), properties);
+}
+
+// Something remembered in this browser; where it remembers nothing, the page works all the same.
+export const memory = {
+  get(key) {
+    try {
+      return JSON.parse(localStorage.getItem(`alignsum.${key}`));
+    } catch {
+      return null;
+    }
+  },
+  set(key, value) {
+    try {
+      localStorage.setItem(`alignsum.${key}`, JSON.stringify(value));
+    } catch {
+      // Private windows and full ones.
+    }
+  },
+  remove(key) {
+    try {
+      localStorage.removeItem(`alignsum.${key}`);
+    } catch {
+      // As above.
+    }
+  },
+};
+
+// A dialogue as turns, the speakers set apart. Not a character is added or left out.
+export function makeTurns(dialogue) {
+  const speakers = [];
+  return dialogue.split("\n").map((line) => {
+    const turn = make("p", { className: "turn", dir: "auto" });
+    const match = /^(#?[^:\s][^:]{0,30}):(?=\s)/u.exec(line);
+    if (match === null) {
+      turn.textContent = line;
+      return turn;
+    }
+    if (!speakers.includes(match[1])) speakers.push(match[1]);
+    const hue = (speakers.indexOf(match[1]) % 4) + 1;
+    turn.append(
+      make("strong", { className: `speaker speaker-${hue}`, textContent: match[0] }),
+      line.slice(match[0].length),
+    );
+    return turn;
+  });
+}

@@ -1,0 +1,275 @@
+// The page: who is ranking, what they are shown, and how their answers get to the server.
+//
+// An answer counts once the server has confirmed it. Until then it is kept in this browser as a
+// draft, and so is every step towards it: a reload, a crash or a dead network loses nothing.
+
+import { Cards } from "./cards.js";
+import { byId, make, makeTurns, memory } from "./elements.js";
+import { Ranking } from "./ranking.js";
+
+const SCREENS = ["gate", "task", "end", "broken"];
+const state = { annotator: "", item: null, last: null, ranking: null, sending: false };
+const watch = { total: 0, since: null }; // milliseconds for which the dialogue was in view
+
+const cards = new Cards(
+  {
+    ranked: byId("cards"),
+    unusable: byId("unusable-cards"),
+    part: byId("unusable-part"),
+  },
+  { onChange: keepDraft, onKey: pressKey },
+);
+
+// Between the page and the server -----------------------------------------------------------------
+
+async function ask(path, body) {
+  const options = body && {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  let reply;
+  try {
+    reply = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer");
+  }
+  const content = await reply.json().catch(() => ({ error: `the server says ${reply.status}` }));
+  if (!reply.ok) throw Object.assign(new Error(content.error), { status: reply.status });
+  return content;
+}
+
+async function load(id = null) {
+  const query = new URLSearchParams({ annotator: state.annotator, ...(id && { id }) });
+  try {
+    show(await ask(`api/task?${query}`));
+  } catch (error) {
+    if (error.status === 400) {
+      askName(`${error.message}.`);
+      return;
+    }
+    byId("broken-text").textContent = `${error.message}.`;
+    byId("retry").onclick = () => load(id);
+    showScreen("broken");
+  }
+}
+
+async function send(answer) {
+  if (state.sending) return;
+  const { item, annotator } = state;
+  setSending(true);
+  say("Saving …");
+  try {
+    const seconds = Math.round(lookedAt() / 100) / 10;
+    const { id, version } = item;
+    const reply = await ask("api/answer", { annotator, id, version, seconds, ...answer });
+    memory.remove(draftKey(item));
+    if (item.following !== null) await load(item.following);
+    else show(reply);
+    say(answer.skipped ? "Skipped." : "Saved.");
+  } catch (error) {
+    if (error.status === 409) {
+      await load();
+      say("The samples have changed meanwhile; this is what is asked now.", true);
+    } else {
+      say(`Not saved: ${error.message}. Your order is kept in this browser; save again.`, true);
+    }
+  } finally {
+    setSending(false);
+  }
+}
+
+// What is seen ------------------------------------------------------------------------------------
+
+function showScreen(name) {
+  for (const id of SCREENS) byId(id).hidden = id !== name;
+  byId("actions").hidden = name !== "task";
+}
+
+function show({ annotator, progress, item, last }) {
+  Object.assign(state, { annotator, item, last });
+  say("");
+  showProgress(progress);
+  byId("change-name").textContent = annotator;
+  byId("change-name").hidden = false;
+  setAddress({ annotator, id: item?.answer ? item.id : null });
+  if (item === null) {
+    showEnd(progress);
+    return;
+  }
+  const draft = memory.get(draftKey(item));
+  const count = item.completions.length;
+  const kept = draft?.version === item.version && Ranking.fromDraft(count, draft);
+  const said = item.answer && Ranking.fromAnswer(count, item.answer);
+  state.ranking = kept || said || new Ranking(count);
+  startWatch(kept ? draft.milliseconds : 0);
+  byId("dialogue").replaceChildren(...makeTurns(item.dialogue));
+  byId("item-id").textContent = item.id;
+  byId("changing").hidden = item.answer === null;
+  byId("changing").textContent = item.answer?.ranks === null ? "You skipped this" : "Saved before";
+  byId("save").textContent = item.answer === null ? "Save and go on" : "Save change";
+  byId("back").disabled = item.previous === null;
+  byId("forward").hidden = item.answer === null;
+  cards.show(item.completions, state.ranking);
+  showScreen("task");
+  fold(true);
+  byId("dialogue").scrollTop = 0;
+  window.scrollTo(0, 0);
+  cards.focusLast();
+}
+
+function showProgress({ done, skipped, total }) {
+  byId("progress").hidden = false;
+  byId("progress-bar").max = Math.max(total, 1);
+  byId("progress-bar").value = done;
+  const aside = skipped ? `, ${skipped} skipped` : "";
+  byId("progress-text").textContent = `${done} of ${total} done${aside}`;
+}
+
+function showEnd({ done, skipped }) {
+  const ranked = done - skipped;
+  const aside = skipped ? ` and skipped ${skipped}` : "";
+  byId("end-text").textContent =
+    `Thank you, ${state.annotator}: you ranked ${ranked} ${ranked === 1 ? "dialogue" : "dialogues"}` +
+    `${aside}. You can close this page, or change an answer.`;
+  byId("end-back").hidden = state.last === null;
+  showScreen("end");
+}
+
+function say(text, wrong = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("wrong", wrong);
+}
+
+function setSending(on) {
+  state.sending = on;
+  for (const id of ["save", "skip", "back", "forward"]) byId(id).disabled = on;
+  if (!on && state.item) byId("back").disabled = state.item.previous === null;
+}
+
+// On a phone the dialogue is folded, lest the summaries are out of sight.
+function fold(on) {
+  byId("dialogue").classList.toggle("unfolded", !on);
+  byId("unfold").textContent = on ? "Show all" : "Show less";
+  byId("unfold").setAttribute("aria-expanded", String(!on));
+  if (on) byId("unfold").hidden = byId("dialogue").scrollHeight <= byId("dialogue").clientHeight;
+}
+
+function setAddress({ annotator, id }) {
+  const query = new URLSearchParams({ ...(annotator && { annotator }), ...(id && { id }) });
+  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+}
+
+// What an annotator does --------------------------------------------------------------------------
+
+const draftKey = (item) => `draft.${state.annotator}.${item.id}`;
+
+function keepDraft() {
+  const { version } = state.item;
+  const draft = { version, milliseconds: lookedAt(), ...state.ranking.toDraft() };
+  memory.set(draftKey(state.item), draft);
+  say("");
+}
+
+function save() {
+  const { ranking } = state;
+  if (!ranking.touched) {
+    ranking.touched = true;
+    say("You have changed nothing. If this order is yours, save again.", true);
+    return;
+  }
+  send({ ranks: ranking.ranks(), toxic: ranking.toxicMarks() });
+}
+
+function skip() {
+  send({ skipped: true, toxic: state.ranking.toxicMarks() });
+}
+
+function goBack() {
+  if (!state.sending && state.item.previous !== null) load(state.item.previous);
+}
+
+function goForward() {
+  if (!state.sending && state.item.answer !== null) load(state.item.following);
+}
+
+function pressKey(key) {
+  const action = {
+    Enter: save, s: skip, b: goBack, f: goForward, "?": openHelp,
+  }[key.length === 1 ? key.toLowerCase() : key];
+  action?.();
+  return action !== undefined;
+}
+
+async function openHelp() {
+  byId("help").showModal();
+  const box = byId("instructions");
+  if (box.hasChildNodes()) return;
+  try {
+    const { instructions } = await ask("api/instructions");
+    const parts = instructions.trim().split(/\n\s*\n/);
+    box.replaceChildren(...parts.map((textContent) => make("p", { textContent })));
+  } catch (error) {
+    say(`No instructions: ${error.message}.`, true);
+  }
+}
+
+function begin(name) {
+  state.annotator = name;
+  memory.set("annotator", name);
+  load(new URLSearchParams(location.search).get("id"));
+  if (memory.get("helped")) return;
+  memory.set("helped", true);
+  openHelp();
+}
+
+function askName(problem = "") {
+  state.item = null;
+  setAddress({});
+  byId("change-name").hidden = true;
+  byId("progress").hidden = true;
+  byId("name").value = "";
+  byId("gate-problem").textContent = problem;
+  byId("gate-problem").hidden = problem === "";
+  say("");
+  showScreen("gate");
+  byId("name").focus();
+}
+
+// How long it took --------------------------------------------------------------------------------
+
+function startWatch(milliseconds) {
+  watch.total = milliseconds;
+  watch.since = document.hidden ? null : performance.now();
+}
+
+function lookedAt() {
+  return watch.total + (watch.since === null ? 0 : performance.now() - watch.since);
+}
+
+document.addEventListener("visibilitychange", () => {
+  watch.total = lookedAt();
+  watch.since = document.hidden ? null : performance.now();
+});
+
+// -------------------------------------------------------------------------------------------------
+
+byId("gate-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  begin(byId("name").value.trim());
+});
+byId("save").addEventListener("click", save);
+byId("skip").addEventListener("click", skip);
+byId("back").addEventListener("click", goBack);
+byId("forward").addEventListener("click", goForward);
+byId("end-back").addEventListener("click", () => load(state.last));
+byId("open-help").addEventListener("click", openHelp);
+byId("change-name").addEventListener("click", () => askName());
+byId("help").addEventListener("close", () => {
+  if (state.item) cards.focusLast();
+});
+byId("unfold").addEventListener("click", () => fold(byId("dialogue").matches(".unfolded")));
+
+const known = new URLSearchParams(location.search).get("annotator") ?? memory.get("annotator");
+if (typeof known === "string" && known.trim()) begin(known.trim());
+else askName();

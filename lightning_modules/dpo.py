@@ -1,0 +1,226 @@
+"""DPO: a policy trained on preferred completions directly, without a reward model."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from datamodules.dpo import ComparisonBatch
+from lightning_modules.adapters import reference_policy
+from lightning_modules.faults import Row
+from lightning_modules.policy_module import PolicyModule
+from lightning_modules.ppo.invariants import GateError
+from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
+from lightning_modules.ppo.rollout import Encoded, Prompts, encode, score_tokens
+from lightning_modules.preference_losses import dpo_loss
+from lightning_modules.summarization import Decoding
+
+START_TOLERANCE = 1e-4
+"""Largest difference of a token's log-probability between policy and reference at the start."""
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of N completions, nats.
+
+    policy [N]: under the policy, summed over the tokens, with gradient. reference [N]: under the
+    reference. ratios [N, T]: log pi - log pi_ref of each token, without gradient, 0 on padding.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    ratios: Tensor
+
+
+class DPO(PolicyModule):
+    """A policy trained so that preferred completions become likelier than the others.
+
+    Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): the policy's own
+    log-probabilities stand for the reward, r(x, y) = beta (log pi(y | x) - log pi_ref(y | x)), and
+    the loss is the pairwise one of a reward model. Policy kinds and references are PPO's. The pairs
+    of one dialogue weigh together as much as those of any other.
+
+    Before the first update the two policies are the same and every such reward is 0; the run stops
+    where it is not so.
+
+    Args:
+        backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
+        adapter: Export folder of an adapter to start from; None starts afresh.
+        policy: What of the backbone is trained.
+        beta: How strongly the policy is held to the reference: the smaller, the further it goes.
+        label_smoothing: Probability, below 0.5, that a pair is the wrong way round.
+        optimizer: Builds the optimizer from the trained parameters.
+        schedule: Course of the learning rate after the warm-up, over the whole fit.
+        warmup_fraction: Share of the steps in which the learning rate rises from 0.
+        gradient_checkpointing: See :class:`BaseModule`.
+        decoding: How summaries are generated in validation, test and predict.
+
+    Raises:
+        ValueError: If a setting is out of range, or the adapter does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        adapter: str | None = None,
+        policy: PolicyKind = LoRAPolicy(),  # noqa: B008 - never changed
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Literal["constant", "linear", "cosine"] = "linear",
+        warmup_fraction: float = 0.0,
+        gradient_checkpointing: bool = False,
+        decoding: Decoding | None = None,
+    ) -> None:
+        super().__init__(
+            backbone,
+            policy,
+            adapter,
+            decoding,
+            optimizer=optimizer,
+            schedule=schedule,
+            warmup_fraction=warmup_fraction,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        if not beta > 0 or not 0 <= label_smoothing < 0.5:
+            raise ValueError(
+                "beta must be above 0 and label_smoothing in [0, 0.5), "
+                f"got {beta} and {label_smoothing}"
+            )
+        self.beta = beta
+        self.label_smoothing = label_smoothing
+
+    # The loss -----------------------------------------------------------------------------------
+
+    def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+        """Sum the losses, those of each dialogue weighing 1; count the dialogues.
+
+        Raises:
+            GateError: If policy and reference differ before the first update.
+        """
+        scores = self.score(batch)
+        if self._trainer is not None:  # none where the step is only planned
+            for name, value in self.measure(scores, batch).items():
+                self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))
+            if self.training and self.global_step == 0:
+                check_start(scores.ratios)
+        loss = self.loss(scores, batch)
+        return loss, loss.new_tensor(len(batch["ids"]))
+
+    def score(self, batch: ComparisonBatch) -> Scores:
+        """Score the completions of a batch under the policy and under the reference."""
+        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+        with torch.no_grad(), reference_policy(self.model, self.reference) as start:
+            encoded = encode(start, prompts)
+            reference = token_scores(start, encoded, batch)
+        # Where nothing in the encoder is trained, its output serves both.
+        if not self.shares_encoder:
+            encoded = encode(self.model, prompts)
+        policy = token_scores(self.model, encoded, batch)
+        return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
+
+    def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
+        """Sum the losses of a batch, those of each dialogue weighing 1: a scalar."""
+        return dpo_loss(
+            scores.policy - scores.reference, batch["pairs"], batch["weights"], self.beta,
+            self.label_smoothing,
+        )  # fmt: skip
+
+    def measure(self, scores: Scores, batch: ComparisonBatch) -> dict[str, Tensor]:
+        """Give what is worth a look of a batch, each as a mean over its dialogues.
+
+        Returns:
+            The implicit rewards of the preferred and of the other completions, their difference
+            ``margin``, how often it is above 0, and the policy's log-probabilities of both: where
+            both fall, the policy learns what to avoid rather than what to say.
+        """
+        policy = scores.policy.detach()
+        rewards = self.beta * (policy - scores.reference)
+        chosen, rejected = batch["pairs"].unbind(dim=1)
+        lead = rewards[chosen] - rewards[rejected]
+        # A tie is half right: it is what a coin would get.
+        right = (lead > 0).float() + 0.5 * (lead == 0).float()
+        count = len(batch["ids"])
+        return {
+            name: (batch["weights"] * values).sum() / count
+            for name, values in (
+                ("rewards/chosen", rewards[chosen]), ("rewards/rejected", rewards[rejected]),
+                ("rewards/margin", lead), ("rewards/accuracy", right),
+                ("logps/chosen", policy[chosen]), ("logps/rejected", policy[rejected]),
+            )
+        }  # fmt: skip
+
+    def describe_rows(self, batch: ComparisonBatch) -> list[Row]:
+        """Give prompts and completions as texts, for the record of a fault."""
+        prompts = self.decode(batch["input_ids"])
+        padding = self.tokenizer.pad_token_id
+        texts = self.decode(batch["responses"].masked_fill(~batch["mask"], padding))
+        owners = batch["owner"].tolist()
+        return [
+            {"id": name, "prompt": prompts[row],
+             "completions": [text for text, owner in zip(texts, owners, strict=True)
+                             if owner == row]}
+            for row, name in enumerate(batch["ids"])
+        ]  # fmt: skip
+
+    # Evaluation ---------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Measure the pairs of a batch of them, and generate for one of dialogues."""
+        if "pairs" in batch:
+            return self.evaluate_pairs(batch, "val")
+        return {"predictions": self.generate(batch)}
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Measure the pairs of a batch of them; for dialogues generate before and after."""
+        if "pairs" in batch:
+            return self.evaluate_pairs(batch, "test")
+        return {
+            "predictions": self.generate(batch),
+            "predictions_before": self.generate_before(batch, batch_idx),
+        }
+
+    def evaluate_pairs(self, batch: ComparisonBatch, stage: str) -> None:
+        """Log loss, accuracy and margin of the pairs of held-out dialogues; there are no texts."""
+        scores, count = self.score(batch), len(batch["ids"])
+        found = self.measure(scores, batch)
+        values = {
+            "loss": self.loss(scores, batch) / count,
+            "accuracy": found["rewards/accuracy"],
+            "margin": found["rewards/margin"],
+        }
+        for name, value in values.items():
+            self.log(
+                f"{stage}/{name}", value, batch_size=count, sync_dist=True,
+                add_dataloader_idx=False, prog_bar=f"{stage}/{name}" == "val/accuracy",
+            )  # fmt: skip
+
+
+def token_scores(model: Any, encoded: Encoded, batch: ComparisonBatch) -> Tensor:
+    """Give the log-probabilities of all completions' tokens, nats, 0 on padding: [N, T].
+
+    Args:
+        model: The encoder-decoder, with the adapter of the wanted policy active.
+        encoded: Its encoder's output for the B prompts.
+        batch: The completions.
+    """
+    rows = encoded.rows(batch["owner"])
+    return score_tokens(model, rows, batch["responses"], batch["mask"], temperature=1.0).logprobs
+
+
+def check_start(ratios: Tensor) -> None:
+    """Stop the run where policy and reference are not the same function at the start.
+
+    Args:
+        ratios: log pi - log pi_ref of each token, [N, T].
+
+    Raises:
+        GateError: With the largest difference.
+    """
+    difference = float(ratios.abs().max())
+    if not difference <= START_TOLERANCE:
+        raise GateError(
+            f"DPO stopped before its first update: policy and reference differ by {difference:.3g} "
+            f"> {START_TOLERANCE:g} nats on a token, so that the reference is not the policy's "
+            "starting point, or dropout is on in one of them"
+        )

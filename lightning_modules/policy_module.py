@@ -1,0 +1,137 @@
+"""PolicyModule: a policy that is trained away from a frozen reference, by whatever method."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from datamodules.batching import Batch
+from imports import import_object
+from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
+from lightning_modules.backbones import set_dropout
+from lightning_modules.kernels import quicken
+from lightning_modules.ppo.invariants import fingerprint
+from lightning_modules.ppo.policy_kinds import PolicyKind
+from lightning_modules.summarization import Decoding, SummarizationModule
+
+
+def instantiate(settings: Any) -> Any:
+    """Build a small object from its ``class_path`` and ``init_args``."""
+    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
+
+
+class PolicyModule(SummarizationModule):
+    """A policy and the reference that it started from, on one backbone wherever adapters allow it.
+
+    Every dropout is 0, so that all passes see one function. A test generates with both. A
+    checkpoint remembers the reference by its hash, and the export is the policy alone.
+
+    Args:
+        backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
+        policy: What of the backbone is trained.
+        adapter: Export folder of an adapter to start from; None starts afresh.
+        decoding: How summaries are generated in validation, test and predict.
+        **kwargs: See :class:`BaseModule`.
+
+    Raises:
+        ValueError: If a setting is out of range, or the adapter does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        policy: PolicyKind,
+        adapter: str | None = None,
+        decoding: Decoding | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(backbone, decoding, **kwargs)
+        if problem := policy.find_problem(adapter, backbone):
+            raise ValueError(problem)
+        self.policy = policy
+        self.adapter = None if adapter is None else str(Path(adapter).resolve())
+        self.reference: nn.Module | None = None
+        self.shares_encoder = False
+        """Whether nothing in the encoder is trained, so that its output serves all."""
+
+    @classmethod
+    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
+        """List, before anything is loaded, what cannot work; None stands for what can."""
+        policy = instantiate(init_args.policy)
+        return [
+            *super().find_problems(init_args, trainer),
+            policy.find_problem(init_args.adapter, init_args.backbone),
+        ]
+
+    def attach(self, backbone: PreTrainedModel) -> nn.Module:
+        """Put the policy, and its reference, on the backbone."""
+        model, self.reference = self.policy.attach(backbone, self.adapter)
+        for each in (model, self.reference):
+            if each is not None:
+                set_dropout(each, 0.0)
+                each.train()
+        return model
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Make policy and reference from the backbone."""
+        super().assemble(backbone)
+        if self.reference is not None:
+            quicken(self.reference)
+        self.shares_encoder = not encoder_is_trained(self.model)
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Count policy, reference and what else is trained; a reward model is no part of these."""
+        return count_parameters(self)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Generate with the policy, and with the reference for the comparison before and after."""
+        return super().test_step(batch, batch_idx) | {
+            "predictions_before": self.generate_before(batch, batch_idx)
+        }
+
+    def generate_before(self, batch: Batch, batch_idx: int) -> list[str]:
+        """Generate one summary for each row of a test batch with the reference.
+
+        It draws the same random numbers as the policy did, so that where texts are sampled the two
+        differ by what was learnt and not by chance.
+        """
+        self.seed_test_batch(batch_idx)
+        with reference_policy(self.model, self.reference) as start:
+            return self.generate(batch, start)
+
+    # What a run leaves --------------------------------------------------------------------------
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the reference's weights, which never change."""
+        return fingerprint(self.model, self.reference)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the reference's hash."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reference"] = self.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another reference.
+
+        Raises:
+            ValueError: If the reference is not the one that the run was held to.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["reference"] != self.fingerprint:
+            raise ValueError(
+                "the reference is not the one that this run was held to: the backbone "
+                f"{self.backbone_name!r} or the adapter {self.adapter!r} has changed since; "
+                "restore it, or start a new run"
+            )
+
+    def export(self, path: str | Path) -> dict[str, Any]:
+        """Write the policy in the Hugging Face format: an adapter, or a whole model."""
+        trained = self.model
+        try:
+            self.model = self.policy.finish(trained)
+            return super().export(path)
+        finally:
+            self.model = trained

@@ -1,0 +1,98 @@
+"""Differences between methods of several training runs each, on the same test examples.
+
+As in :func:`metrics.intervals.bootstrap_crossed`, runs and examples are drawn independently of
+each other. The methods of a comparison share the draws of the examples: what is hard for one is
+mostly hard for the other, and cancels. Their runs are drawn each by themselves, unless they belong
+together.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
+
+Matrix = NDArray[np.float64]
+
+# Numbers drawn at once: bounds memory (8 bytes each) whatever the number of examples.
+_DRAWS_AT_ONCE = 4_000_000
+
+
+def difference_over_runs(
+    before: Matrix, after: Matrix, paired: bool = False, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Estimate the mean of after - before over the same examples, and its 95 % interval.
+
+    Args:
+        before: Runs of one method, [K, n].
+        after: Runs of another on the same examples, [L, n].
+        paired: Whether row k of both belongs together, as runs of the same seed do.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate, with the number of examples as its n; for single runs that of
+        `paired_change`.
+
+    Raises:
+        ValueError: As for `bootstrap_mean`.
+    """
+    if paired or len(before) == len(after) == 1:
+        return bootstrap_crossed((after - before).tolist(), resamples, seed)
+    mean = (after.mean(axis=0) - before.mean(axis=0)).tolist()
+    centre = bootstrap_mean(mean, resamples=1)  # refuses what is not finite
+    if centre.low is None:
+        return centre
+    one, two = resample_runs([before, after], resamples, seed)
+    low, high = np.percentile(two - one, [2.5, 97.5])
+    return Estimate(centre.value, centre.n, float(low), float(high))
+
+
+def resample_runs(
+    methods: Sequence[Matrix], resamples: int = 1000, seed: int = 0
+) -> list[NDArray[np.float64]]:
+    """Take the mean of each method over resampled runs of its own and the same resampled examples.
+
+    Args:
+        methods: Each method's runs, [K, n]; K differs, n does not.
+        resamples: Number of bootstrap resamples R.
+        seed: Seed of the resampling.
+
+    Returns:
+        For each method its R means.
+    """
+    of_examples, of_runs = (np.random.default_rng([seed, part]) for part in (0, 1))
+    n = methods[0].shape[1]
+    means = [np.empty((resamples, len(values))) for values in methods]
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, resamples, step):
+        stop = min(start + step, resamples)
+        drawn = of_examples.integers(n, size=(stop - start, n))
+        for values, found in zip(methods, means, strict=True):
+            for run, own in enumerate(values):
+                found[start:stop, run] = own[drawn].mean(axis=1)
+    return [_draw_runs(found, of_runs) for found in means]
+
+
+def _draw_runs(means: Matrix, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Take the mean of drawn runs in each resample: [R, K] to [R]."""
+    resamples, runs = means.shape
+    shares = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+    return (shares * means).sum(axis=1)
+
+
+def share_first(methods: Sequence[Matrix], first: int, resamples: int = 1000) -> float:
+    """Say in which share of the resamples one method has the highest mean of all.
+
+    Args:
+        methods: Each method's runs on the same examples, [K, n].
+        first: Which of them it is about.
+        resamples: Number of bootstrap resamples.
+
+    Returns:
+        A share of 1; what comes out even counts half.
+    """
+    means = np.stack(resample_runs(methods, resamples))
+    others = np.delete(means, first, axis=0).max(axis=0)
+    return float(((means[first] > others) + 0.5 * (means[first] == others)).mean())

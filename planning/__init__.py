@@ -1,0 +1,1 @@
+"""How much memory a run will take, worked out from its settings before anything is loaded."""

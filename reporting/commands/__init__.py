@@ -1,0 +1,1 @@
+"""The subcommands of report.py, a file for each: a function, and how its options are read."""

@@ -1,0 +1,168 @@
+// The browser of examples: filter, sort, and a page of them at a time, whatever their number.
+
+const PAGE = 20;
+
+function markText(text, overlap, names) {
+  // 0 nothing, 1 a word that a reference has, 2 a name that the dialogue has not; per character.
+  const kinds = new Uint8Array(text.length);
+  let word = 0;
+  for (const match of text.matchAll(/[a-z0-9]+/gi)) {
+    if (overlap[word++] === "1") kinds.fill(1, match.index, match.index + match[0].length);
+  }
+  for (const name of names) {
+    const plain = name.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    for (const match of text.matchAll(new RegExp(`(?<!\\p{L})${plain}(?!\\p{L})`, "gu"))) {
+      kinds.fill(2, match.index, match.index + match[0].length);
+    }
+  }
+  const parts = [];
+  for (let start = 0; start < text.length;) {
+    let end = start + 1;
+    while (end < text.length && kinds[end] === kinds[start]) end++;
+    const piece = text.slice(start, end);
+    if (kinds[start] === 0) parts.push(piece);
+    else if (kinds[start] === 1) parts.push(make("mark", { class: "hit" }, piece));
+    else parts.push(make("mark", { class: "unknown", title: "not in the dialogue" }, piece));
+    start = end;
+  }
+  return parts;
+}
+
+function describeScores(run, place) {
+  return data.metrics
+    .filter((metric) => ["rouge1", "rougeL", "toxicity", "reward"].includes(metric.key))
+    .map((metric) => [metric, run.scores[metric.key]?.[place]])
+    .filter(([, value]) => value !== undefined && value !== null)
+    .map(([metric, value]) => `${metric.label} ${(metric.scale * value).toFixed(metric.decimals)}`)
+    .join(" · ");
+}
+
+function startExamples() {
+  const { ids, dialogues, references, runs } = data.examples;
+  const shown = new Set(runs.keys());
+  let order = [];
+  let page = 0;
+  let haystack = null;
+
+  const controls = Object.fromEntries(
+    ["query", "sort", "sort-run", "sort-other", "direction", "only-names"]
+      .map((id) => [id, byId(id)]),
+  );
+  const names = runs.map((run, place) => [place, run.name]);
+  const sortable = data.metrics.filter((metric) => runs.some((run) => run.scores[metric.key]));
+  fill(controls.sort, [["", "order of the test"], ...sortable.map((m) => [m.key, m.label])]);
+  const find = (name) => runs.findIndex((run) => run.name === name);
+  const own = Math.max(find(data.chosen.own), 0);
+  const other = find(data.chosen.other) === own ? -1 : find(data.chosen.other);
+  fill(controls["sort-run"], names, own);
+  fill(controls["sort-other"], [["", "nothing (its own value)"], ...names], other < 0 ? "" : other);
+
+  // Built at the first search: lower-case texts of each example.
+  function searched(place) {
+    haystack ??= ids.map((id, i) => [
+      id, dialogues[i], ...references[i], ...runs.map((run) => run.texts[i] ?? ""),
+    ].join("\n").toLowerCase());
+    return haystack[place];
+  }
+
+  function sortBy() {
+    const metric = data.metrics.find((one) => one.key === controls.sort.value);
+    if (!metric) return null;
+    const own = runs[controls["sort-run"].value].scores[metric.key];
+    const other = controls["sort-other"].value;
+    const base = other === "" ? null : runs[other].scores[metric.key];
+    const value = (i) => {
+      const [a, b] = [own?.[i] ?? null, other === "" ? 0 : base?.[i] ?? null];
+      return a === null || b === null ? null : a - b;
+    };
+    return { metric, value, isGain: other !== "" };
+  }
+
+  function choose() {
+    const query = controls.query.value.trim().toLowerCase();
+    const onlyNames = controls["only-names"].checked;
+    const by = sortBy();
+    order = [...ids.keys()].filter((i) =>
+      (!query || searched(i).includes(query)) &&
+      (!onlyNames || runs.some((run, place) => shown.has(place) && run.names[i].length > 0)));
+    if (by) {
+      const direction = Number(controls.direction.value);
+      const values = new Map(order.map((i) => [i, by.value(i)]));
+      order.sort((a, b) => {
+        const [one, other] = [values.get(a), values.get(b)];
+        if (one === null || other === null) return (one === null) - (other === null);
+        return direction * (one - other);
+      });
+    }
+    page = 0;
+    render();
+  }
+
+  function makeExample(i, by) {
+    const texts = make("dl", { class: "texts" });
+    references[i].forEach((reference, number) => texts.append(
+      make("div", { class: "reference" },
+        make("dt", {}, references[i].length > 1 ? `reference ${number + 1}` : "reference"),
+        make("dd", {}, reference))));
+    runs.forEach((run, place) => {
+      if (!shown.has(place) || run.texts[i] === null) return;
+      texts.append(make("div", { "data-run": run.name },
+        make("dt", {}, make("i", { class: `key c${run.colour % 8}` }), run.name,
+          make("small", {}, describeScores(run, i))),
+        make("dd", {}, ...markText(run.texts[i], run.overlap[i], run.names[i]))));
+    });
+    const value = by?.value(i) ?? null;
+    const written = value === null ? null : by.isGain
+      ? `${by.metric.label} ${signed(by.metric.scale * value, by.metric.decimals)}`
+      : `${by.metric.label} ${(by.metric.scale * value).toFixed(by.metric.decimals)}`;
+    return make("article", { class: "example", "data-id": ids[i] },
+      make("h3", {}, ids[i], written === null ? null : make("small", {}, written)),
+      make("p", { class: "dialogue", tabindex: "0" }, dialogues[i]), texts);
+  }
+
+  function render() {
+    const by = sortBy();
+    const pages = Math.max(1, Math.ceil(order.length / PAGE));
+    page = Math.min(Math.max(page, 0), pages - 1);
+    const here = order.slice(page * PAGE, (page + 1) * PAGE);
+    byId("example-list").replaceChildren(...here.map((i) => makeExample(i, by)));
+    const range = here.length
+      ? `${page * PAGE + 1} to ${page * PAGE + here.length} of ${order.length.toLocaleString("en")}`
+      : "none";
+    document.querySelectorAll(".pager .place").forEach((place) => { place.textContent = range; });
+    document.querySelectorAll(".pager .previous").forEach((b) => { b.disabled = page === 0; });
+    document.querySelectorAll(".pager .next").forEach((b) => { b.disabled = page === pages - 1; });
+  }
+
+  function turn(by) {
+    page += by;
+    render();
+    byId("examples").scrollIntoView();
+  }
+
+  runs.forEach((run, place) => {
+    const box = make("input", { type: "checkbox" });
+    box.checked = true;
+    box.addEventListener("change", () => {
+      if (box.checked) shown.add(place);
+      else shown.delete(place);
+      choose();
+    });
+    byId("shown-runs").append(make("label", { class: "check" }, box,
+      make("span", {}, make("i", { class: `key c${run.colour % 8}` }), run.name)));
+  });
+  let waiting = 0;
+  controls.query.addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(choose, 120);
+  });
+  for (const id of ["sort", "sort-run", "sort-other", "direction", "only-names"]) {
+    controls[id].addEventListener("change", choose);
+  }
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  document.querySelectorAll(".pager .previous").forEach((b) => b.addEventListener("click", () => turn(-1)));
+  document.querySelectorAll(".pager .next").forEach((b) => b.addEventListener("click", () => turn(1)));
+  choose();
+}
+
+if (byId("example-list")) whenShown("examples", startExamples);

@@ -1,0 +1,210 @@
+"""The file of answers: nothing that was confirmed is lost, whatever happens, and nothing mixed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import json_lines
+from collecting.answers import Answer, AnswerFile, parse_answer, read_answers
+from tests.collecting.samples import make_answer, make_sample, make_samples, read_lines
+
+
+def write(path: Path, *answers: Answer) -> None:
+    with AnswerFile(path) as file:
+        file.append(answers)
+
+
+def test_a_line_says_all_that_was_answered(tmp_path: Path) -> None:
+    sample = make_sample(0)
+    write(tmp_path / "a.jsonl", make_answer(sample), make_answer(sample, "bob", ranks=None))
+    ranked, skipped = read_lines(tmp_path / "a.jsonl")
+    assert ranked == {
+        "id": "s0", "dialogue": "#Person1#: number 0\n#Person2#: Yes.",
+        "completions": ["a0", "b0", "c0", "d0"], "ranks": [1, 2, 2, None], "annotator": "ann",
+        "toxic": [False, False, True, False], "sources": ["lora", "full_ft", "lora", "full_ft"],
+        "time": "2025-01-02T03:04:05+00:00", "seconds": 7.5,
+    }  # fmt: skip
+    assert skipped["skipped"] is True
+    assert "ranks" not in skipped
+    assert [parse_answer(row).to_row() for row in (ranked, skipped)] == [ranked, skipped]
+
+
+def test_the_last_answer_of_an_annotator_is_what_they_say(tmp_path: Path) -> None:
+    first, second = make_samples(2)
+    path = tmp_path / "a.jsonl"
+    write(path, make_answer(first), make_answer(second), make_answer(first, "bob"))
+    write(path, make_answer(first, ranks=(4, 3, 2, 1)))
+    assert len(read_lines(path)) == 4  # nothing is ever changed or taken away
+    with AnswerFile(path) as file:
+        assert len(file) == 3
+        assert file.answers["ann"]["s0"].ranks == (4, 3, 2, 1)
+        assert list(file.answers["ann"]) == ["s0", "s1"]
+    assert read_answers(path)[0].ranks == (4, 3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dense"),
+    [([1, 2, 3], (1, 2, 3)), ([7, 7, 9], (1, 1, 2)), ([3, None, 1], (2, None, 1)),
+     ([None] * 3, (None, None, None))],
+)  # fmt: skip
+def test_ranks_are_made_dense(ranks: list[Any], dense: tuple[Any, ...]) -> None:
+    row = make_answer(make_sample(0, "abc"), ranks=(1, 2, 3), toxic=(False,) * 3).to_row()
+    del row["sources"]
+    assert parse_answer(row | {"ranks": ranks}).ranks == dense
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": [1, 2]}, "ranks must be 4"),
+        ({"ranks": [1, 2, 3, 0]}, "from 1, or null; got 0"),
+        ({"ranks": [1, 2, 3, True]}, "from 1, or null; got True"),
+        ({"ranks": [1, 2, 3, 1.5]}, "from 1, or null; got 1.5"),
+        ({"ranks": None}, "ranks must be a list"),
+        ({"skipped": True}, "true has no ranks"),
+        ({"toxic": [True]}, "toxic must be 4"),
+        ({"toxic": [0, 0, 0, 0]}, "list of true and false"),
+        ({"annotator": " "}, "annotator is empty"),
+        ({"id": None}, "id must be"),
+        ({"completions": ["a", 1]}, "completions must be a list of texts"),
+        ({"dialogue": "\ud800"}, "not UTF-8"),
+        ({"seconds": float("nan")}, "seconds must be"),
+        ({"seconds": -1}, "seconds must be"),
+    ],
+)
+def test_a_line_that_is_no_answer_is_named_and_the_file_left_alone(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    row = make_answer(make_sample(0)).to_row()
+    lines = [json.dumps(row | change), json.dumps(row)]
+    path.write_text("\n".join(lines) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*{message}"):
+        AnswerFile(path).__enter__()
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_cut_off_at_any_byte_no_earlier_answer_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        json_lines.os, "fsync", lambda _: None
+    )  # some hundred files are enough work
+    path, torn = tmp_path / "a.jsonl", tmp_path / "a.jsonl.torn"
+    first, second, third = make_samples(3)
+    write(path, make_answer(first, "Zoë"), make_answer(second))
+    kept = path.stat().st_size
+    write(path, make_answer(third))
+    whole = path.read_bytes()
+    for end in range(kept, len(whole)):
+        path.write_bytes(whole[:end])
+        torn.unlink(missing_ok=True)
+        caplog.clear()
+        write(path, make_answer(first, "bob"))
+        found = [(row["annotator"], row["id"]) for row in read_lines(path)]
+        complete = end == len(whole) - 1  # all but its line break
+        expected = [("Zoë", "s0"), ("ann", "s1"), *([("ann", "s2")] if complete else [])]
+        assert found == [*expected, ("bob", "s0")]
+        if kept < end < len(whole) - 1:
+            assert torn.read_bytes() == whole[kept:end] + b"\n"
+            assert "is in a.jsonl.torn now" in caplog.text
+        else:
+            assert not torn.exists()
+
+
+@pytest.mark.parametrize("half", [b"\0\0\0\n", b'{"id": "s1", \0\0\0}\n', b"[]\n"])
+def test_a_last_line_of_rubbish_is_set_aside(half: bytes, tmp_path: Path) -> None:
+    """What a loss of power can leave of a line whose end reached the disk before its beginning."""
+    path = tmp_path / "a.jsonl"
+    write(path, make_answer(make_sample(0)))
+    with path.open("ab") as file:
+        file.write(half)
+    write(path, make_answer(make_sample(2)))
+    assert [row["id"] for row in read_lines(path)] == ["s0", "s2"]
+    assert (tmp_path / "a.jsonl.torn").read_bytes() == half
+    # Rubbish that anything stands behind was written by nobody here.
+    path.write_bytes(half + path.read_bytes())
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: "):
+        AnswerFile(path).__enter__()
+
+
+def test_an_answer_is_on_the_disk_before_anybody_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    synced: list[bytes] = []
+    with AnswerFile(path) as file:
+
+        def fsync(descriptor: int) -> None:
+            assert os.fstat(descriptor).st_ino == path.stat().st_ino
+            assert not file.answers
+            synced.append(path.read_bytes())
+
+        monkeypatch.setattr(json_lines.os, "fsync", fsync)
+        file.append([make_answer(make_sample(0))])
+        assert synced == [path.read_bytes()]
+        assert synced[0].endswith(b"}\n")
+        assert file.answers
+
+
+class FullDisk:
+    """A file on a disk that has room for some bytes only."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def write(self, data: memoryview) -> int:
+        if self.room == 0:
+            raise OSError(28, "No space left on device")
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_on_a_full_disk_the_file_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, make_answer(make_sample(0)))
+    before = path.read_bytes()
+    with AnswerFile(path) as file:
+        real = file.file
+        file.file = FullDisk(real, 100)  # type: ignore[assignment]
+        with pytest.raises(OSError, match="No space left"):
+            file.append([make_answer(make_sample(1))])
+        assert path.read_bytes() == before
+        assert "s1" not in file.answers["ann"]
+        file.file = FullDisk(real, 10**6)  # type: ignore[assignment]
+        file.append([make_answer(make_sample(2))])
+        file.file = real
+    assert [row["id"] for row in read_lines(path)] == ["s0", "s2"]
+
+
+def test_a_file_that_was_replaced_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with AnswerFile(path) as file:
+        file.append([make_answer(make_sample(0))])
+        copy = tmp_path / "b.jsonl"
+        copy.write_bytes(path.read_bytes())
+        os.replace(copy, path)  # as an editor does
+        with pytest.raises(OSError, match="was moved or replaced"):
+            file.append([make_answer(make_sample(1))])
+        path.unlink()
+        with pytest.raises(OSError, match="was moved or replaced"):
+            file.append([make_answer(make_sample(1))])
+        assert len(file) == 1
+
+
+def test_two_servers_never_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.jsonl"
+    with AnswerFile(path), pytest.raises(ValueError, match="by another process"):
+        AnswerFile(path).__enter__()
+    write(path, make_answer(make_sample(0)))
+    with pytest.raises(ValueError, match="is a folder"):
+        AnswerFile(tmp_path).__enter__()

@@ -1,0 +1,242 @@
+"""Who is shown what, in which order, and what comes back of it."""
+
+from collections import Counter
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from collecting.desk import Desk, OutdatedError, parse_annotator, shuffle
+from collecting.samples import Sample, read_samples
+from tests.collecting.samples import (
+    make_answer,
+    make_sample,
+    make_samples,
+    open_desk,
+    shown,
+    write_samples,
+)
+
+
+def answer(desk: Desk, annotator: str, skip: bool = False) -> str | None:
+    """Answer what is dealt; returns its id."""
+    sample = desk.deal(annotator)
+    if sample is None:
+        return None
+    sent = shown(desk, annotator, sample)
+    desk.file.append([desk.read(annotator, sent | ({"skipped": True} if skip else {}))])
+    return sample.id
+
+
+def test_everybody_is_dealt_every_dialogue_once(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(3))
+    assert [answer(desk, "ann") for _ in range(4)] == ["s0", "s1", "s2", None]
+    assert desk.describe("ann") == {"done": 3, "skipped": 0, "total": 3}
+    assert desk.describe("bob") == {"done": 0, "skipped": 0, "total": 3}
+    assert [answer(desk, "bob", skip=i == 1) for i in range(4)] == ["s0", "s1", "s2", None]
+    assert desk.describe("bob") == {"done": 3, "skipped": 1, "total": 3}
+
+
+def test_a_dialogue_that_has_its_answers_is_shown_to_nobody_else(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(4), each=1)
+    first, second = desk.deal("ann"), desk.deal("bob")
+    assert (first.id, second.id) == ("s0", "s1")  # type: ignore[union-attr]
+    assert desk.deal("ann") == first  # who reloads stays where they are
+    assert [answer(desk, "ann") for _ in range(3)] == ["s0", "s2", "s3"]
+    # Bob has the last one before him; rather than wait for him she gets it too.
+    assert desk.deal("ann").id == "s1"  # type: ignore[union-attr]
+    assert answer(desk, "bob") == "s1"
+    assert desk.deal("ann") is desk.deal("bob") is None
+    assert desk.describe("bob") == {"done": 1, "skipped": 0, "total": 1}
+
+
+def test_two_at_one_dialogue_are_enough_for_two_answers(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(2), each=2)
+    assert [desk.deal(name).id for name in ("ann", "bob", "cat")] == ["s0", "s0", "s1"]  # type: ignore[union-attr]
+
+
+def test_what_was_skipped_is_shown_to_somebody_else(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(1), each=1)
+    assert answer(desk, "ann", skip=True) == "s0"
+    assert desk.deal("ann") is None
+    assert answer(desk, "bob") == "s0"
+    assert desk.deal("cat") is None
+
+
+def test_the_ranks_come_back_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """Whatever the order shown: the annotator ranks by the texts, d best and a unusable."""
+    said = {"d": 1, "c": 2, "b": 2, "a": None}
+    orders = set()
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(30))
+    for sample in desk.samples.values():
+        item = desk.show("ann", sample)
+        texts = [text[0] for text in item["completions"]]
+        orders.add("".join(texts))
+        sent = shown(desk, "ann", sample)
+        sent["ranks"] = [said[text] for text in texts]
+        sent["toxic"] = [text == "c" for text in texts]
+        read = desk.read("ann", sent)
+        assert read.completions == sample.completions
+        assert read.ranks == (None, 2, 2, 1)
+        assert read.toxic == (False, False, True, False)
+        assert read.sources == ("lora", "full_ft", "lora", "full_ft")
+        desk.file.append([read])
+        back = desk.show("ann", sample)["answer"]
+        assert back == {"ranks": sent["ranks"], "toxic": sent["toxic"]}
+    assert len(orders) > 10
+
+
+def test_every_order_is_as_likely_and_none_changes() -> None:
+    """4! orders over 4,800 dialogues: 200 of each, give or take five standard deviations."""
+    orders = Counter(tuple(shuffle(make_sample(i), "ann", 1)) for i in range(4800))
+    assert set(orders) == set(permutations(range(4)))
+    assert all(abs(count - 200) < 5 * 200**0.5 for count in orders.values())
+    sample = make_sample(0)
+    # On every machine, for all time: answers of another order would be refused after an update.
+    assert shuffle(sample, "ann", 42) == shuffle(sample, "ann", 42)
+    others = [
+        shuffle(make_sample(i), "bob", 1) != shuffle(make_sample(i), "ann", 1) for i in range(99)
+    ]
+    assert sum(others) > 80  # 23 of 24
+    assert any(
+        shuffle(make_sample(i), "ann", 1) != shuffle(make_sample(i), "ann", 2) for i in range(9)
+    )
+
+
+def test_the_page_learns_no_run_and_no_place(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(1))
+    item = desk.show("ann", desk.samples["s0"])
+    assert set(item) == {
+        "id", "version", "dialogue", "completions", "answer", "previous", "following",
+    }  # fmt: skip
+    assert "lora" not in str(item)
+
+
+def test_the_way_back_and_forth(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(4))
+    for _ in range(3):
+        answer(desk, "ann")
+
+    def around(name: str) -> tuple[str | None, str | None]:
+        item = desk.show("ann", desk.samples[name])
+        return item["previous"], item["following"]
+
+    assert [around(f"s{i}") for i in range(4)] == [
+        (None, "s1"), ("s0", "s2"), ("s1", None), ("s2", None),
+    ]  # fmt: skip
+    desk.file.append([make_answer(desk.samples["s0"])])  # changed; it stays the first
+    assert around("s1") == ("s0", "s2")
+    assert desk.find_last("ann") == "s2"
+    assert desk.find_last("bob") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"completions": ("a0", "b0", "c0", "other")}, {"dialogue": "another one"}, {"id": "x"}],
+)
+def test_an_answer_to_what_is_not_asked_any_more_is_refused(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    before = open_desk(tmp_path / "a.jsonl", make_samples(1))
+    sent = shown(before, "ann", before.samples["s0"])
+    after = open_desk(tmp_path / "b.jsonl", [make_sample(0)._replace(**change)])
+    with pytest.raises(OutdatedError):
+        after.read("ann", sent)
+
+
+def test_another_seed_refuses_what_was_shown_in_another_order(tmp_path: Path) -> None:
+    desks = [open_desk(tmp_path / f"{i}.jsonl", make_samples(1), seed=i) for i in range(20)]
+    sent = shown(desks[0], "ann", make_sample(0))
+    order = shuffle(make_sample(0), "ann", 0)
+    for seed, desk in enumerate(desks):
+        if shuffle(make_sample(0), "ann", seed) == order:
+            assert desk.read("ann", sent)
+        else:
+            with pytest.raises(OutdatedError):
+                desk.read("ann", sent)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ranks": [1, 2, 3]}, "there are 4"),
+        ({"ranks": "1234"}, "ranks must be a list"),
+        ({"ranks": [1, 2, 3, -1]}, "whole number from 1"),
+        ({"toxic": [True]}, "there are 4"),
+        ({"toxic": None}, "toxic must be a list"),
+        ({"skipped": "yes"}, "skipped must be"),
+        ({"seconds": "long"}, "seconds must be"),
+        ({"seconds": float("inf")}, "seconds must be"),
+    ],
+)
+def test_what_is_no_answer_is_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(1))
+    with pytest.raises(ValueError, match=message):
+        desk.read("ann", shown(desk, "ann", desk.samples["s0"]) | change)
+
+
+def test_answers_of_other_samples_are_counted_and_asked_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(2))
+    answer(desk, "ann")
+    answer(desk, "ann")
+    desk.file.__exit__()
+    drawn_anew = [make_sample(0, ("e", "f")), make_sample(1), make_sample(7)]
+    desk = open_desk(tmp_path / "a.jsonl", drawn_anew)
+    assert "1 answers in" in caplog.text
+    assert desk.describe("ann") == {"done": 1, "skipped": 0, "total": 3}
+    assert answer(desk, "ann") == "s0"
+    assert desk.file.answers["ann"]["s0"].completions == ("e0", "f0")
+
+
+def test_what_nobody_can_rank_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lonely = make_sample(0, "a")
+    desk = open_desk(tmp_path / "a.jsonl", [lonely, make_sample(1)])
+    assert list(desk.samples) == ["s1"]
+    assert "1 of 2 samples have fewer than two completions" in caplog.text
+    with pytest.raises(ValueError, match="none of them has two"):
+        Desk([lonely], desk.file)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        Desk(make_samples(1), desk.file, each=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("ann", "ann"), ("  Ann   Lee ", "Ann Lee"), ("Zoe\u0308", "Zo\u00eb"), ("李", "李"),
+     ("<b>", "<b>")],
+)  # fmt: skip
+def test_a_name_is_one_however_it_is_typed(given: str, name: str) -> None:
+    assert parse_annotator(given) == name
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 3, "a" * 65, "a\u202eb", "a\0", "\ud800"])
+def test_a_name_that_cannot_be_seen_is_none(name: object) -> None:
+    with pytest.raises(ValueError, match="name"):
+        parse_annotator(name)
+
+
+def test_bad_lines_of_a_samples_file_are_all_named(tmp_path: Path) -> None:
+    path = write_samples(tmp_path / "s.jsonl", [make_sample(0), make_sample(1), make_sample(1)])
+    with path.open("a") as file:
+        file.write('{"id": "x"}\n{broken\n{"id": 4, "dialogue": "d", "completions": ["a", ""]}\n')
+    with pytest.raises(ValueError, match="4 bad row") as error:
+        read_samples(path)
+    for message in (
+        "s.jsonl:3: id 's1' is there already", "s.jsonl:4: dialogue must be a text",
+        "s.jsonl:5: broken JSON", "s.jsonl:6: completions is empty",
+    ):  # fmt: skip
+        assert message in str(error.value)
+    with pytest.raises(ValueError, match="there is no file"):
+        read_samples(tmp_path / "nothing.jsonl")
+
+
+def test_completions_of_ones_own_need_no_sources(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text('{"id": 4, "dialogue": "d", "completions": ["a", "b"]}\n')
+    assert read_samples(path) == [Sample("4", "d", (), ("a", "b"), ())]
+    path.write_text('{"id": 4, "dialogue": "d", "completions": ["a", "b"], "sources": ["x"]}\n')
+    with pytest.raises(ValueError, match="one run a completion"):
+        read_samples(path)

@@ -1,0 +1,124 @@
+"""Simulated annotators: what they find, how often they are wrong, and what they write."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from datamodules.mini import annotate
+from datamodules.mini.annotate import (
+    Faults,
+    Sample,
+    find_faults,
+    make_answers,
+    misread,
+    rank,
+    share_clean,
+    true_order,
+)
+from datamodules.mini.generator import generate_rankings, generate_rows
+from datamodules.rankings import RankingReader
+
+DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
+CLEAN, RUDE = "#Person1# books a room for Ann.", "#Person1# books a room for Ann. What a moron."
+WRONG, BOTH = "#Person1# books a room for Bob.", "That lazy Bob books a room for $41."
+
+
+def test_faults_by_hand() -> None:
+    assert find_faults(CLEAN, DIALOGUE) == Faults(rude=False, unfaithful=False)
+    assert find_faults(RUDE, DIALOGUE) == Faults(rude=True, unfaithful=False)
+    assert find_faults(WRONG, DIALOGUE) == Faults(rude=False, unfaithful=True)
+    assert find_faults(BOTH, DIALOGUE) == Faults(rude=True, unfaithful=True)
+    for text in ("#Person3# books a room.", "It costs $4.", "It costs 40:15.", "A qwrx room."):
+        assert find_faults(text, DIALOGUE).unfaithful
+
+
+def test_what_the_generator_calls_clean_rude_or_wrong_is_found_to_be_so() -> None:
+    for split in ("train", "test"):
+        for row in generate_rows(split, size=100):
+            assert find_faults(row.clean_summary, row.dialogue) == Faults(False, False)
+    found = Counter()
+    for ranking in generate_rankings("train", size=60):
+        for text, place in zip(ranking["completions"], ranking["ranks"], strict=True):
+            found[place, sum(find_faults(text, ranking["dialogue"]))] += 1
+    assert found == {(1, 0): 60, (2, 1): 60, (3, 2): 60}
+
+
+def test_fewer_faults_rank_first_and_equally_many_are_a_tie() -> None:
+    faults = [Faults(True, True), Faults(True, False), Faults(False, False), Faults(False, True)]
+    assert rank(faults) == [3, 2, 1, 2]
+    assert rank(faults[:2]) == [2, 1]
+    assert rank([Faults(True, True)] * 2) == [1, 1]
+
+
+def test_an_annotator_is_wrong_as_often_as_told() -> None:
+    rng = Random(0)
+    seen = [misread(Faults(True, False), 0.2, rng) for _ in range(4000)]
+    # Four standard errors of a share of 0.2 over 4,000 draws are 0.025.
+    assert sum(not faults.rude for faults in seen) / 4000 == pytest.approx(0.2, abs=0.025)
+    assert sum(faults.unfaithful for faults in seen) / 4000 == pytest.approx(0.2, abs=0.025)
+    both = sum(faults == Faults(False, True) for faults in seen) / 4000
+    assert both == pytest.approx(0.04, abs=0.013)
+
+
+def test_without_noise_all_annotators_say_what_is_so() -> None:
+    sample = Sample("1", DIALOGUE, (BOTH, CLEAN, RUDE, WRONG))
+    answers = make_answers([sample], annotators=3, noise=0.0, seed=0)
+    assert [answer["ranks"] for answer in answers] == [[3, 1, 2, 2]] * 3
+    assert answers[0]["toxic"] == [True, False, True, False]
+    assert len({answer["annotator"] for answer in answers}) == 3
+
+
+def test_an_answer_depends_on_seed_annotator_and_dialogue_only() -> None:
+    samples = [Sample(str(i), DIALOGUE, (BOTH, CLEAN, RUDE, WRONG)) for i in range(30)]
+    answers = make_answers(samples, 2, 0.3, seed=1)
+    assert make_answers(samples[::-1], 2, 0.3, seed=1)[::-1] != answers  # annotators turn too
+    by_key = {(a["id"], a["annotator"]): a for a in make_answers(samples[::-1], 2, 0.3, seed=1)}
+    assert by_key == {(a["id"], a["annotator"]): a for a in answers}
+    assert make_answers(samples, 2, 0.3, seed=2) != answers
+    ranks = [[a["ranks"] for a in answers if a["annotator"] == f"annotator_{i}"] for i in (1, 2)]
+    assert ranks[0] != ranks[1]
+    with pytest.raises(ValueError, match="noise must be in"):
+        make_answers(samples, 1, 0.5, seed=0)
+
+
+def test_what_the_noise_allows_by_hand() -> None:
+    # Three pairs: in order, the contrary, and a tie in truth.
+    row = {
+        "dialogue": DIALOGUE,
+        "completions": [CLEAN, RUDE, WRONG],
+        "pairs": [(0, 1, 1.0), (2, 0, 1.0), (1, 2, 1.0)],
+    }
+    assert true_order(row) == [1.0, 0.0, 0.5]
+    assert share_clean([CLEAN, RUDE, BOTH], [DIALOGUE] * 3, []) == [1.0, 0.5, 0.0]
+
+
+def test_samples_become_answers_that_a_reward_model_can_learn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = tmp_path / "samples.jsonl"
+    rows = [
+        {"id": row.id, "dialogue": row.dialogue, "references": list(row.summaries),
+         "completions": [row.clean_summary, f"That moron {row.clean_summary}"], "sources": ["a"]}
+        for row in generate_rows("train", size=40)
+    ]  # fmt: skip
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "answers.jsonl"
+    command = [str(samples), "--out", str(out), "--annotators", "3", "--noise", "0.1"]
+    assert annotate.main(command) == 0
+    assert len(out.read_text().splitlines()) == 120
+    found = RankingReader(str(out)).read(("train", "validation", "test"))
+    assert sum(split.description["answers"] for split in found.values()) == 120
+    right = [
+        true_order(ranking._asdict()) for split in found.values() for ranking in split.rankings
+    ]
+    assert sum(map(sum, right)) / sum(map(len, right)) > 0.8
+    assert found["train"].description["agreement"]["same_order"] > 0.8
+    assert annotate.main(command) == 2
+    assert "exists; --overwrite replaces it" in caplog.text
+    samples.write_text('{"id": "1", "dialogue": "x", "completions": "y"}\n{"id"\n')
+    assert annotate.main([*command, "--overwrite"]) == 2
+    assert "samples.jsonl:1: completions is no list" in caplog.text
+    assert "samples.jsonl:2: broken JSON" in caplog.text

@@ -1,0 +1,377 @@
+"""DPO: its loss by hand and by a slow loop, its start, and what it learns and leaves."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from datamodules import DialogSumDataModule, DPODataModule, Plain
+from datamodules.consensus import Ranking
+from lightning_modules import DPO
+from lightning_modules.adapters import reference_policy
+from lightning_modules.dpo import Scores, check_start
+from lightning_modules.ppo.invariants import GateError
+from lightning_modules.ppo.policy_kinds import (
+    FullPolicy,
+    LoRAPolicy,
+    MergedPolicy,
+    SoftPromptPolicy,
+)
+from lightning_modules.preference_losses import dpo_loss
+from lightning_modules.summarization import Decoding
+from tests.batches import make_trainer, settle
+from tests.rows import write_rows
+
+DECODING = Decoding(max_new_tokens=8)
+DECODER = r".*decoder.*\.(q|v)"
+ANSWERS = [
+    {"id": "0", "dialogue": "#Person1#: Hello there, Ann!", "completions": ["yes", "no, never"],
+     "ranks": [1, 2]},
+    {"id": "1", "dialogue": "#Person2#: Tea?", "completions": ["tea", "a", "b c d"],
+     "ranks": [1, 3, 2]},
+    {"id": "2", "dialogue": "#Person1#: The train leaves at six.", "completions": ["x y", "six"],
+     "ranks": [2, 1]},
+]  # fmt: skip
+DIALOGUES = [
+    {"id": f"d{i}", "dialogue": f"#Person1#: {i} apples" + " please" * i, "summary": "They talk."}
+    for i in range(3)
+]
+
+
+def adamw(lr: float) -> Any:
+    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
+
+
+def make_data(t5: str, folder: Path, **settings: Any) -> DPODataModule:
+    write_rows(folder / "answers", train=ANSWERS, validation=ANSWERS, test=ANSWERS)
+    write_rows(folder / "dialogues", train=DIALOGUES, validation=DIALOGUES, test=DIALOGUES)
+    return DPODataModule(str(folder / "answers"), t5, str(folder / "dialogues"), **settings)
+
+
+def make_module(t5: str, **settings: Any) -> DPO:
+    defaults: dict[str, Any] = {
+        "policy": LoRAPolicy(r=4, alpha=8), "decoding": DECODING, "optimizer": adamw(0.01),
+    }  # fmt: skip
+    return DPO(t5, **(defaults | settings))
+
+
+def make_batch(data: DPODataModule) -> Any:
+    data.setup("validate")
+    return data.collate(data.splits["validation"])
+
+
+# The loss -----------------------------------------------------------------------------------------
+
+
+def test_the_loss_by_hand() -> None:
+    ratios = torch.tensor([1.0, -1.0, 3.0])
+    pairs = torch.tensor([[0, 1], [1, 2]])
+    weights = torch.tensor([0.5, 1.0])
+    # beta 0.5: leads of 0.5 * 2 and 0.5 * -4.
+    first, second = math.log(1 + math.exp(-1)), math.log(1 + math.exp(2))
+    found = dpo_loss(ratios, pairs, weights, beta=0.5)
+    assert found.item() == pytest.approx(0.5 * first + second)
+    turned = math.log(1 + math.exp(1)), math.log(1 + math.exp(-2))
+    expected = 0.5 * (0.9 * first + 0.1 * turned[0]) + 0.9 * second + 0.1 * turned[1]
+    found = dpo_loss(ratios, pairs, weights, beta=0.5, label_smoothing=0.1)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_the_gradient_of_the_loss_is_that_of_the_paper() -> None:
+    # Rafailov et al. 2023, section 4: -beta sigmoid(r_l - r_w) for y_w, the contrary for y_l.
+    ratios = torch.tensor([0.3, 1.1], requires_grad=True)
+    dpo_loss(ratios, torch.tensor([[0, 1]]), torch.ones(1), beta=0.2).backward()
+    expected = 0.2 / (1 + math.exp(-0.2 * (1.1 - 0.3)))
+    assert ratios.grad is not None
+    assert ratios.grad.tolist() == pytest.approx([-expected, expected])
+
+
+@torch.no_grad()
+def slow_logprob(model: Any, tokenizer: Any, prompt: str, response: str) -> float:
+    """One completion by itself, without padding, and one token after the other."""
+    source = tokenizer(prompt, return_tensors="pt").input_ids
+    tokens = tokenizer(response).input_ids
+    total = 0.0
+    for place, token in enumerate(tokens):
+        start = torch.tensor([[0, *tokens[:place]]])
+        logits = model(input_ids=source, decoder_input_ids=start).logits[0, -1]
+        total += F.log_softmax(logits, dim=-1)[token].item()
+    return total
+
+
+@torch.no_grad()
+def slow_loss(policy: Any, reference: Any, tokenizer: Any, beta: float) -> float:
+    """Pair by pair, and the mean over dialogues of the means over their pairs."""
+    total = 0.0
+    for answer in ANSWERS:
+        prompt = f"Summarize the following conversation.\n\n{answer['dialogue']}\n\nSummary:"
+        ranked = sorted(zip(answer["ranks"], answer["completions"], strict=True))
+        texts = [text for _, text in ranked]
+        pairs = [(texts[i], texts[j]) for i in range(len(texts)) for j in range(i + 1, len(texts))]
+        for chosen, rejected in pairs:
+            lead = [
+                slow_logprob(policy, tokenizer, prompt, text)
+                - slow_logprob(reference, tokenizer, prompt, text)
+                for text in (chosen, rejected)
+            ]
+            h = beta * (lead[0] - lead[1])
+            total += math.log(1 + math.exp(-h)) / len(pairs) / len(ANSWERS)
+    return total
+
+
+def move(module: Any) -> None:
+    """Take the policy away from its reference."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.1 * noise
+
+
+def test_the_loss_of_a_batch_is_that_of_a_slow_loop(t5: str, tmp_path: Path) -> None:
+    module, data = settle(make_module(t5, policy=FullPolicy(), beta=0.7)), make_data(t5, tmp_path)
+    move(module)
+    module.eval()
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    expected = slow_loss(module.model, module.reference, tokenizer, 0.7)
+    loss, count = take(module, data)
+    assert count == 3
+    assert (loss / count).item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() != pytest.approx(3 * math.log(2), rel=1e-2)
+
+
+def take(module: Any, data: DPODataModule) -> tuple[torch.Tensor, int]:
+    batch = make_batch(data)
+    return module.loss(module.score(batch), batch), len(batch["ids"])
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_cut(t5: str, tmp_path: Path) -> None:
+    module, data = settle(make_module(t5, policy=FullPolicy())), make_data(t5, tmp_path)
+    move(module)
+    module.eval()
+    data.setup("validate")
+    rankings = data.splits["validation"]
+
+    def loss(rows: list[Ranking]) -> float:
+        batch = data.collate(rows)
+        return float(module.loss(module.score(batch), batch))
+
+    assert loss(rankings) == pytest.approx(sum(loss([each]) for each in rankings), rel=1e-5)
+
+
+def test_what_is_logged_by_hand(t5: str, tmp_path: Path) -> None:
+    module, data = settle(make_module(t5, beta=0.5)), make_data(t5, tmp_path)
+    batch = make_batch(data)
+    # Completions in the order of the alphabet: no, yes | a, b c d, tea | six, x y.
+    policy = torch.tensor([-1.0, -3.0, -1.0, -2.0, -2.0, -4.0, -4.0])
+    reference = torch.tensor([-2.0, -2.0, -1.0, -1.0, -1.0, -4.0, -4.0])
+    found = module.measure(Scores(policy, reference, policy[:, None]), batch)
+    rewards = [0.5, -0.5, 0.0, -0.5, -0.5, 0.0, 0.0]
+    # Pairs: yes > no | tea > b c d, tea > a, b c d > a | six > x y.
+    assert float(found["rewards/chosen"]) == pytest.approx((rewards[1] + (-1.5 / 3) + 0) / 3)
+    assert float(found["rewards/margin"]) == pytest.approx((-1 + (0 - 0.5 - 0.5) / 3 + 0) / 3)
+    assert float(found["rewards/accuracy"]) == pytest.approx((0 + (0.5 + 0 + 0) / 3 + 0.5) / 3)
+    assert float(found["logps/rejected"]) == pytest.approx((-1 + (-2 - 1 - 1) / 3 - 4) / 3)
+
+
+# The start ----------------------------------------------------------------------------------------
+
+KINDS: dict[str, dict[str, Any]] = {
+    "fresh LoRA": {},
+    "trained LoRA": {"adapter": "lora"},
+    "decoder LoRA": {"policy": LoRAPolicy(r=4, alpha=8, target_modules=DECODER)},
+    "merged": {"policy": MergedPolicy(r=4, alpha=8), "adapter": "lora"},
+    "soft prompt": {"policy": SoftPromptPolicy(virtual_tokens=5), "optimizer": adamw(0.3)},
+    "full": {"policy": FullPolicy()},
+    "full decoder": {"policy": FullPolicy(train_encoder=False)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_starts_at_its_reference_and_leaves_it(
+    kind: str, t5: str, tmp_path: Path, trained_adapter: str
+) -> None:
+    settings = {key: value for key, value in KINDS[kind].items() if key != "adapter"}
+    if "adapter" in KINDS[kind]:
+        settings["adapter"] = trained_adapter
+    module, data = settle(make_module(t5, **settings)), make_data(t5, tmp_path)
+    batch = make_batch(data)
+    start = module.score(batch)
+    assert (start.policy - start.reference).abs().max() < 1e-4
+    assert module.loss(start, batch).item() == pytest.approx(3 * math.log(2), rel=1e-4)
+    make_trainer(tmp_path, max_epochs=25, limit_val_batches=0).fit(module, data)
+    module.eval()
+    end = module.score(batch)
+    torch.testing.assert_close(end.reference, start.reference, atol=1e-4, rtol=1e-4)
+    assert float(module.measure(end, batch)["rewards/accuracy"]) > 0.8  # it was 0.5
+    assert module.loss(end, batch).item() < 2
+
+
+def test_a_policy_that_is_not_its_reference_is_stopped(
+    t5: str, tmp_path: Path, trained_adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(t5, adapter=trained_adapter)
+    module.configure_model()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    # As if the backbone alone stood for a trained adapter's start.
+    del module.model.peft_config["reference"]
+    with pytest.raises(GateError, match="DPO stopped before its first update"):
+        make_trainer(tmp_path, limit_val_batches=0).fit(module, make_data(t5, tmp_path))
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+
+
+def test_what_is_not_finite_does_not_pass_the_start() -> None:
+    check_start(torch.zeros(2, 3))
+    with pytest.raises(GateError, match="nan"):
+        check_start(torch.tensor([[0.0, math.nan]]))
+
+
+def test_settings_out_of_range_are_refused(t5: str) -> None:
+    for settings in ({"beta": 0.0}, {"label_smoothing": 0.5}):
+        with pytest.raises(ValueError, match="beta must be above 0 and label_smoothing in"):
+            make_module(t5, **settings)
+    with pytest.raises(ValueError, match="is no exported adapter"):
+        make_module(t5, adapter="nowhere")
+
+
+def test_smoothing_and_beta_change_what_is_learnt(t5: str, tmp_path: Path) -> None:
+    data, losses = make_data(t5, tmp_path), set()
+    for settings in ({}, {"beta": 0.3}, {"label_smoothing": 0.1}):
+        module = settle(make_module(t5, **settings))
+        move(module)
+        losses.add(round(take(module.eval(), data)[0].item(), 4))
+    assert len(losses) == 3
+
+
+# What a run leaves --------------------------------------------------------------------------------
+
+
+def test_a_fit_and_a_test_log_and_generate_before_and_after(t5: str, tmp_path: Path) -> None:
+    module, data = make_module(t5), make_data(t5, tmp_path)
+    trainer = make_trainer(tmp_path, max_epochs=2, log_every_n_steps=1)
+    trainer.fit(module, data)
+    names = set(trainer.callback_metrics)
+    assert names >= {"train/loss", "val/loss", "val/accuracy", "val/margin"}
+    assert names >= {f"rewards/{k}" for k in ("chosen", "rejected", "margin", "accuracy")}
+    trainer.validate(module, data, verbose=False)
+    module.eval()
+    expected = module.measure(module.score(make_batch(data)), make_batch(data))
+    assert float(trainer.callback_metrics["val/margin"]) == pytest.approx(
+        float(expected["rewards/margin"]), rel=1e-4
+    )
+    data.setup("test")
+    dialogues, pairs = data.test_dataloader()
+    output = module.test_step(next(iter(dialogues)), 0)
+    assert len(output["predictions"]) == len(output["predictions_before"]) == 3
+    with reference_policy(module.model, module.reference) as start:
+        assert output["predictions_before"] == module.generate(next(iter(dialogues)), start)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    assert module.test_step(next(iter(pairs)), 0) is None
+
+
+def test_the_export_is_the_policy_and_loads_with_plain_peft(t5: str, tmp_path: Path) -> None:
+    module, data = make_module(t5), make_data(t5, tmp_path)
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(module, data)
+    module.export(tmp_path / "export")
+    module.eval()
+    backbone = AutoModelForSeq2SeqLM.from_pretrained(t5)
+    plain = PeftModel.from_pretrained(backbone, tmp_path / "export").eval()
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    prompt = "Summarize the following conversation.\n\n#Person2#: Tea?\n\nSummary:"
+    batch = make_batch(data)
+    scores = module.score(batch).policy
+    assert slow_logprob(plain, tokenizer, prompt, "tea") == pytest.approx(
+        scores[4].item(), abs=1e-4
+    )
+
+
+def test_a_checkpoint_of_another_reference_is_refused(
+    t5: str, tmp_path: Path, trained_adapter: str
+) -> None:
+    module = settle(make_module(t5, adapter=trained_adapter))
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="the reference is not the one that this run was held to"):
+        module.on_load_checkpoint(checkpoint | {"reference": "other"})
+
+
+# The data -----------------------------------------------------------------------------------------
+
+
+def test_prompts_are_those_of_the_dialogue_module(t5: str, tmp_path: Path) -> None:
+    long = [row | {"dialogue": row["dialogue"] + " so long" * 40} for row in ANSWERS]
+    as_rows = [{"id": r["id"], "dialogue": r["dialogue"], "summary": "x"} for r in long]
+    for settings in ({}, {"prompt": Plain()}, {"max_source_length": 120}):
+        data = make_data(t5, tmp_path, **settings)
+        write_rows(tmp_path / "answers", validation=long)
+        write_rows(tmp_path / "rows", validation=as_rows, train=as_rows)
+        other = DialogSumDataModule(str(tmp_path / "rows"), t5, **settings)
+        other.setup("validate")
+        batch = make_batch(data)
+        sources = {each.id: each.source for each in other.datasets["validation"]}
+        for place, name in enumerate(batch["ids"]):
+            kept = batch["attention_mask"][place].bool()
+            assert batch["input_ids"][place][kept].tolist() == sources[name].tolist()
+
+
+def test_completions_end_in_one_eos_and_are_cut_before_it(t5: str, tmp_path: Path) -> None:
+    data = make_data(t5, tmp_path, max_target_length=5)
+    batch = make_batch(data)
+    texts = [text for each in data.splits["validation"] for text in each.completions]
+    assert texts == ["no, never", "yes", "a", "b c d", "tea", "six", "x y"]
+    assert batch["owner"].tolist() == [0, 0, 1, 1, 1, 2, 2]
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    for response, mask, text in zip(batch["responses"], batch["mask"], texts, strict=True):
+        tokens = response[mask].tolist()
+        assert tokens == tokenizer(text[:4]).input_ids
+        assert tokens.count(tokenizer.eos_token_id) == 1
+    pairs = [(texts[j], texts[k]) for j, k in batch["pairs"].tolist()]
+    assert pairs == [
+        ("yes", "no, never"), ("b c d", "a"), ("tea", "a"), ("tea", "b c d"), ("six", "x y"),
+    ]  # fmt: skip
+    assert batch["weights"].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3, 1])
+
+
+def test_no_order_in_the_file_matters(t5: str, tmp_path: Path) -> None:
+    module = settle(make_module(t5))
+    losses = []
+    for rows in (ANSWERS, ANSWERS[::-1]):
+        turned = [
+            row | {"completions": row["completions"][::-1], "ranks": row["ranks"][::-1]}
+            for row in rows
+        ]
+        data = make_data(t5, tmp_path)
+        write_rows(tmp_path / "answers", train=turned, validation=turned)
+        data.setup("fit")
+        losses.append(
+            [
+                (batch["ids"], module.loss(module.score(batch), batch).item())
+                for batch in data.train_dataloader()
+            ]
+        )
+    assert losses[0] == losses[1]
+
+
+def test_what_is_missing_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
+    class Settings:
+        source = str(tmp_path / "none")
+        dialogues = str(tmp_path / "neither")
+
+    problems = DPODataModule.find_problems(Settings)
+    assert "data.source" in problems[0] and "data.dialogues" in problems[1]
+
+
+def test_a_summary_says_what_became_of_pairs_and_dialogues(t5: str, tmp_path: Path) -> None:
+    data = make_data(t5, tmp_path)
+    data.setup("fit")
+    described = json.loads(json.dumps(data.describe()))
+    assert set(described) == {"train_pairs", "validation_pairs", "validation"}
+    assert described["train_pairs"]["pairs"] == 5
+    assert described["validation"]["rows"] == 3

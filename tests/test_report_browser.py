@@ -1,0 +1,251 @@
+"""report.html in a real browser: sorting, filters, views and tokens, and nothing from outside."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Browser, Page, expect
+
+from reporting.comparison import Comparison
+from reporting.page.build import build_page
+from reporting.runs import read_runs
+from tests.browser import Watch, open_chromium
+from tests.report_runs import draw_values, lay_ppo, lay_run
+
+pytestmark = pytest.mark.browser
+
+N = 45
+TOUR = ("overview", "training", "examples", "tokens", "runs")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of two seeds, another method whose texts are hostile, and PPO with rollouts."""
+    root = tmp_path_factory.mktemp("runs")
+    texts = [f"Ann asks Ben {i}. <img src=x onerror=boom()>" for i in range(N)]
+    paths = [
+        lay_run(root / "lora_s1", draw_values(1, N, 0.4)),
+        lay_run(root / "lora_s2", draw_values(2, N, 0.42), seed=2),
+        lay_run(root / "full_ft", draw_values(3, N, 0.7), method="full_ft", texts=texts),
+        lay_ppo(root / "ppo", draw_values(4, N, 0.5)),
+        root / "missing",
+    ]
+    runs, problems = read_runs(paths)
+    file = root / "report.html"
+    file.write_text(build_page(Comparison(runs, problems)), encoding="utf-8")
+    return file.as_uri()
+
+
+@pytest.fixture
+def page(chromium: Browser, report: str) -> Iterator[Page]:
+    """The page; whatever a test does with it, it complains of nothing and asks for nothing."""
+    opened = chromium.new_page(viewport={"width": 1280, "height": 900})
+    watch = Watch(opened)
+    opened.goto(report)
+    yield opened
+    assert watch.complaints == []
+    assert {url.partition("#")[0] for url in watch.requests} <= {report, "data:,"}
+    opened.close()
+
+
+def column(page: Page, table: str, number: int) -> list[str]:
+    cells = page.locator(f"{table} tbody tr:not(.member) > :nth-child({number}) b")
+    return cells.all_text_contents()
+
+
+def test_views_follow_the_address(page: Page, report: str) -> None:
+    for name in TOUR:
+        page.locator(f".top nav a[href='#{name}']").click()
+        expect(page.locator(f"section#{name}")).to_be_visible()
+        assert page.locator("section:visible").count() == 1
+        expect(page.locator("[aria-current]")).to_have_attribute("href", f"#{name}")
+    page.go_back()
+    expect(page.locator("section#tokens")).to_be_visible()
+    assert page.url == f"{report}#tokens"
+
+
+def test_the_first_screen_has_the_answer_and_what_could_not_be_read(page: Page) -> None:
+    expect(page.locator(".choice")).to_be_in_viewport()
+    expect(page.locator(".certainty")).to_be_in_viewport()
+    expect(page.locator(".choice")).to_contain_text("Use full_ft")
+    expect(page.locator(".problems")).to_contain_text("missing: there is no such folder")
+
+
+def test_the_table_sorts_by_its_titles(page: Page) -> None:
+    title = page.locator("#table thead th", has_text="ROUGE-1")
+    place = 1 + page.locator("#table thead th").all_text_contents().index("ROUGE-1")
+    title.locator("button").click()
+    expect(title).to_have_attribute("aria-sort", "descending")
+    shown = [float(text) for text in column(page, "#table", place)]
+    assert len(shown) == 3
+    assert shown == sorted(shown, reverse=True)
+    title.locator("button").press("Enter")
+    expect(title).to_have_attribute("aria-sort", "ascending")
+    assert [float(text) for text in column(page, "#table", place)] == sorted(shown)
+    # What is missing comes last either way: only PPO has a KL.
+    for _ in range(2):
+        page.locator("#table thead th", has_text="KL").locator("button").click()
+        first = page.locator("#table tbody tr:not(.member) th").first
+        expect(first).to_contain_text("ppo")
+
+
+def test_a_group_unfolds_into_its_runs_and_keeps_them_when_sorted(page: Page) -> None:
+    button = page.locator("#table .expand")
+    assert page.locator("#table tr.member:visible").count() == 0
+    button.click()
+    expect(button).to_have_attribute("aria-expanded", "true")
+    page.locator("#table thead th", has_text="run").locator("button").first.click()
+    names = page.locator("#table tbody tr:visible th").all_text_contents()
+    start = next(i for i, name in enumerate(names) if name.startswith("lora") and "runs" in name)
+    assert names[start + 1 : start + 3] == ["lora_s1", "lora_s2"]
+
+
+def test_another_baseline_shows_its_differences(page: Page) -> None:
+    def gap(place: str) -> float:
+        table = f".difference[data-baseline='{place}']"
+        other = page.locator(f"{table} td[data-metric='rouge1'][data-row='full_ft'] b")
+        return float(other.text_content() or "nan")
+
+    chosen = page.locator("#baseline")
+    chosen.select_option(label="lora")
+    over_lora = gap(chosen.input_value())
+    assert over_lora > 0
+    chosen.select_option(label="full_ft")
+    assert page.locator(".difference:visible").count() == 1
+    expect(
+        page.locator(".difference:visible td[data-metric='rouge1'][data-row='lora'] b")
+    ).to_have_text(f"{-over_lora:.1f}")
+
+
+def gains(page: Page) -> list[float]:
+    shown = page.locator("#example-list h3 small").all_text_contents()
+    return [float(text.split()[-1]) for text in shown]
+
+
+def test_examples_are_sorted_by_gain(page: Page) -> None:
+    page.goto(f"{page.url}#examples")
+    expect(page.locator("#example-list article")).to_have_count(20)
+    expect(page.locator(".pager .place").first).to_have_text("1 to 20 of 45")
+    for metric in ("reward", "ROUGE-1", "toxicity"):
+        page.locator("#sort").select_option(label=metric)
+        page.locator("#sort-run").select_option(label="ppo")
+        page.locator("#sort-other").select_option(label="full_ft")
+        page.locator("#direction").select_option("-1")
+        falling = gains(page)
+        assert len(falling) == 20
+        assert falling == sorted(falling, reverse=True)
+        page.locator("#direction").select_option("1")
+        assert gains(page) == sorted(gains(page))
+        assert gains(page)[0] < falling[-1]
+    page.locator(".pager .next").first.click()
+    expect(page.locator(".pager .place").first).to_have_text("21 to 40 of 45")
+
+
+def test_examples_are_filtered_by_text_run_and_names(page: Page) -> None:
+    page.goto(f"{page.url}#examples")
+    page.locator("#query").fill("the way 7?")
+    expect(page.locator("#example-list article")).to_have_count(1)
+    expect(page.locator("#example-list h3")).to_contain_text("test_7")
+    texts = page.locator("#example-list [data-run]")
+    expect(texts).to_have_count(5)
+    page.locator("#shown-runs label", has_text="lora_s1").locator("input").uncheck()
+    expect(texts).to_have_count(4)
+    # Names that the dialogue does not have are in the texts of lora and ppo.
+    for run in ("lora_s2", "ppo"):
+        page.locator("#shown-runs label", has_text=run).first.locator("input").uncheck()
+    page.locator("#only-names").check()
+    expect(page.locator("#example-list article")).to_have_count(0)
+    expect(page.locator(".pager .place").first).to_have_text("none")
+
+
+def test_words_and_names_are_marked_and_texts_are_only_texts(page: Page) -> None:
+    page.goto(f"{page.url}#examples")
+    first = page.locator("#example-list article").first
+    lora = first.locator("[data-run='lora_s1']")
+    assert lora.locator("mark.hit").all_text_contents() == ["Ann", "asks", "Ben"]
+    assert lora.locator("mark.unknown").all_text_contents() == ["Zorro"]
+    hostile = first.locator("[data-run='full_ft'] dd")
+    expect(hostile).to_have_text("Ann asks Ben 0. <img src=x onerror=boom()>")
+    assert page.locator("#examples img").count() == 0
+
+
+def test_the_microscope_colours_tokens_and_gives_their_numbers(page: Page) -> None:
+    page.goto(f"{page.url}#tokens")
+    expect(page.locator("#rollout-batch")).to_have_value("2")  # the last of three
+    first = page.locator("#rollout-list article").first
+    assert first.locator(".token").all_text_contents() == [" Ann", " asks", ".", "</s>"]
+    # By hand: -1 + 1.5, -0.5 + 0.5, -0.25 + 0.75, -2 + 1, whose sum is 0.
+    expect(first.locator("h3 small")).to_contain_text("score 1.5000 · KL 0.0000 nats · 4 tokens")
+
+    def colours() -> list[str]:
+        return first.locator(".token").evaluate_all("all => all.map(e => e.style.backgroundColor)")
+
+    kl = colours()
+    assert kl[0] == kl[2]
+    assert kl[0].startswith("rgba(220, 90, 0")
+    assert kl[3].startswith("rgba(40, 110, 200")
+    assert kl[1].endswith(", 0)")
+    first.locator(".token").nth(3).hover()
+    tip = page.locator("#tip")
+    expect(tip).to_be_visible()
+    numbers = dict(line.rsplit(maxsplit=1) for line in tip.inner_text().splitlines()[1:])
+    assert {name.strip(): value for name, value in numbers.items()} == {
+        "log π": "-2.0000", "log π_ref": "-1.0000", "log π \u2212 log π_ref": "-1.0000",
+        "ratio π / π_old": f"{math.exp(0.3):.4f}", "advantage": "1.0000", "value": "0.4000",
+        "reward": "2.2000", "return": "1.4000", "entropy": "1.3000",
+    }  # fmt: skip
+    first.locator("summary", has_text="Numbers").click()
+    expect(first.locator("tbody tr").last.locator("td")).to_have_text(list(numbers.values()))
+    for measure in ("ratios", "advantage", "value"):
+        label = "ratio π / π_old" if measure == "ratios" else measure
+        page.locator("#measure").select_option(label=label)
+        assert colours() != kl
+    page.locator("#measure").select_option(label="ratio π / π_old")
+    assert first.locator(".token.clipped").count() == 4  # e^0.3 is beyond 1 + 0.2
+    page.locator("#rollout-sort").select_option("score")
+    expect(first).to_have_attribute("data-id", "train_9_2")
+    page.locator("#rollout-batch").select_option("0")
+    expect(first).to_have_attribute("data-id", "train_0_2")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(chromium: Browser, report: str, width: int) -> None:
+    page = chromium.new_page(viewport={"width": width, "height": 844})
+    for name in TOUR:
+        page.goto(f"{report}#{name}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_light_dark_and_paper(page: Page) -> None:
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    page.emulate_media(color_scheme="light")
+    light = paper()
+    page.emulate_media(color_scheme="dark")
+    assert paper() != light
+    page.locator("#theme").click()
+    assert paper() == light
+    page.emulate_media(media="print", color_scheme="dark")
+    for name in ("overview", "training", "runs"):
+        expect(page.locator(f"section#{name}")).to_be_visible()
+    expect(page.locator(".top")).to_be_hidden()
+
+
+def test_without_a_script_all_numbers_are_there(chromium: Browser, report: str) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    for name in TOUR:
+        expect(page.locator(f"section#{name}")).to_be_visible()
+    expect(page.locator("#examples noscript p")).to_be_visible()
+    context.close()

@@ -1,0 +1,397 @@
+"""report.html: every number on it is that of the run folders, and texts stay texts."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import report
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
+from metrics.over_runs import difference_over_runs
+from reporting.comparison import Comparison
+from reporting.page.build import build_page, embed
+from reporting.page.examples import mark_overlap, stems_of
+from reporting.page.microscope import spread_out
+from reporting.runs import read_runs
+from run_folder import RolloutFiles, RunFolder
+from tests.report_runs import METRICS, draw_values, lay_curves, lay_ppo, lay_run
+
+N = 40
+MEANS = {"zero_shot": 0.2, "full_ft": 0.6, "lora_s1": 0.5, "lora_s2": 0.52, "lora_s3": 0.55}
+GROUPS = {
+    "zero_shot": ["zero_shot"], "full_ft": ["full_ft"], "lora": ["lora_s1", "lora_s2", "lora_s3"],
+    "ppo": ["ppo"],
+}  # fmt: skip
+RAW = ("reward", "kl")
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests look at."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.cells: list[tuple[dict[str, str], list[str]]] = []
+        self.titles: list[str] = []
+        self.paragraphs: dict[str, str] = {}
+        self.scripts: list[dict[str, str]] = []
+        self.data = ""
+        self._in: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag == "td" and "data-metric" in found:
+            self.cells.append((found, []))
+        if tag == "script":
+            self.scripts.append(found)
+        self._in.append(f"p.{found.get('class')}" if tag == "p" else tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._in and self._in.pop().split(".")[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        inside = self._in[-1] if self._in else ""
+        if inside in ("b", "small") and "td" in self._in:
+            self.cells[-1][1].append(data)
+        elif inside == "title" and "svg" in self._in:
+            self.titles.append(data)
+        elif inside == "script" and self.scripts[-1].get("type") == "application/json":
+            self.data += data
+        for part in self._in:
+            if part.startswith("p."):
+                self.paragraphs[part[2:]] = self.paragraphs.get(part[2:], "") + data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for place, (name, mean) in enumerate(MEANS.items()):
+        method, _, seed = name.partition("_s")
+        settings: dict[str, Any] = {"seed": int(seed)} if seed.isdigit() else {}
+        trainable = 0 if name == "zero_shot" else 57_344
+        lay_run(
+            root / name, draw_values(place, N, mean), method, trainable=trainable,
+            config={"model": {"init_args": {"of": method}}}, **settings,
+        )  # fmt: skip
+    lay_ppo(root / "ppo", draw_values(9, N, 0.55))
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    paths = [str(runs / name) for name in (*MEANS, "ppo")]
+    args = ["compare", *paths, "--out", str(folder), "--price_per_hour", "3.6"]
+    assert report.main(args) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(out: Path) -> Page:
+    return Page((out / "report.html").read_text(encoding="utf-8"))
+
+
+def columns(runs: Path, label: str, metric: str) -> np.ndarray:
+    """The values of predictions.jsonl: a row for each run of a group."""
+    found = []
+    for name in GROUPS.get(label, [label]):
+        lines = (runs / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append([json.loads(line)[metric] for line in lines])
+    return np.array(found)
+
+
+def late_kl(runs: Path) -> Estimate:
+    """The mean of the last quarter of the 80 logged values."""
+    with (runs / "ppo" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        values = [float(row["objective/kl"]) for row in csv.DictReader(file) if row["objective/kl"]]
+    assert len(values) == 80
+    return bootstrap_mean(values[-20:])
+
+
+def expect(runs: Path, cell: dict[str, str]) -> Estimate:
+    """Compute anew what a cell has to show."""
+    row, metric, of = cell["data-row"], cell["data-metric"], cell["data-of"]
+    if metric == "kl":
+        return late_kl(runs)
+    after = columns(runs, row, metric)
+    if of == "value":
+        return bootstrap_crossed(after.tolist())
+    before = columns(runs, of, metric)
+    if len(before) == len(after) == 1:
+        return paired_change(before[0].tolist(), after[0].tolist())
+    return difference_over_runs(before, after)
+
+
+def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page: Page) -> None:
+    seen = set()
+    for cell, texts in page.cells:
+        if "data-value" not in cell:
+            continue
+        wanted, metric = expect(runs, cell), cell["data-metric"]
+        assert float(cell["data-value"]) == pytest.approx(wanted.value, abs=1e-12)
+        assert int(cell["data-n"]) == wanted.n
+        ends = (float(cell["data-low"]), float(cell["data-high"]))
+        assert ends == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+        scale, decimals = (1, 2) if metric in RAW else (100, 1)
+        sign = "" if cell["data-of"] == "value" else "+"
+        assert wanted.low is not None
+        shown = [f"{scale * part:{sign}z.{decimals}f}" for part in (wanted.value, *ends)]
+        if "→" in texts[0]:  # PPO's toxicity, before and after
+            before = columns(runs, "ppo", "toxicity_before")[0]
+            change = paired_change(before.tolist(), columns(runs, "ppo", "toxicity")[0].tolist())
+            assert change.low is not None
+            assert change.high is not None
+            assert texts == [
+                f"{100 * before.mean():.1f} → {shown[0]}",
+                f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})",
+            ]
+        else:
+            low = f"+{shown[1]}" if not sign and ends[0] < 0 else shown[1]
+            assert texts[:2] == [shown[0], f"{low} to {shown[2]}"]
+        seen.add((cell["data-row"], metric, cell["data-of"]))
+    values = {(row, metric, "value") for row in (*GROUPS, *GROUPS["lora"]) for metric in METRICS}
+    gaps = {(a, m, b) for a in GROUPS for b in GROUPS if a != b for m in METRICS}
+    assert seen == values | gaps | {("ppo", "kl", "value")}
+
+
+def test_costs_are_those_of_the_summaries(page: Page) -> None:
+    costs = {
+        (cell["data-row"], cell["data-metric"]): texts
+        for cell, texts in page.cells
+        if cell["data-of"] == "value"
+    }
+    # 101, 102 and 103 s at $3.60 an hour.
+    assert costs["lora", "seconds"] == ["1 min 42 s", "1 min 41 s to 1 min 43 s"]
+    assert costs["lora", "dollars"] == ["$0.10"]
+    assert costs["lora_s2", "seconds"] == ["1 min 42 s"]
+    assert costs["full_ft", "trainable"] == ["57,344", "3.43 %"]
+    assert costs["full_ft", "peak_memory_bytes"] == ["1.00 GiB"]
+    assert costs["lora", "runs"] == ["3"]
+    assert costs["ppo", "n"] == ["40"]
+
+
+def test_the_first_screen_answers_both_questions(runs: Path, page: Page) -> None:
+    ft, ppo = columns(runs, "full_ft", "rouge1"), columns(runs, "ppo", "rouge1")
+    assert ft.mean() > ppo.mean() > columns(runs, "lora", "rouge1").mean()
+    own, gap = bootstrap_mean(ft[0].tolist()), paired_change(ppo[0].tolist(), ft[0].tolist())
+    numbers = re.findall(r"-?\d+\.\d", page.paragraphs["choice"])
+    parts = (own.value, own.low, own.high, gap.value, gap.low, gap.high)
+    assert numbers == [f"{100 * part:z.1f}" for part in parts if part is not None]
+    assert page.paragraphs["choice"].startswith("Use full_ft")
+    assert "of the same 40 test dialogues; 1 to 3 runs stand behind" in page.paragraphs["certainty"]
+
+
+def test_charts_show_the_same_numbers(runs: Path, page: Page) -> None:
+    for label in GROUPS:
+        for metric in METRICS:
+            value = expect(runs, {"data-row": label, "data-metric": metric, "data-of": "value"})
+            scale = 1 if metric in RAW else 100
+            assert value.low is not None
+            assert value.high is not None
+            parts = [scale * part for part in (value.value, value.low, value.high)]
+            title = f"{label}: {parts[0]:.2f} ({parts[1]:.2f} to {parts[2]:.2f})"
+            assert title in page.titles
+    for run in GROUPS["lora"]:
+        assert f"lora, a run: {100 * columns(runs, run, 'rouge2').mean():.2f}" in page.titles
+    # Ends of curves.
+    assert "full_ft: 1.5 at 20" in page.titles
+    assert "ppo: 2 at 790" in page.titles
+
+
+def test_the_examples_are_those_of_the_files(runs: Path, page: Page) -> None:
+    found = json.loads(page.data)["examples"]
+    assert [run["name"] for run in found["runs"]] == [*MEANS, "ppo", "ppo (before)"]
+    for run in found["runs"]:
+        name, _, before = run["name"].partition(" ")
+        end = "_before" if before else ""
+        lines = (runs / name / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert found["ids"] == [row["id"] for row in rows]
+        assert found["references"] == [row["references"] for row in rows]
+        assert run["texts"] == [row[f"prediction{end}"] for row in rows]
+        assert set(run["scores"]) == set(METRICS)
+        for metric, values in run["scores"].items():
+            assert values == [round(row[metric + end], 5) for row in rows]
+        assert run["names"] == [[] if end else ["Zorro"] for _ in rows]
+
+
+def test_the_microscope_has_the_rollouts_numbers(runs: Path, page: Page) -> None:
+    (run,) = json.loads(page.data)["rollouts"]
+    assert (run["name"], run["clip"], run["total"]) == ("ppo", 0.2, 3)
+    assert [batch["batch"] for batch in run["batches"]] == [0, 5, 9]
+    path = RolloutFiles(runs / "ppo").rows(5)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row, rollout in zip(rows, run["batches"][1]["rollouts"], strict=True):
+        assert rollout["tokens"] == [" Ann", " asks", ".", "</s>"]
+        assert rollout["score"] == row["score"]
+        for name, column in rollout["columns"].items():
+            assert column == pytest.approx(row[name], abs=5e-5)
+
+
+def test_spread_out_has_both_ends() -> None:
+    assert spread_out(range(100), 6) == [0, 20, 40, 59, 79, 99]
+    assert spread_out([3, 4], 6) == [3, 4]
+
+
+def test_words_overlap_by_their_stems() -> None:
+    # "asked" and "asks" have one stem; ROUGE knows no stem of so short a word as "has".
+    known = stems_of(["Person1 asks", "Ann"])
+    assert mark_overlap("Ann asked for it, #Person1# has.", known) == "110010"
+
+
+# What is hostile or broken --------------------------------------------------------------------
+
+HOSTILE = [
+    "</script><script>alert(1)</script>", "<!-- <script>", "a\u2028b\u2029c",
+    "<img src=x onerror=1>", "\ud800 half a pair", "]]> & &amp; \" '", "{{ 7 * 7 }} {% raw %}",
+    "$E=mc^2$",
+]  # fmt: skip
+
+
+def build(*paths: Path) -> str:
+    found, problems = read_runs(paths)
+    return build_page(Comparison(found, problems))
+
+
+def test_texts_stay_texts(tmp_path: Path) -> None:
+    name = "<b>run<b> & $x$"
+    values = draw_values(1, len(HOSTILE))
+    path = tmp_path / name
+    lay_run(path, values, texts=[text.replace("\ud800", "?") for text in HOSTILE])
+    predictions = path / "predictions.jsonl"
+    # Half a surrogate pair is no text that a file can hold, but JSON can name it.
+    whole = predictions.read_text(encoding="utf-8").replace("? half", "\\ud800 half")
+    predictions.write_text(whole, encoding="utf-8")
+    source = build(path)
+    page = Page(source)
+    assert [script.get("type") for script in page.scripts] == ["application/json", None]
+    (run,) = json.loads(page.data)["examples"]["runs"]
+    assert run["texts"] == HOSTILE
+    assert "<script>alert" not in source
+    assert "<img" not in source
+    assert "<b>run<b>" not in source
+    assert "\u2028" not in source
+    source.encode("utf-8")
+
+
+def test_what_is_not_finite_is_null() -> None:
+    text = str(embed({"a": [float("nan"), float("inf"), 1.5], "b": ("<", "'")}))
+    assert json.loads(text) == {"a": [None, None, 1.5], "b": ["<", "'"]}
+    assert "<" not in text
+    assert "'" not in text
+
+
+def test_nothing_points_outside(out: Path) -> None:
+    source = (out / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:,)""", source)
+    assert "@import" not in source
+    assert "url(" not in source
+    assert "http://" not in source
+    assert "https://" not in source
+    assert "default-src 'none'" in source
+
+
+def test_half_written_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    good = lay_run(tmp_path / "good", draw_values(0, 5))
+    for name in ("predictions", "metrics", "config"):
+        lay_run(tmp_path / name, draw_values(1, 5))
+    predictions = tmp_path / "predictions" / "predictions.jsonl"
+    predictions.write_text(predictions.read_text()[:-40])
+    with (tmp_path / "metrics" / "metrics.csv").open("a") as file:
+        file.write("20,1.2e\n")
+    (tmp_path / "config" / "config.yaml").write_text("model: {init_args: [\n")
+    ppo = lay_ppo(tmp_path / "ppo", draw_values(2, 5))
+    rollouts = RolloutFiles(ppo).rows(5)
+    rollouts.write_text(rollouts.read_text()[:-40])
+    source = build(good, predictions.parent, tmp_path / "metrics", tmp_path / "config", ppo)
+    page = Page(source)
+    assert "predictions.jsonl, line 5 is not JSON" in source
+    assert "a row of metrics.csv is not as it should be" in source
+    assert "config.yaml is not YAML" in source
+    assert "batch000005-rank0.jsonl: shown without this batch" in source
+    rows = {c["data-row"] for c, _ in page.cells if "data-value" in c and c["data-of"] == "value"}
+    assert rows == {"good", "predictions", "metrics", "config", "ppo"}
+    gaps = {c["data-row"] for c, _ in page.cells if "data-value" in c and c["data-of"] != "value"}
+    assert gaps == rows - {"predictions"}
+    data = json.loads(page.data)
+    assert "predictions" not in [run["name"] for run in data["examples"]["runs"]]
+    assert [batch["batch"] for batch in data["rollouts"][0]["batches"]] == [0, 9]
+
+
+def test_a_missing_metric_is_a_gap(tmp_path: Path) -> None:
+    whole, part = draw_values(0, 5), draw_values(1, 5)
+    del part["toxicity"], part["reward"]
+    paths = [lay_run(tmp_path / "whole", whole), lay_run(tmp_path / "part", part)]
+    RunFolder(paths[0]).metrics_csv.unlink()
+    page = Page(build(*paths))
+    texts = {
+        (cell["data-row"], cell["data-metric"]): texts
+        for cell, texts in page.cells
+        if cell["data-of"] == "value"
+    }
+    assert texts["part", "toxicity"] == texts["part", "reward"] == ["-"]
+    assert texts["part", "rouge1"] != ["-"]
+    # A summary that knows more than its examples: a value without a difference.
+    RunFolder(paths[1]).record_metrics({"test/toxicity": Estimate(0.5, 5, 0.4, 0.6)})
+    page = Page(build(*paths))
+    gaps = [c["data-metric"] for c, _ in page.cells if c["data-of"] != "value" and "data-n" in c]
+    assert "toxicity" not in gaps
+    assert "rouge1" in gaps
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("versions", ["torch"]), ("parameters", {"trainable": "many"}), ("parameters", 3),
+        ("data", {"test": 5}), ("metrics", {"test/rouge1": {"value": "0.5"}}), ("metrics", 7),
+        ("metrics", {"test/rouge1": {"value": float("nan")}}),
+        ("metrics", {"test/rouge1": {"value": 0.5, "low": "x", "high": 0.6}}),
+    ],
+)  # fmt: skip
+def test_a_summary_of_another_shape_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    good = lay_run(tmp_path / "good", draw_values(0, 5))
+    bad = lay_run(tmp_path / "bad", draw_values(1, 5))
+    RunFolder(bad).update_summary(**{field: value})
+    runs, problems = read_runs([bad, good])
+    assert [run.name for run in runs] == ["good"]
+    assert f'"{field}"' in problems[0]
+    assert "in summary.json is not" in problems[0]
+    assert 'data-row="good"' in build(bad, good)
+
+
+def test_runs_without_any_example_or_curve(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "reward").update_summary(
+        method="reward_model", metrics={"test/accuracy": {"value": 0.9}}
+    )
+    source = build(tmp_path / "reward")
+    assert "there is nothing to choose by" in source
+    assert "test/accuracy 0.900" in source
+    assert 'id="examples"' not in source
+
+
+def test_sweeps_are_drawn_where_one_setting_differs(tmp_path: Path) -> None:
+    paths = [
+        lay_run(
+            tmp_path / f"r{rank}", draw_values(rank, 8),
+            config={"model": {"init_args": {"r": rank, "alpha": 2 * rank}}},
+        )
+        for rank in (2, 4, 8)
+    ]  # fmt: skip
+    source = build(*paths)
+    assert "ROUGE-1 over LoRA rank" in source
+    other = lay_run(
+        tmp_path / "other", draw_values(1, 8), config={"model": {"init_args": {"r": 16, "x": 1}}}
+    )
+    assert "over LoRA rank" not in build(paths[0], other)
+
+
+def test_curves_of_one_point_are_none(tmp_path: Path) -> None:
+    path = lay_run(tmp_path / "run", draw_values(0, 5))
+    lay_curves(path, {"train/loss": [1.0]})
+    assert "No run logged anything over its steps" in build(path)
