@@ -4,9 +4,13 @@
 
 A policy of FLAN-T5-base's shape and a reward model of RoBERTa-base's, both with random weights;
 16 prompts of real dialogues, 48 new tokens each, one epoch in minibatches of 4; the product's own
-PPOPolicy under a Lightning Trainer. Each round takes a step and then does the matrix products of a
-step alone, at their shapes and on the same weights: the floor. Medians over the rounds; the ratio
-is the median of the rounds' own ratios, as machines drift.
+PPOPolicy under a Lightning Trainer.
+
+Each round takes a step and then does the matrix products of a step alone, at their shapes and on
+the same weights: the floor, by torch's own mm and bmm. The floor of the kernels that the step
+really used, oneDNN's in fp32 and with weights laid out for decoding, stands beside it. The rows of
+the table take turns round by round. Medians over the rounds; ratios are medians of the rounds' own
+ratios, as machines drift.
 """
 
 import argparse
@@ -17,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -27,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.floor import Recorder, replay
 from benchmarks.models import make_batch_of_dialogues, save_roberta_base, save_t5_base
+from datamodules.batching import Batch
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo import rollout
 from lightning_modules.ppo.config import PPOConfig
@@ -34,10 +39,24 @@ from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.reward_terms import ClassifierReward
 
 PROMPTS, NEW_TOKENS = 16, 48
-DECODER = r".*decoder.*\.(q|v)"
 PHASES = ("rollout", "score", "reference", "update")
 
-console = Console(width=120)
+
+class Row(NamedTuple):
+    """A row of the table: what is adapted, and in which precision."""
+
+    label: str
+    targets: Any
+    precision: Any
+
+
+ROWS = {
+    "fp32": Row("q and v", ["q", "v"], "32-true"),
+    "bf16": Row("q and v", ["q", "v"], "bf16-mixed"),
+    "decoder": Row("q and v of the decoder", r".*decoder.*\.(q|v)", "32-true"),
+}
+
+console = Console(width=140)
 
 
 class Timed(PPOPolicy):
@@ -63,7 +82,9 @@ class Timed(PPOPolicy):
         output = super().training_step(batch, batch_idx)
         self.now["step"] = time.perf_counter() - started
         self.now["rollout"] = self.now.pop("time/rollout") - self.now["reference"]
-        self.now["floor"] = replay(self.recorder.products)
+        for name, own in (("floor", False), ("own floor", True)):
+            self.now[name] = replay(self.recorder.products, own)
+            self.now[f"step / {name}"] = self.now["step"] / self.now[name]
         self.rounds.append(self.now)
         return output
 
@@ -72,6 +93,14 @@ class Timed(PPOPolicy):
         for name in ("time/rollout", "time/score", "time/update"):
             if name in values:
                 self.now[name if name == "time/rollout" else name[5:]] = values[name]
+
+    def flops(self) -> int:
+        """Count the floating-point operations of a step's products."""
+        return sum(product.flops for product in self.recorder.products) if self.recorder else 0
+
+    def median(self, name: str) -> float:
+        """Give the median of a figure over the rounds."""
+        return statistics.median(each[name] for each in self.rounds)
 
 
 @contextmanager
@@ -93,69 +122,74 @@ def timed_reference(module: Timed) -> Iterator[None]:
         rollout.reference_policy = original
 
 
-def measure(
-    t5: str, roberta: str, targets: Any, precision: str, rounds: int, batch: Any
-) -> tuple[list[dict[str, float]], int]:
-    """Take so many steps; give their seconds and the floating-point operations of one."""
-    torch.manual_seed(0)
-    module = Timed(
-        backbone=t5,
-        reward_model=roberta,
-        policy=LoRAPolicy(r=32, alpha=32, target_modules=targets),
-        ppo=PPOConfig(max_new_tokens=NEW_TOKENS, epochs=1, minibatch_size=4),
-    )
+def take_step(module: Timed, precision: Any, batch: Batch) -> None:
+    """Take one step under a Trainer."""
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", precision=precision, logger=False,  # type: ignore[arg-type]
+        max_epochs=1, accelerator="cpu", precision=precision, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+    batches: Any = [batch]
     with timed_reference(module):
-        batches: Any = [batch] * (rounds + 1)
         trainer.fit(module, DataLoader(batches, batch_size=None))
-    assert module.recorder is not None  # noqa: S101 (for the type checker)
-    return module.rounds, sum(product.flops for product in module.recorder.products)
+
+
+def measure(rows: dict[str, Row], rounds: int, folder: Path) -> tuple[dict[str, Timed], Batch]:
+    """Take so many steps of each row, in turn, after one that is not counted."""
+    t5, roberta = save_t5_base(folder / "t5"), save_roberta_base(folder / "roberta")
+    batch = make_batch_of_dialogues(t5, PROMPTS)
+    modules = {}
+    for name, row in rows.items():
+        torch.manual_seed(0)
+        modules[name] = Timed(
+            backbone=t5,
+            reward_model=roberta,
+            policy=LoRAPolicy(r=32, alpha=32, target_modules=row.targets),
+            ppo=PPOConfig(max_new_tokens=NEW_TOKENS, epochs=1, minibatch_size=4),
+        )
+        modules[name].terms = next(iter(modules.values())).terms  # one judge in memory for all
+    for _ in range(rounds + 1):
+        for name, row in rows.items():
+            take_step(modules[name], row.precision, batch)
+    return modules, batch
+
+
+def make_table(rows: dict[str, Row], modules: dict[str, Timed]) -> Table:
+    """Give the medians of each row."""
+    seconds = (*PHASES, "step", "floor", "own floor")
+    ratios = ("step / floor", "step / own floor")
+    table = Table(
+        "LoRA on", "precision", *(f"{name}, s" for name in seconds), "TFLOP", *ratios,
+        title="A PPO step: 16 prompts, 48 new tokens, CPU",
+    )  # fmt: skip
+    for name, row in rows.items():
+        module = modules[name]
+        table.add_row(
+            row.label, row.precision, *(f"{module.median(each):.2f}" for each in seconds),
+            f"{module.flops() / 1e12:.2f}", *(f"{module.median(each):.2f}" for each in ratios),
+        )  # fmt: skip
+    return table
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="steps of each row")
-    parser.add_argument("--only", choices=("fp32", "bf16", "decoder"), help="one row of the table")
+    parser.add_argument("--only", choices=tuple(ROWS), help="one row of the table")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = {
-        "fp32": ("q and v", ["q", "v"], "32-true"),
-        "bf16": ("q and v", ["q", "v"], "bf16-mixed"),
-        "decoder": ("q and v of the decoder", DECODER, "32-true"),
-    }
-    table = Table(
-        "LoRA on", "precision", *(f"{phase}, s" for phase in PHASES), "step, s", "TFLOP",
-        "floor, s", "step / floor", title="A PPO step: 16 prompts, 48 new tokens, CPU",
-    )  # fmt: skip
-    steps = {}
+    rows = {name: row for name, row in ROWS.items() if options.only in (None, name)}
     with tempfile.TemporaryDirectory() as folder:
-        t5 = save_t5_base(Path(folder, "t5"))
-        roberta = save_roberta_base(Path(folder, "roberta"))
-        batch = make_batch_of_dialogues(t5, PROMPTS)
-        for name, (label, targets, precision) in rows.items():
-            if options.only not in (None, name):
-                continue
-            rounds, flops = measure(t5, roberta, targets, precision, options.rounds, batch)
-            median = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-            ratio = statistics.median(r["step"] / r["floor"] for r in rounds)
-            steps[name] = median["step"]
-            table.add_row(
-                label, precision, *(f"{median[phase]:.2f}" for phase in PHASES),
-                f"{median['step']:.2f}", f"{flops / 1e12:.2f}", f"{median['floor']:.2f}",
-                f"{ratio:.2f}",
-            )  # fmt: skip
-    console.print(table)
+        modules, batch = measure(rows, options.rounds, Path(folder))
+    console.print(make_table(rows, modules))
     size = tuple(batch["input_ids"].shape)
     console.print(
         f"prompts padded to {size}, {int(batch['attention_mask'].sum())} real tokens; "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    if {"fp32", "decoder"} <= set(steps):
-        console.print(f"decoder only is {steps['fp32'] / steps['decoder']:.2f} times faster")
+    if {"fp32", "decoder"} <= set(rows):
+        pairs = zip(modules["fp32"].rounds, modules["decoder"].rounds, strict=True)
+        faster = statistics.median(first["step"] / second["step"] for first, second in pairs)
+        console.print(f"decoder only is {faster:.2f} times faster")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class QuickLinear(nn.Linear):
         if self.packed is not None:
             bias = None if self.bias is None else self.bias.to(self.packed.dtype)
             return product(input.to(self.packed.dtype), self.packed, bias)
-        worth = input.numel() * self.out_features >= LEAST_WORK
+        worth = input.dim() > 1 and input.numel() * self.out_features >= LEAST_WORK
         if not (worth and AVAILABLE and self._is_plain(input)):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():

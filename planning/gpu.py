@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from lightning_modules.kernels import ATTENTION, QuickDropout
+from lightning_modules.linear import QuickLinear
 
 
 def slow_down(model: nn.Module) -> None:
@@ -23,6 +24,8 @@ def slow_down(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, QuickDropout):
                 setattr(parent, name, nn.Dropout(child.p).train(child.training))
+            elif isinstance(child, QuickLinear):
+                child.__class__ = nn.Linear
 
 
 class FusedKernels(TorchFunctionMode):

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from lightning_modules.adapters import count_parameters, reference_policy
+from lightning_modules.adapters import count_parameters, reference_policy, unwrap
 from lightning_modules.base import BaseModule
 from lightning_modules.kernels import fuse
+from lightning_modules.linear import QuickLinear
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.ppo.rollout import encode, score_in_chunks
@@ -180,7 +181,7 @@ class _Trace:
         """Sample responses to a batch of prompts, and score their tokens and texts."""
         module, settings = self.module, self.module.ppo
         rows = self.lengths.batch_size * settings.samples
-        self.generate("rollout, sampling", rows, settings.max_new_tokens)
+        self.generate("rollout, sampling", rows, settings.max_new_tokens, packed=True)
         prompts = make_prompts(self.lengths.batch_size, self.lengths.source)
         chunk = find_chunk(module, self.lengths)
         responses = torch.ones(chunk, settings.max_new_tokens, dtype=torch.long)
@@ -210,14 +211,22 @@ class _Trace:
             )
             self.score("evaluation, scoring", judges, _JUDGED, decoding.max_new_tokens)
 
-    def generate(self, name: str, rows: int, new_tokens: int) -> None:
+    def generate(self, name: str, rows: int, new_tokens: int, packed: bool = False) -> None:
         """Reckon, without a trace, what decoding with a cache takes at its last token.
 
         Keys and values of every decoder layer, of the prompt for the cross-attention and of the
         text so far for the self-attention; and the logits of one position, as the model gives
         them, in fp32, as a processed copy, and as probabilities.
+
+        Args:
+            name: Of the phase.
+            rows: Texts that are generated together.
+            new_tokens: Most tokens of each.
+            packed: Whether the decoder's linear layers lie in memory again in another order, as
+                PPO's sampler has them on a CPU.
         """
-        config = self.module.model.config
+        model = unwrap(self.module.model)
+        config = model.config
         inner = config.num_attention_heads * getattr(
             config, "d_kv", config.hidden_size // config.num_attention_heads
         )
@@ -227,6 +236,10 @@ class _Trace:
         found[CACHE] = 2 * layers * rows * (self.source + new_tokens) * inner * size
         found[LOGITS] += 4 * rows * config.vocab_size * 4
         found[OTHER] += rows * self.source * config.hidden_size * 4
+        if packed:
+            decoder = (*model.get_decoder().modules(), model.get_output_embeddings())
+            quick = (layer for layer in decoder if isinstance(layer, QuickLinear))
+            found[COPIES] += size * sum(layer.weight.numel() for layer in quick)
         self.record(name, found)
 
     def score(self, name: str, models: list[nn.Module], rows: int, new_tokens: int) -> None:

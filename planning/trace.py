@@ -26,6 +26,7 @@ _ATEN = torch.ops.aten
 _NUMBER = _ATEN._local_scalar_dense.default
 _NONZERO = _ATEN.nonzero.default
 _SUMS = (_ATEN.sum.default, _ATEN.sum.dim_IntList)
+_PARTS = (_ATEN.max.default, _ATEN.unbind.int, _ATEN.select.int)
 
 
 class LiveBytes(FakeTensorMode):
@@ -129,11 +130,12 @@ def _answer(tensor: Any) -> float | int | bool:
 
 
 def _remember_most(func: Any, args: Sequence[Any], output: Any) -> None:
-    """Note on a sum over a mask how many elements went into each, and on a maximum likewise."""
+    """Note on a sum over a mask how many elements went into each, and on its parts likewise."""
     if func in _SUMS and not args[0].dtype.is_floating_point:
         output.most = args[0].numel() // max(1, output.numel())
-    elif func is _ATEN.max.default:
-        output.most = getattr(args[0], "most", 1)
+    elif func in _PARTS and hasattr(args[0], "most"):
+        for part in tree_iter(output):
+            part.most = args[0].most
 
 
 def place(model: nn.Module) -> None:

@@ -108,10 +108,12 @@ class Comparison:
         keys = shared_keys([*one.runs, *two.runs], metric)
         if not keys or before == after:
             return None
-        paired = len(one.runs) > 1 and one.seeds == two.seeds
-        return difference_over_runs(
-            matrix(one.runs, metric, keys), matrix(two.runs, metric, keys), paired
+        paired = len(one.runs) > 1 and one.by_seed.keys() == two.by_seed.keys()
+        first, second = (
+            matrix(list(side.by_seed.values()) if paired else side.runs, metric, keys)
+            for side in (one, two)
         )
+        return difference_over_runs(first, second, paired)
 
     def change(self, place: int, metric: str) -> Estimate | None:
         """Give what PPO changed of a metric: the paired difference to the reference's texts."""

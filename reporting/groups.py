@@ -29,9 +29,9 @@ class Group(NamedTuple):
         return self.runs[0]
 
     @property
-    def seeds(self) -> list[int | None]:
-        """The seeds, in the order of the runs."""
-        return [run.seed for run in self.runs]
+    def by_seed(self) -> dict[int | None, Run]:
+        """The runs by their seeds, in the order of these."""
+        return {run.seed: run for run in sorted(self.runs, key=lambda run: run.seed or 0)}
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

@@ -1,18 +1,15 @@
-"""Ranks in tests: what one does, and some that are started as torchrun does it."""
+"""What a rank does in a test, in a file of its own: each rank imports all that is here."""
 
-import logging
 import os
-import signal
-import socket
-import sys
-import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from callbacks.text_metric import gather_rows
+from lightning_modules import PPOPolicy
+from lightning_modules.ppo.rollout import Prompts, Rollout
 from metrics.rouge import Rouge
 
 MAT = "the cat sat on the mat"
@@ -41,58 +38,43 @@ def score_on_a_rank(rank: int, port: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(work: Callable[[], None], log: Path, ranks: int = 2, limit: float = 100) -> list[int]:
-    """Fork ranks that find the environment that torchrun gives, and let each do some work.
+class FixedRollouts(PPOPolicy):
+    """Learns from rollouts in a file, each rank from its share of the rows, and keeps what it did.
 
     Args:
-        work: Done by each.
-        log: Folder for what rank N says: ``rankN.log``.
-        ranks: How many.
-        limit: Seconds after which those that are left are killed.
-
-    Returns:
-        Exit codes, that of a signal being below 0.
+        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with its gradients and
+            figures.
+        shares: Rows of each rank.
+        **settings: See :class:`PPOPolicy`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    children = [os.fork() or _be_rank(rank, ranks, port, work, log) for rank in range(ranks)]
-    codes: dict[int, int] = {}
-    end = time.monotonic() + limit
-    while len(codes) < ranks:
-        if time.monotonic() > end:
-            for child in set(children) - set(codes):
-                os.kill(child, signal.SIGKILL)
-        for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.05)
-    return [codes[child] for child in children]
+
+    def __init__(self, folder: Path, shares: Sequence[Sequence[int]], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.folder, self.shares = folder, shares
+        self.gate_passed = True
+
+    def configure_model(self) -> None:
+        """Start alike on every rank, from a LoRA that changes something."""
+        torch.manual_seed(0)
+        super().configure_model()
+        for name, parameter in self.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+
+    def roll_out(self, prompts: Prompts) -> Rollout:
+        """Read them."""
+        rollout: Rollout = torch.load(self.folder / "rollout.pt", weights_only=False)
+        return rollout.rows(torch.tensor(self.shares[self.global_rank]))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write what the step left."""
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.requires_grad}
+        kept = {"gradients": gradients, "figures": outputs["figures"]}
+        torch.save(kept, self.folder / f"{self.global_rank}.pt")
 
 
-def _be_rank(rank: int, ranks: int, port: str, work: Callable[[], None], log: Path) -> int:
-    code: object = 1
-    try:
-        os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE":
-            str(ranks), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "TORCHELASTIC_RUN_ID": "test",
-        }  # fmt: skip
-        file = os.open(log / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        # pytest has taken the place of both, and of the log's handlers.
-        logging.getLogger().handlers.clear()
-        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
-        work()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+def count_letters(
+    predictions: list[str], dialogues: list[str], references: list[list[str]]
+) -> list[float]:
+    """A reward that tells texts apart."""
+    return [len(set(text)) / 10 for text in predictions]

@@ -172,6 +172,8 @@ def test_second_test_replaces_its_metrics(tmp_path: Path) -> None:
         ("SoftPrompt", "soft_prompt"),
         ("InContext", "in_context"),
         ("PPOPolicy", "ppo"),
+        ("DPO", "dpo"),
+        ("Classifier", "classifier"),
         ("RewardModel", "reward_model"),
     ],
 )

@@ -391,6 +391,33 @@ def test_sweeps_are_drawn_where_one_setting_differs(tmp_path: Path) -> None:
     assert "over LoRA rank" not in build(paths[0], other)
 
 
+def test_runs_of_the_same_seeds_are_paired_whatever_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, gain in (("lora", 0.0), ("ppo", 0.1)):
+        for seed in (1, 2) if name == "lora" else (2, 1):
+            values = {"rouge1": (rng.normal(0, 0.01, 20) + 0.2 * seed + gain).tolist()}
+            folder = tmp_path / f"{name}_s{seed}"
+            paths.append(lay_run(folder, values, name, seed, config={"model": name}))
+    runs, _ = read_runs(paths)
+    comparison = Comparison(runs)
+    assert [group.label for group in comparison.groups] == ["lora", "ppo"]
+    gap = comparison.difference(0, 1, "rouge1")
+    assert gap is not None
+    assert gap.low is not None
+    assert gap.high is not None
+    # The seeds are 0.2 apart, and that has no part in it.
+    assert 0.09 < gap.low < gap.high < 0.11
+
+
+def test_settings_that_yaml_reads_as_dates_are_shown(tmp_path: Path) -> None:
+    paths = [lay_run(tmp_path / name, draw_values(1, 4)) for name in ("a", "b")]
+    (paths[0] / "config.yaml").write_text("model: {since: 2024-01-01, list: [q, v]}\n")
+    source = build(*paths)
+    assert "2024-01-01" in source
+    assert "[&#34;q&#34;, &#34;v&#34;]" in source
+
+
 def test_curves_of_one_point_are_none(tmp_path: Path) -> None:
     path = lay_run(tmp_path / "run", draw_values(0, 5))
     lay_curves(path, {"train/loss": [1.0]})

@@ -17,7 +17,7 @@ from callbacks.ranks import LOST_RANK, RankWatch
 from run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
 from tests.conftest import Fit
-from tests.ranks import run_ranks
+from tests.launching import run_ranks
 
 
 def last_step(run: Path) -> int:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import pytest
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from lightning_modules import FullFT, InContext, LoRA, PPOPolicy, RewardModel, SoftPrompt
+from lightning_modules import (
+    DPO,
+    Classifier,
+    FullFT,
+    InContext,
+    LoRA,
+    PPOPolicy,
+    RewardModel,
+    SoftPrompt,
+)
 from lightning_modules.adapters import count_parameters
 from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from tests.batches import settle
@@ -63,6 +72,8 @@ TABLE = {
         25,
         REWARD,
     ),
+    "classifier": Row(lambda _, roberta: Classifier(backbone=roberta), r"model\..*", 25, 22_178),
+    "dpo": Row(lambda t5, _: DPO(backbone=t5, policy=LoRAPolicy(r=4)), LORA, 24, 12 * PAIR),
     "ppo": Row(
         lambda t5, roberta: PPOPolicy(backbone=t5, reward_model=roberta, policy=LoRAPolicy(r=4)),
         f"{LORA}|{VALUE_HEAD}",

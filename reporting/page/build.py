@@ -77,7 +77,6 @@ def build_page(comparison: Comparison, command: str = "") -> str:
         compared=COMPARED,
         problems=[*comparison.problems, *broken],
         verdict=make_verdict(comparison),
-        count=len(examples["ids"]),
         has_texts=bool(examples["runs"]),
         has_rollouts=bool(rollouts),
         has_ppo=any(map(chart_list.is_ppo, comparison.runs)),
@@ -116,12 +115,14 @@ def steady(text: str) -> Markup:
 
 def write_setting(value: object) -> str:
     """A setting as a config file has it; nothing where there is none."""
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, default=str)  # YAML knows dates
 
 
-def write_version(version: str | None) -> str:
+def write_version(version: object) -> str:
     """A version; of a commit's 40 digits the first ten, and what is behind them."""
-    found = version or "-"
+    found = str(version or "-")
     return found[:10] + found[40:] if len(found) >= 40 else found
 
 

@@ -355,12 +355,10 @@ def test_the_browser_itself_refuses_html(chromium: Browser, project: Project) ->
     with chromium.new_context() as context:
         page = context.new_page()
         page.goto(project.serve(make_samples(1)).url)
-        for attack, error in (
-            ("document.body.innerHTML = '<b>x</b>'", "TypeError"),
-            ("eval('1')", "EvalError"),
-        ):
-            found = page.evaluate(f"() => {{ try {{ {attack} }} catch (e) {{ return e.name }} }}")
-            assert found == error
+        error = page.evaluate(
+            "() => { try { document.body.innerHTML = '<b>x</b>' } catch (e) { return e.name } }"
+        )
+        assert error == "TypeError"
 
 
 def test_an_untouched_order_is_asked_about(open_page: Open, project: Project) -> None:

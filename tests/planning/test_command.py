@@ -42,7 +42,10 @@ def test_every_config_is_planned_and_nothing_written(
     said = plan(capsys, "fit", "--config", str(config), "--config", MINI, "--plan_memory")
     assert "Memory at the peak" in said
     assert "32-true, 1 x CPU, single device" in said
-    names = {"full_ft": "full", "in_context": "prompting", "ppo": "PPO", "reward": "reward model"}
+    names = {
+        "full_ft": "full", "in_context": "prompting", "ppo": "PPO", "dpo": "DPO",
+        "reward": "reward model",
+    }  # fmt: skip
     methods = [names.get(config.stem, config.stem.replace("_", " "))]
     if config.stem == "lora":
         methods = ["full", "LoRA *", "soft prompt", "PPO"]

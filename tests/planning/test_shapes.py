@@ -8,7 +8,16 @@ import pytest
 import torch
 
 import hub
-from lightning_modules import FullFT, InContext, LoRA, PPOPolicy, RewardModel, SoftPrompt
+from lightning_modules import (
+    DPO,
+    Classifier,
+    FullFT,
+    InContext,
+    LoRA,
+    PPOPolicy,
+    RewardModel,
+    SoftPrompt,
+)
 from lightning_modules.adapters import count_parameters
 from lightning_modules.ppo.policy_kinds import (
     FullPolicy,
@@ -71,6 +80,7 @@ def test_the_parameters_are_those_of_really_built_models(t5: str, roberta: str) 
     for module in (
         FullFT(t5), InContext(t5), LoRA(backbone=t5, r=4, target_modules=["q", "wo"]),
         SoftPrompt(backbone=t5, virtual_tokens=7), PPOPolicy(t5, roberta), RewardModel(roberta),
+        DPO(t5), Classifier(roberta, labels=["a", "b", "c"]),
     ):  # fmt: skip
         traced = trace_module(module, SHORT, FP32)
         assert module.model is None  # the module itself is left as it was

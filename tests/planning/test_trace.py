@@ -89,6 +89,12 @@ def saved_bytes(module: Any, compute_loss: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
+@pytest.fixture
+def all_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products too, as the large ones of real models."""
+    monkeypatch.setattr("lightning_modules.linear.LEAST_WORK", 0)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     "make",
@@ -99,7 +105,9 @@ def saved_bytes(module: Any, compute_loss: Callable[[], Tensor]) -> int:
     ],
     ids=["full", "lora", "soft_prompt"],
 )
-def test_activations_are_what_autograd_really_keeps(t5: str, make: Any, dropout: float) -> None:
+def test_activations_are_what_autograd_really_keeps(
+    t5: str, make: Any, dropout: float, all_by_onednn: None
+) -> None:
     """The plan's forward pass holds what the real one keeps, and a little that passes."""
     module = make(t5, dropout)
     lengths = Lengths(batch_size=4, eval_batch_size=1, source=64, target=32)
@@ -121,7 +129,7 @@ def test_activations_are_what_autograd_really_keeps(t5: str, make: Any, dropout:
     ids=["lora", "lora_in_decoder", "soft_prompt", "full"],
 )
 def test_ppos_activations_are_what_autograd_really_keeps(
-    t5: str, roberta: str, settings: dict[str, Any]
+    t5: str, roberta: str, settings: dict[str, Any], all_by_onednn: None
 ) -> None:
     config = PPOConfig(samples=2, max_new_tokens=32, minibatch_size=8, microbatch_size=4)
     module = PPOPolicy(t5, roberta, ppo=config, **settings)

@@ -18,8 +18,8 @@ from lightning_modules.ppo.reward_terms import FunctionReward
 from run_folder import RunFolder
 from tests.batches import loader, make_batch, make_trainer
 from tests.breaking import poison
+from tests.launching import run_ranks
 from tests.ppo.test_policy import make_policy
-from tests.ranks import run_ranks
 
 PPO = PPOConfig(
     max_new_tokens=6, minibatch_size=3, epochs=2, normalise_scores=True, kl_target=0.5,

@@ -10,36 +10,60 @@ import torch
 from lightning_modules import adapters, backbones
 from lightning_modules.adapters import LoRASettings, attach_lora
 from lightning_modules.backbones import load_backbone, set_dropout
+from lightning_modules.kernels import quicken
 from lightning_modules.ppo import invariants, rollout, sampling
-from lightning_modules.ppo.invariants import FP32, GateError, StepZero, check, measure
-from lightning_modules.ppo.rollout import Prompts
+from lightning_modules.ppo.invariants import BF16, FP32, GateError, StepZero, check, measure
+from lightning_modules.ppo.rollout import Prompts, encode, roll_out, score_tokens
 from lightning_modules.ppo.sampling import Sampling
 from tests.batches import make_batch
 
+SETTINGS = Sampling(max_new_tokens=12, temperature=1.0, eos_id=1, pad_id=0)
 GOOD = StepZero(kl=0.0, log_ratio=0.0, mask_errors=0, sampler_gap=1e-6)
 
 
-def fresh_policy(t5: str, dropout: float = 0.0) -> Any:
+def fresh_policy(
+    t5: str, dropout: float = 0.0, targets: Any = ("q", "v"), quick: bool = True
+) -> Any:
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8))
+    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, target_modules=targets))
     set_dropout(model, 0.0)
     if dropout:
         model.get_base_model().decoder.dropout.p = dropout
-    return model.train()
+    return (quicken(model) if quick else model).train()
 
 
-def take(model: Any, t5: str, temperature: float = 1.0) -> StepZero:
+def make_prompts(t5: str) -> Prompts:
     batch = make_batch(t5)
-    prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+    return Prompts(batch["input_ids"], batch["attention_mask"])
+
+
+def take(model: Any, t5: str) -> StepZero:
     torch.manual_seed(1)
-    settings = Sampling(max_new_tokens=12, temperature=temperature, eos_id=1, pad_id=0)
-    return measure(model, prompts, settings, minibatch_size=4)
+    shared = not adapters.encoder_is_trained(model)
+    return measure(model, make_prompts(t5), SETTINGS, shared_encoder=shared, minibatch_size=4)
 
 
 def test_a_right_policy_passes(t5: str) -> None:
     found = take(fresh_policy(t5), t5)
     check(found, FP32)
     assert found.kl == 0.0
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), r".*decoder.*\.(q|v)"], ids=["all", "decoder"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_passes_that_are_reused_agree_in_bf16(t5: str, targets: Any, quick: bool) -> None:
+    """What docs/ppo.md says: KL exact, the update's ratio and the sampler within the bounds."""
+    model = fresh_policy(t5, targets=targets, quick=quick)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = take(model, t5)
+        drawn = roll_out(model, make_prompts(t5), SETTINGS, reuse_sampler=False)
+    check(found, BF16)
+    assert found.kl == 0.0
+    # It was bf16 indeed: in fp32 the same tokens have other log-probabilities.
+    said = (drawn.responses, drawn.mask, SETTINGS.temperature)
+    with torch.no_grad():
+        exact = score_tokens(model, encode(model, drawn.prompts), *said).logprobs
+    assert 1e-3 < (drawn.logprobs - exact).abs().max() < BF16.sampler_gap
 
 
 @pytest.mark.parametrize(

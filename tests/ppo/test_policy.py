@@ -136,6 +136,37 @@ def test_learning_rate_zero_keeps_every_log_ratio_at_zero(
     assert max(seen) < (1e-5 if precision == "32-true" else 0.2)
 
 
+@pytest.mark.parametrize(
+    ("precision", "reuse_sampler", "passes"),
+    [
+        ("32-true", None, 1),  # the reference's
+        ("bf16-mixed", None, 2),  # and the policy's over what it has drawn
+        ("32-true", False, 2),
+        ("bf16-mixed", True, 1),
+    ],
+)
+def test_what_the_sampler_computed_is_reused_in_fp32_only(
+    t5: str,
+    roberta: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    reuse_sampler: bool | None,
+    passes: int,
+) -> None:
+    made: list[Any] = []
+    real = rollout_module.score_in_chunks
+    monkeypatch.setattr(
+        rollout_module,
+        "score_in_chunks",
+        lambda *each, **more: made.append(0) or real(*each, **more),
+    )
+    module = settle(make_policy(t5, roberta, ppo=replace(PPO, reuse_sampler=reuse_sampler)))
+    module.gate_passed = True
+    make_trainer(tmp_path, precision=precision).fit(module, loader(make_batch(t5)))
+    assert len(made) == passes
+
+
 def log_ratios_into(seen: list[float]) -> Any:
     def spy(logprobs: Any, old: Any, advantages: Any, mask: Any, clip: float) -> Any:
         seen.append(float((logprobs - old).abs()[mask].max()))
