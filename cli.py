@@ -1,7 +1,6 @@
 """The command line: LightningCLI with a run folder, overlays, and checks before anything starts."""
 
 import logging
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,27 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
-from callbacks.checkpoint import (
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.checkpoint_files import (
     AtomicCheckpointIO,
-    RunCheckpoint,
     choose_checkpoint,
+    describe_checkpoint,
     find_damage,
 )
 from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
+from callbacks.faults import FaultGuard
 from callbacks.loggers import RunCSVLogger
 from callbacks.memory import MemoryCallback
+from callbacks.out_of_memory import OutOfMemoryGuard
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
+from callbacks.ranks import RankWatch
 from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
+from callbacks.signals import GracefulStop
 from callbacks.summary import SummaryCallback
 from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
@@ -40,7 +44,8 @@ from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
 from overlays import choose_sections, first_config
 from planning.command import make_plan, print_plans
-from run_folder import RunFolder
+from redaction import redact_yaml
+from run_folder import RunFolder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +105,11 @@ class RunConfig(SaveConfigCallback):
             self.config[name] = default
         super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, keys and tokens left out."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(Path(trainer.default_root_dir, self.config_filename), redact_yaml(text))
+
 
 class AlignsumCLI(LightningCLI):
     """Fit, validate, test or predict; one run, one folder.
@@ -118,11 +128,20 @@ class AlignsumCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=42,
             save_config_callback=RunConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             # The datamodule deals the rows out to the ranks itself, each exactly once.
             trainer_defaults={"use_distributed_sampler": False},
             args=choose_sections(self.arguments),
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Build the parser of the command at hand alone: each of the four takes its time."""
+        known = super().subcommands()
+        asked = self.arguments[0] if self.arguments else ""
+        return {asked: known[asked]} if asked in known else known
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint, which would win over those of the command line."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments given, whatever the process's own are."""
@@ -160,6 +179,9 @@ class AlignsumCLI(LightningCLI):
         parser.add_lightning_class_args(SampleTexts, "samples")
         parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PPOWatch, "watch")
+        parser.add_lightning_class_args(FaultGuard, "faults")
+        parser.add_lightning_class_args(OutOfMemoryGuard, "oom")
+        parser.add_lightning_class_args(RankWatch, "ranks")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -214,6 +236,7 @@ class AlignsumCLI(LightningCLI):
         problems = [
             find_precision_problem(settings.trainer.precision),
             find_debug_problem(settings.trainer),
+            *find_number_problems(settings.trainer),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
         ]
         if (judge := settings.toxicity.get("model")) is not None:
@@ -253,6 +276,8 @@ class AlignsumCLI(LightningCLI):
             problems = self.find_fit_problems(folder)
         else:
             problems = self.find_evaluation_problems(folder)
+        if not settings.resume and settings.ckpt_path and Path(settings.ckpt_path).is_file():
+            problems += filter(None, [find_damage(Path(settings.ckpt_path))])
         if settings.resume and (self.subcommand != "fit" or settings.overwrite):
             problems.append(
                 "--resume goes on with a fit: it has no part in other commands, nor beside "
@@ -268,7 +293,7 @@ class AlignsumCLI(LightningCLI):
                 return [f"--resume {wanted}: {'; '.join(problems)}"]
             for problem in problems:
                 logger.warning("%s; going on from %s instead", problem, path)
-            logger.info("Resuming from %s", path)
+            logger.info("Resuming from %s", describe_checkpoint(path))
             self.settings.ckpt_path = str(path)
         elif self.settings.overwrite:
             return [
@@ -308,7 +333,6 @@ class AlignsumCLI(LightningCLI):
         best = folder.checkpoints / "best.ckpt"
         if settings.ckpt_path is None and best.is_file():
             settings.ckpt_path = str(best)
-            problems += filter(None, [find_damage(best)])
         elif settings.ckpt_path is None and self.model_type.needs_training:
             last = folder.checkpoints / "last.ckpt"
             remedy = "run `fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
@@ -333,7 +357,7 @@ class AlignsumCLI(LightningCLI):
         loggers = [RunCSVLogger(run_dir), *(log for log in extra if log not in (None, True, False))]
         always = [
             RunProgress(),
-            SummaryCallback(command=shlex.join(["python", "train.py", *self.arguments])),
+            SummaryCallback(["python", "train.py", *self.arguments]),
             ExportCallback(),
             PlotCallback(),
         ]
@@ -344,7 +368,7 @@ class AlignsumCLI(LightningCLI):
         configured = configured if isinstance(configured, list) else [configured]
         # Its measurement starts before any other callback loads a model.
         memory = MemoryCallback(make_plan(self.model, self.datamodule, self.settings, trains))
-        config["callbacks"] = [ExactResume(), memory, *configured, *always]
+        config["callbacks"] = [ExactResume(), GracefulStop(), memory, *configured, *always]
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -369,6 +393,16 @@ def find_debug_problem(trainer: Any) -> str | None:
         "trainer.fast_dev_run keeps no checkpoint, no log and no config, and a run folder has them "
         "all; for a few batches of everything add --config configs/overlays/debug.yaml"
     )
+
+
+def find_number_problems(trainer: Any) -> list[str]:
+    """List settings of the Trainer that are out of range, and that Lightning takes all the same."""
+    least = {"accumulate_grad_batches": 1, "gradient_clip_val": 0}
+    return [
+        f"trainer.{name} must be {low} or more, got {value}"
+        for name, low in least.items()
+        if isinstance(value := trainer.get(name), int | float) and not value >= low
+    ]
 
 
 def is_first_rank() -> bool:

@@ -1,15 +1,19 @@
 """Models by name: a folder, the Hugging Face hub or its cache, or the embedded miniature."""
 
 import functools
+import json
 import logging
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,27 @@ def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq")
         return str(_MINI[kind])
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
+
+
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Say in words why the weights of a model cannot be read; a malicious pickle never is.
+
+    Raises:
+        ValueError: If they are damaged, or hold more than tensors.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights of {name} cannot be read ({error}): the file is damaged or was cut off; "
+            "fetch or export it again"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{name} is refused: its weights hold more than tensors and plain values, and loading "
+            "them could run code of whoever wrote them; take a model with safetensors"
+        ) from error
 
 
 def load_tokenizer(
@@ -82,17 +107,20 @@ class Unavailable(str):
     """A problem that only says that a model's weights are not at hand; a plan needs none."""
 
 
-def find_model_problem(name: str, what: str) -> str | None:
+def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     """Say why a model cannot be had, or return None where it can; loads nothing.
 
     Args:
         name: A folder written by ``save_pretrained``, or a hub id.
         what: The model's role in the message, for example "backbone".
+        kind: "seq2seq" where it has to be an encoder-decoder.
     """
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             return f"{what}: the folder {folder} has no config.json"
+        if problem := _find_config_problem(folder / "config.json", what, kind):
+            return problem
         if not any((folder / file).is_file() for file in _WEIGHTS):
             return Unavailable(
                 f"{what}: the folder {folder} has no weights (looked for {', '.join(_WEIGHTS)})"
@@ -118,3 +146,16 @@ def find_model_problem(name: str, what: str) -> str | None:
         f"{what}: there is no folder {name!r}, and no model of that name in the local hub cache "
         f"({constants.HF_HUB_CACHE})"
     )
+
+
+def _find_config_problem(path: Path, what: str, kind: str) -> str | None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"{what}: {path} is no JSON ({error})"
+    if kind == "seq2seq" and not config.get("is_encoder_decoder"):
+        return (
+            f"{what}: {path.parent} holds a {config.get('model_type')!r} model, and no "
+            "encoder-decoder such as google/flan-t5-base"
+        )
+    return None

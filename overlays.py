@@ -70,12 +70,22 @@ def config_values(args: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def _read(value: str) -> dict[str, Any]:
-    """Read a config file; what cannot be read is left to jsonargparse, which says why."""
+    """Read a config file; a file that is not there is left to jsonargparse, which says so.
+
+    Raises:
+        ValueError: If it holds no settings.
+    """
+    if "\n" in value or not Path(value).is_file():
+        return {}
     try:
         content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the config {value} is not UTF-8 ({error})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config {value} is no YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ValueError(f"the config {value} has to be a mapping of settings, not a list or text")
+    return content or {}
 
 
 def _class_of(content: dict[str, Any]) -> str | None:

@@ -2,11 +2,13 @@
 
     python train.py fit --config configs/ppo.yaml --config configs/overlays/rollouts.yaml
     python replay.py runs/ppo --batch 3
+    python replay.py runs/lora --fault step00000012
 
 Nothing is sampled and no reward model is asked: the rollouts, their scores and their advantages are
 read from ``rollouts/``, the weights and the optimizer's state from the last checkpoint before that
 batch. On the machine of the run the figures are the same to the last bit; see docs/ppo_debugging.md
-for what else it is good for.
+for what else it is good for. ``--fault`` meets something again that was not finite in a run of any
+method: see docs/running.md.
 """
 
 import logging
@@ -26,11 +28,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from callbacks.checkpoint_files import load_checkpoint
 from callbacks.rollouts import RolloutFolder
 from lightning_modules import PPOPolicy
+from lightning_modules.base import BaseModule
 from lightning_modules.ppo import figures
 from lightning_modules.ppo.records import Recorded
 from lightning_modules.ppo.rollout import encode
+from replay_fault import make_fault_table, replay_fault
 from run_folder import RunFolder
 
 log = logging.getLogger("replay")
@@ -129,7 +134,7 @@ def replay(
     """
     folder = RolloutFolder(run_dir)
     ranks = folder.describe(batch)["ranks"]
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load_checkpoint(Path(checkpoint))
     module = Replay(policy, state, folder, batch)
     defaults = {
         "max_epochs": 1, "logger": False, "enable_checkpointing": False,
@@ -140,10 +145,15 @@ def replay(
     return module.found
 
 
-def build_policy(config: Mapping[str, Any]) -> PPOPolicy:
-    """Build the policy that a run's config.yaml describes."""
+def read_config(run: str | Path) -> dict[str, Any]:
+    """Read a run's config.yaml."""
+    return yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8"))
+
+
+def build_module(config: Mapping[str, Any]) -> Any:
+    """Build the module that a run's config.yaml describes."""
     parser = ArgumentParser()
-    parser.add_subclass_arguments(PPOPolicy, "model")
+    parser.add_subclass_arguments(BaseModule, "model")
     return parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
 
 
@@ -155,7 +165,7 @@ def find_difference(policy: PPOPolicy, checkpoint: Path) -> float | None:
     """
     if not checkpoint.is_file():
         return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = load_checkpoint(checkpoint)["state_dict"]
     own = policy.state_dict()
     return max(float((own[name].cpu() - value).abs().max()) for name, value in state.items())
 
@@ -193,14 +203,27 @@ def run(settings: Namespace) -> int:
             f"{folder.path} has no checkpoint from before batch {batch}; name one of the run with "
             "--checkpoint, or run with --config configs/overlays/rollouts.yaml"
         )
-    config = yaml.safe_load(RunFolder(settings.run).config.read_text(encoding="utf-8"))
-    policy = build_policy(config)
+    config = read_config(settings.run)
+    policy = build_module(config)
     kept = {name: config["trainer"][name] for name in KEPT}
     found = replay(policy, checkpoint, settings.run, batch, **kept)
     gap = find_difference(policy, folder.checkpoint(batch + 1))
     if policy.trainer.is_global_zero:
         show(found, gap, f"{settings.run}, batch {batch}, from {checkpoint}")
     return int(bool(gap) or any(recorded != replayed for recorded, replayed in found.values()))
+
+
+def run_fault(settings: Namespace) -> int:
+    """Meet a recorded fault again.
+
+    Returns:
+        Exit code: 0 where something is not finite, as recorded, 1 where all is now.
+    """
+    config = read_config(settings.run)
+    module, place = build_module(config), settings.fault
+    found = replay_fault(module, settings.run, place, config["trainer"]["precision"])
+    rich.get_console().print(make_fault_table(found, f"{settings.run}, {place}"))
+    return int(not found.is_fault)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -217,9 +240,13 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     transformers.logging.disable_progress_bar()
-    parser = ArgumentParser(prog="replay.py", description="Make a recorded PPO update again.")
+    parser = ArgumentParser(
+        prog="replay.py", description="Make a recorded PPO update, or a fault, again."
+    )
     parser.add_argument("run", help="run folder with rollouts/")
-    parser.add_argument("--batch", type=int, required=True, help="number of the batch, from 0")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--batch", type=int, help="number of a PPO batch, from 0")
+    what.add_argument("--fault", help="name of a fault of any method, as in faults/")
     parser.add_argument(
         "--checkpoint",
         type=str | None,
@@ -227,7 +254,8 @@ def main(args: Sequence[str] | None = None) -> int:
         "(default: the last one in rollouts/)",
     )
     try:
-        return run(parser.parse_args(args))
+        settings = parser.parse_args(args)
+        return run(settings) if settings.fault is None else run_fault(settings)
     except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2

@@ -10,8 +10,6 @@ The same offline on two CPU cores, on the embedded miniature: add
 """
 
 import logging
-import os
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,7 +18,6 @@ from collections.abc import Sequence
 # spelling for all, and with it `--trainer.limit_test_batches 1` would mean 1.0, all batches.
 import lightning  # isort: skip
 import transformers
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -28,7 +25,7 @@ from rich.logging import RichHandler
 import datamodules
 import lightning_modules
 from cli import AlignsumCLI
-from lightning_modules.ppo.invariants import GateError
+from endings import in_words
 
 __all__ = ["datamodules", "lightning", "lightning_modules", "main"]
 
@@ -48,29 +45,8 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     # PEFT's own use of transformers.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    try:
+    with in_words():
         AlignsumCLI(sys.argv[1:] if args is None else args)
-    except SIGTERMException:
-        # Lightning ends with code 0, and a scheduler would take the run for finished.
-        logging.getLogger(__name__).error("Stopped by SIGTERM; go on with --resume auto")
-        sys.exit(128 + signal.SIGTERM)
-    except (
-        ValueError, OSError, FloatingPointError, GateError, MisconfigurationException
-    ) as error:  # fmt: skip
-        if os.environ.get("ALIGNSUM_DEBUG"):
-            raise
-        # No markup: the message may hold text from files, and brackets in it are meant.
-        # No wrapping either: a path broken over two lines cannot be copied.
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(f"error: {shorten(str(error))}", markup=False, highlight=False, style="red")
-        sys.exit(2)
-
-
-def shorten(message: str) -> str:
-    """Leave out what jsonargparse wraps around a constructor's own words."""
-    noise = ("Does not validate against any", "Subtypes: ", "Errors:", "- Expected a <class 'None")
-    lines = message.partition("\nGiven value type:")[0].splitlines()
-    return "\n".join(line for line in lines if not line.strip().startswith(noise))
 
 
 if __name__ == "__main__":

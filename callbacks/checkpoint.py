@@ -2,50 +2,19 @@
 
 import logging
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
 from callbacks.falls import Falls, is_validation_of_fit
-from run_folder import PARTIAL, replacing
+from callbacks.signals import Stopped
+from run_folder import PARTIAL
 
 log = logging.getLogger(__name__)
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all: what was there before stays until it is complete.
-
-    Lightning's own writes to the system's folder for temporary files and moves it from there, which
-    between two disks is a copy that can break off.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            CheckpointError: If it cannot be written, with the cause.
-        """
-        try:
-            with replacing(Path(path)) as partial:
-                torch.save(checkpoint, partial)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise CheckpointError(
-                f"the checkpoint {path} could not be written ({error}); an earlier one of this "
-                "name is untouched. Make room on the disk, then go on with --resume auto"
-            ) from error
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -60,25 +29,44 @@ class RunCheckpoint(ModelCheckpoint):
     - leaves the best checkpoint alone when the run breaks off: since that has a fixed name, the
       best weights would be lost to later ones;
     - keeps the best score when the run folder was moved, or how often it is written was changed;
+    - writes no weights that are not finite;
+    - can keep the checkpoints that ``last.ckpt`` replaces, as ``step00001200.ckpt``;
     - chooses under a constraint where ``falls`` gives one: the best of the validations in which no
       metric has fallen too far, for an objective that can be bought with another one's loss.
 
     Args:
-        args: As for ModelCheckpoint.
+        dirpath: Where the files go.
+        keep_last: How many checkpoints to go on from are kept, ``last.ckpt`` being the newest.
         falls: For each metric of the validation, higher being better, how far it may fall below its
             value in the first validation, as in :class:`PPOWatch`. The first validation itself
             always qualifies. Needs ``monitor``.
-        kwargs: As for ModelCheckpoint.
+        **kwargs: See ``ModelCheckpoint``; there is one best checkpoint, or none by ``save_top_k``
+            0.
 
     Raises:
-        ValueError: If a fall is below 0, or nothing is monitored.
+        ValueError: If a number is out of range, or ``falls`` has nothing to constrain.
     """
 
     _training = False
-    _stepping = False
+    _step_of_last: int | None = None
+    """Of the last.ckpt on the disk, where it is one of this run as it stands."""
 
-    def __init__(self, *args: Any, falls: Mapping[str, float] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        keep_last: int = 1,
+        falls: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dirpath, **kwargs)
+        if keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last must be 1 or more, got {keep_last}")
+        if self.save_top_k not in (0, 1):
+            raise ValueError(
+                f"checkpoint.save_top_k must be 1 (best.ckpt) or 0 (none), got {self.save_top_k}; "
+                "to keep several of the last ones set checkpoint.keep_last"
+            )
+        self.keep_last = keep_last
         self._falls = Falls("checkpoint", falls or {})
         if falls and self.monitor is None:
             raise ValueError(
@@ -143,6 +131,8 @@ class RunCheckpoint(ModelCheckpoint):
         self._training = True
         if trainer.ckpt_path is not None:
             self._last_global_step_saved = trainer.global_step
+            if Path(trainer.ckpt_path) == Path(str(self.dirpath), "last.ckpt"):
+                self._step_of_last = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -153,7 +143,6 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         """Save nothing: the step's metrics are not logged yet, and its validation is to come."""
-        self._stepping = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after a validation, unless its epoch ends with it.
@@ -179,12 +168,6 @@ class RunCheckpoint(ModelCheckpoint):
         if self._last_global_step_saved != trainer.global_step:
             self._save(trainer, best=self.monitor is None)
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        """Note that weights begin to change."""
-        self._stepping = pl_module.automatic_optimization
-
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
@@ -209,12 +192,12 @@ class RunCheckpoint(ModelCheckpoint):
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         if isinstance(exception, CheckpointError):
             return "it could not be written"
-        if self._stepping and progress.processed < progress.ready:
-            return "the run broke off within an optimizer step"
-        together = (SIGTERMException, FloatingPointError, KeyboardInterrupt)
+        if getattr(pl_module, "half_updated", False) and progress.processed < progress.ready:
+            return "the run broke off while a batch was changing the weights"
+        together = (Stopped, FloatingPointError)
         if trainer.world_size > 1 and not isinstance(exception, together):
             return "one rank alone broke off, and all have to take part"
-        if not all(p.isfinite().all() for p in pl_module.parameters() if p.requires_grad):
+        if not has_finite_weights(pl_module):
             return "the weights at hand are not finite"
         return None
 
@@ -238,6 +221,11 @@ class RunCheckpoint(ModelCheckpoint):
             self._save(trainer, best)
 
     def _save(self, trainer: L.Trainer, best: bool) -> None:
+        if not has_finite_weights(trainer.lightning_module):
+            raise FloatingPointError(
+                f"the weights are not finite after step {trainer.global_step}; no checkpoint is "
+                "written of them, the last one is untouched. Try a lower learning rate"
+            )
         candidates = self._monitor_candidates(trainer)
         fallen = self._falls.find_fallen() if best else []
         if fallen:
@@ -246,39 +234,20 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
         self._save_last_checkpoint(trainer, candidates)
 
+    def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        if trainer.is_global_zero and self.keep_last > 1 and self.dirpath:
+            self._keep_earlier(Path(self.dirpath), trainer.global_step)
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._step_of_last = trainer.global_step
 
-# Which checkpoint to go on from -----------------------------------------------------------------
+    def _keep_earlier(self, folder: Path, step: int) -> None:
+        """Give last.ckpt, about to be replaced, a second name; drop the oldest that have one."""
+        if self._step_of_last not in (None, step):
+            add_name(folder / "last.ckpt", folder / f"step{self._step_of_last:08d}.ckpt")
+        for path in newest_first(folder.glob("step*.ckpt"))[self.keep_last - 1 :]:
+            path.unlink()
 
 
-def find_damage(path: Path) -> str | None:
-    """Say why a checkpoint cannot be read, or return None where every byte of it is as written."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"{path} cannot be read ({error})"
-    return f"{path} is damaged (in its part {part})" if part else None
-
-
-def choose_checkpoint(wanted: str, folder: Path) -> tuple[Path | None, list[str]]:
-    """Choose what a run goes on from.
-
-    Args:
-        wanted: A path, or ``auto``: last.ckpt, or else the newest other one that can be read.
-        folder: Where the run's checkpoints lie.
-
-    Returns:
-        The checkpoint, None where there is none, and what is wrong with those that were passed by.
-    """
-    candidates = [Path(wanted)]
-    if wanted == "auto":
-        last = folder / "last.ckpt"
-        others = (path for path in folder.glob("*.ckpt") if path != last)
-        candidates = [last, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]
-    problems: list[str] = []
-    for path in candidates:
-        problem = find_damage(path) if path.is_file() else f"there is no checkpoint {path}"
-        if problem is None:
-            return path, problems
-        problems.append(problem)
-    return None, problems
+def has_finite_weights(pl_module: L.LightningModule) -> bool:
+    """Whether all trained weights are finite."""
+    return all(bool(p.isfinite().all()) for p in pl_module.parameters() if p.requires_grad)

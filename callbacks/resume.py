@@ -139,19 +139,12 @@ class ExactResume(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._mark = make_mark(trainer, Place(trainer.current_epoch, batch_idx))
 
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any
-    ) -> None:
-        """Forget it when the weights begin to change.
-
-        A batch of several steps, under manual optimization, counts as one: it would begin again.
-        """
-        if pl_module.automatic_optimization:
-            self._mark = None
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Forget it after a batch of several steps too."""
-        if not pl_module.automatic_optimization:
+        """Forget it behind the step; of a batch of several steps, behind them all.
+
+        While the weights change no checkpoint is written: see ``SteppingModule.half_updated``.
+        """
+        if not (pl_module.automatic_optimization and trainer.fit_loop._should_accumulate()):
             self._mark = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

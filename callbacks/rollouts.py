@@ -127,8 +127,8 @@ class RolloutWriter(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Write the batch; the .jsonl last, so that where it is, the .json is too."""
-        if outputs["batch"] % self.every:
+        """Write a batch that was learnt from; the .jsonl last: where it is, the .json is too."""
+        if not outputs or outputs["batch"] % self.every:
             return
         experience = outputs["experience"]
         bare = experience._replace(rollout=experience.rollout._replace(encoded=None))

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metrics.intervals import Estimate
 from planning.measure import measure_peak_memory
+from redaction import redact_arguments
 from run_folder import RunFolder
 
 # Names whose capitals do not show where a word ends.
@@ -37,11 +38,12 @@ class SummaryCallback(Callback):
     without n; callbacks that know their examples add n and interval.
 
     Args:
-        command: The command line to record; None takes that of the process.
+        command: The command line to record, keys and tokens left out; None takes that of the
+            process.
     """
 
-    def __init__(self, command: str | None = None) -> None:
-        self.command = command or shlex.join(["python", *sys.argv])
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        self.command = shlex.join(redact_arguments(command or ["python", *sys.argv]))
         self._started = 0.0
         self._device = torch.device("cpu")
         self._trainer: L.Trainer | None = None

@@ -104,7 +104,9 @@ class PPOWatch(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at this batch."""
+        """Look at this batch, unless it was skipped."""
+        if not outputs:
+            return
         self._watch_kl(trainer, pl_module, outputs["kl"])
         self._watch_entropy(trainer, pl_module, outputs["experience"].rollout)
         self._watch_gate(trainer, pl_module, outputs)

@@ -1,6 +1,8 @@
 """Batches: rows of like length together, padded to a common length, dealt out to the ranks."""
 
 import itertools
+import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.reading import Split
+
+log = logging.getLogger(__name__)
 
 STAGES: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
@@ -96,6 +100,16 @@ def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Ten
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))
     return padded
+
+
+def leave_signals(worker: int) -> None:
+    """Let a loader's worker live on when a signal to all processes ends the run.
+
+    The main process finishes its step first, for which it may need batches. Torch ends a worker
+    that does not end by itself with SIGTERM, so only the first one is passed over.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 Loader = TypeVar("Loader", bound=DataLoader[Any])
@@ -213,6 +227,9 @@ class ResumableDataModule(L.LightningDataModule):
     _next = (0, 0)
     """Epoch, and batch in it, of the first batch to give."""
 
+    _cut: int | None = None
+    """Into how many batches an epoch is cut."""
+
     @property
     def accumulate(self) -> int:
         """Training batches of one optimizer step, on each rank."""
@@ -246,6 +263,7 @@ class ResumableDataModule(L.LightningDataModule):
             self.trainer.global_rank if self.trainer else 0,
             self.accumulate if shuffle else 1,
         )
+        settings.setdefault("worker_init_fn", leave_signals)
         return DataLoader(rows, batch_sampler=sampler, **settings)
 
     def resume_loader(self, loader: Loader) -> Loader:
@@ -255,6 +273,14 @@ class ResumableDataModule(L.LightningDataModule):
         # The epoch too: workers begin to fetch before Lightning says which one it is.
         sampler.epoch, sampler.start = self._next
         self._next = (0, 0)
+        if sampler.start and self._cut not in (None, len(sampler)):
+            log.warning(
+                "The epoch that this run goes on with was cut into %d batches before, and is into "
+                "%d now: it will see some rows twice and others not at all. data.batch_size x "
+                "ranks x trainer.accumulate_grad_batches has to stay what it was",
+                self._cut, len(sampler),
+            )  # fmt: skip
+        self._cut = len(sampler)
         if sampler.start:
             warnings.filterwarnings(
                 "ignore", message="You're resuming from a checkpoint that ended before the epoch"
@@ -274,8 +300,10 @@ class ResumableDataModule(L.LightningDataModule):
         batch = loop.epoch_loop.batch_progress.current.processed
         if batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
-        return {"epoch": max(0, epoch), "batch": batch}
+        place = {"epoch": max(0, epoch), "batch": batch}
+        return place if self._cut is None else place | {"batches": self._cut}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take the place from a checkpoint."""
         self._next = state_dict["epoch"], state_dict["batch"]
+        self._cut = state_dict.get("batches")

@@ -1,7 +1,8 @@
 """One optimizer step over several micro-batches: each token counts the same, however it was cut."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ class Part:
     count: Tensor
     """How many losses are in it, a scalar."""
 
-    ids: Sequence[str]
-    """Of its rows."""
+    batch: Mapping[str, Any]
+    """It, with the "ids" of its rows."""
 
 
 class StepLoss:
@@ -46,13 +47,13 @@ class StepLoss:
         self.mean = torch.full((), torch.nan)
         """Of all losses of the step, on all ranks, once it is closed."""
 
-    def add(self, loss_sum: Tensor, count: Tensor, ids: Sequence[str]) -> Tensor:
+    def add(self, loss_sum: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
         """Count a micro-batch in.
 
         Args:
             loss_sum: Sum of its losses on this rank, a scalar with gradient.
             count: How many losses are in it, a scalar.
-            ids: Of its rows.
+            batch: It, with the "ids" of its rows.
 
         Returns:
             The loss to go backward on. Without accumulation it is the mean over all ranks: DDP
@@ -60,7 +61,7 @@ class StepLoss:
         """
         if not self.parts:
             self._first_count = self.sum_over_ranks(count)
-        self.parts.append(Part(loss_sum.detach(), count, ids))
+        self.parts.append(Part(loss_sum.detach(), count, batch))
         return loss_sum * self.world_size / self._first_count
 
     def close(self) -> Tensor:
@@ -78,4 +79,4 @@ class StepLoss:
     def blame(self) -> list[str]:
         """Give the rows of this rank whose loss is not finite, of all where no loss tells."""
         bad = [part for part in self.parts if not torch.isfinite(part.loss)]
-        return [row for part in bad or self.parts for row in part.ids]
+        return [row for part in bad or self.parts for row in part.batch["ids"]]

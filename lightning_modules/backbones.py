@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hub import resolve_model
+from hub import reading, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
             f"backbone {name!r} is a {config.model_type!r} model, not an encoder-decoder; "
             "alignsum trains encoder-decoders such as google/flan-t5-base"
         )
-    with _without_tying_warning():
+    with _without_tying_warning(), reading(path):
         model = AutoModelForSeq2SeqLM.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False
         )

@@ -20,12 +20,12 @@ from lightning_modules.backbones import (
     load_backbone,
 )
 from lightning_modules.kernels import fuse, quicken
-from lightning_modules.stepping import SteppingModule
+from lightning_modules.pieces import PiecewiseModule
 
 logger = logging.getLogger(__name__)
 
 
-class BaseModule(SteppingModule):
+class BaseModule(PiecewiseModule):
     """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
 
     A subclass overrides :meth:`sum_losses` and :meth:`attach`, the one place that says what the
@@ -97,7 +97,8 @@ class BaseModule(SteppingModule):
             init_args: Settings of this module as they were parsed.
             trainer: Settings of the Trainer.
         """
-        return [hub.find_model_problem(hub.resolve_model(init_args.backbone, cls.kind), "backbone")]
+        name = hub.resolve_model(init_args.backbone, cls.kind)
+        return [hub.find_model_problem(name, "backbone", cls.kind)]
 
     # What a subclass says -----------------------------------------------------------------------
 

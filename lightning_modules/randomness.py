@@ -22,3 +22,16 @@ def seed_at(seed: int, *place: int) -> None:
     random.seed(narrow)
     np.random.seed(narrow)
     torch.manual_seed(int(wide[0]))
+
+
+def take_state(device: torch.device) -> list[torch.Tensor]:
+    """Give the state of torch's generators: the CPU's, and that of a CUDA device."""
+    on_device = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_device]
+
+
+def put_state(state: list[torch.Tensor], device: torch.device) -> None:
+    """Put torch's generators back where they were."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

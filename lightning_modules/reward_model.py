@@ -15,7 +15,7 @@ from transformers import (
 
 from datamodules.encoding import encode_texts
 from datamodules.preferences import Format, PreferenceBatch
-from hub import resolve_model
+from hub import reading, resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
 from lightning_modules.centring import Centring, centre
@@ -45,9 +45,10 @@ class RewardScorer(nn.Module):
         super().__init__()
         path = resolve_model(name, "classifier")
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
-        )
+        with reading(path):
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=False
+            )
         self.model.requires_grad_(False)
         set_dropout(self.model, 0.0)
         self.label = label
@@ -282,14 +283,15 @@ def load_encoder(name: str, dropout: float | None, **config: Any) -> PreTrainedM
     settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
     for setting, value in config.items():
         setattr(settings, setting, value)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        config=settings,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        # The head of a classifier with other labels is left out, and a new one made.
-        ignore_mismatched_sizes=True,
-    )
+    with reading(path):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=settings,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            # The head of a classifier with other labels is left out, and a new one made.
+            ignore_mismatched_sizes=True,
+        )
     if dropout is not None:
         set_dropout(model, dropout)
     return model

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.accumulation import StepLoss
+from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
 from lightning_modules.randomness import seed_at
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -26,7 +27,16 @@ class SteppingModule(L.LightningModule):
     seed = 0
     """Of the run; a resumed run takes that of its checkpoint."""
 
+    half_updated = False
+    """Whether the batch at hand has begun to change the weights. They stand between two places that
+    a run can go on from then, until it is done."""
+
+    on_fault: Callable[[Fault], None] = staticmethod(stop_at)
+    """Called where a number is not finite: it raises, or what it was met in is skipped."""
+
     _step_loss: StepLoss | None = None
+    _random_source: tuple[int, ...] = ()
+    """What the random numbers of the step that is under way are a function of."""
 
     def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Give the sum of the losses in a batch, and how many they are: two scalars."""
@@ -54,10 +64,18 @@ class SteppingModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Open an optimizer step: its sums, and its random numbers."""
-        accumulate = self.trainer.accumulate_grad_batches
-        if batch_idx % accumulate == 0:
-            self._step_loss = StepLoss(self.sum_over_ranks, self.trainer.world_size, accumulate)
-            seed_at(self.seed, TRAINING, self.global_rank, self.current_epoch, batch_idx)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._random_source = (
+                self.seed, TRAINING, self.global_rank, self.current_epoch, batch_idx
+            )  # fmt: skip
+            self.open_step()
+
+    def open_step(self) -> None:
+        """Begin an optimizer step, or begin it again."""
+        self._step_loss = StepLoss(
+            self.sum_over_ranks, self.trainer.world_size, self.trainer.accumulate_grad_batches
+        )
+        seed_at(*self._random_source)
 
     def on_validation_start(self) -> None:
         """Start the random numbers of a validation within a fit: texts may be sampled in it."""
@@ -81,8 +99,12 @@ class SteppingModule(L.LightningModule):
 
         A micro-batch may be without rows on this rank: see ``LengthBatchSampler``.
         """
+        return self.bring_in(batch)
+
+    def bring_in(self, batch: Any) -> Tensor:
+        """Count a micro-batch into the step, and give the loss to go backward on."""
         loss_sum, count = self.sum_losses(batch) if batch["ids"] else self._nothing()
-        return self.step_loss.add(loss_sum, count, batch["ids"])
+        return self.step_loss.add(loss_sum, count, batch)
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         """A loss of 0 of which every trained weight has a gradient, as DDP asks, and its count."""
@@ -109,12 +131,16 @@ class SteppingModule(L.LightningModule):
         def closure() -> Any:
             loss = None if optimizer_closure is None else optimizer_closure()
             factor = self.step_loss.close()
-            if self.trainer.accumulate_grad_batches > 1:
+            if self.trainer.accumulate_grad_batches > 1 or len(self.step_loss.parts) > 1:
                 for gradient in gradients(optimizer):
                     gradient.mul_(factor)
             return loss
 
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note that the batch is done."""
+        self.half_updated = False
 
     def configure_gradient_clipping(
         self,
@@ -124,25 +150,47 @@ class SteppingModule(L.LightningModule):
     ) -> None:
         """Log the step's loss and the norm of its gradients, and clip them as the Trainer says.
 
+        If one of the two is not finite, ``on_fault`` decides, on every rank and before any weight
+        is touched: it raises, or the step is skipped. A skipped step is a step: it counts, the
+        schedule goes on, its rows were seen. Weights, the optimizer's moments and its own count
+        stay as they are.
+
         Raises:
-            FloatingPointError: If one of the two is not finite, with the rows; on every rank, and
-                before any weight is touched.
+            FloatingPointError: If one of the two is not finite and the step is not to be skipped.
         """
         found = {
             "train/loss": self.step_loss.mean,
             "train/grad_norm": torch.nn.utils.get_total_norm(gradients(optimizer)),
         }
-        if not torch.isfinite(torch.stack(list(found.values()))).all():
-            values = ", ".join(f"{name} is {value.item()}" for name, value in found.items())
-            raise FloatingPointError(
-                f"{values} at step {self.global_step}, on rows "
-                f"{', '.join(self.step_loss.blame()[:8])}; the last checkpoint is untouched. "
-                "Try a lower learning rate, or precision 32-true"
-            )
         for name, value in found.items():
             shown = name == "train/loss"
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, batch_size=1)
+        if what := name_not_finite(found):
+            self.on_fault(self._make_fault(what))
+            optimizer.zero_grad(set_to_none=True)  # no optimizer touches a weight without gradient
+            return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.half_updated = True
+
+    def describe_rows(self, batch: Any) -> list[Row]:
+        """Give the rows of a batch as values for people to read, for the record of a fault."""
+        return readable_rows(batch)
+
+    def _make_fault(self, what: str) -> Fault:
+        """Describe the step that is under way."""
+        parts = self.step_loss.parts
+        rows = [
+            row | {"micro_batch": number, "loss_sum": float(part.loss)}
+            for number, part in enumerate(parts)
+            for row in self.describe_rows(part.batch)
+        ]
+        content = {
+            "batches": [part.batch for part in parts],
+            "losses": [float(part.loss) for part in parts],
+            "random": self._random_source,
+        }
+        place = f"step{self.global_step:08d}"
+        return Fault(what, place, self.global_step, "step", self.step_loss.blame(), rows, content)
 
 
 def gradients(optimizer: Any) -> list[Tensor]:

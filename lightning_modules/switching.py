@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
+from hub import reading
 from lightning_modules.backbones import record_head
 
 
@@ -90,15 +91,18 @@ def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
 @contextmanager
 def fitting(folder: str | Path) -> Iterator[None]:
     """Turn what PEFT and torch say of weights of another shape into one clear error."""
-    try:
-        with warnings.catch_warnings():
-            # What they warn of is checked here, and an error.
-            warnings.filterwarnings("ignore", message=".*missing adapter keys")
-            warnings.filterwarnings("ignore", message="Adapter name .* should not be contained")
-            yield
-    except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise ValueError(f"the adapter in {folder} does not fit the backbone: {said}") from error
+    with reading(folder):
+        try:
+            with warnings.catch_warnings():
+                # What they warn of is checked here, and an error.
+                warnings.filterwarnings("ignore", message=".*missing adapter keys")
+                warnings.filterwarnings("ignore", message="Adapter name .* should not be contained")
+                yield
+        except (RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"the adapter in {folder} does not fit the backbone: {said}"
+            ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +18,91 @@ class BreakOff(L.Callback):
     Args:
         hook: The hook's name.
         call: At which of its calls.
-        how: By an ``error``, a ``FloatingPointError`` on every rank, Ctrl-C or SIGTERM.
+        how: By an ``error``, a ``FloatingPointError`` on every rank, Ctrl-C in the middle of
+            anything (``ctrl-c``), or a signal by its name.
+        rank: On which rank; None is on all.
     """
 
-    def __init__(self, hook: str, call: int, how: str) -> None:
+    def __init__(self, hook: str, call: int, how: str, rank: int | None = None) -> None:
         self.calls = call
         self.how = how
+        self.rank = rank
         setattr(self, hook, self._count)
 
     def _count(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.sanity_checking:
             return
+        if self.rank not in (None, trainer.global_rank):
+            return
         self.calls -= 1
         if self.calls == 0:
-            if self.how == "sigterm":
-                os.kill(os.getpid(), signal.SIGTERM)
+            if self.how.startswith("sig"):
+                os.kill(os.getpid(), signal.Signals[self.how.upper()])
             else:
                 raise {
                     "error": RuntimeError, "nan": FloatingPointError, "ctrl-c": KeyboardInterrupt
                 }[self.how]("broken off")  # fmt: skip
 
 
-def break_off(hook: str, call: int, how: str) -> list[str]:
+def break_off(hook: str, call: int, how: str, rank: int | None = None) -> list[str]:
     """Give the options that let a fit break off."""
+    one = [] if rank is None else ["--trainer.callbacks.rank", str(rank)]
     return [
         "--trainer.callbacks+=tests.breaking.BreakOff", "--trainer.callbacks.hook", hook,
-        "--trainer.callbacks.call", str(call), "--trainer.callbacks.how", how,
+        "--trainer.callbacks.call", str(call), "--trainer.callbacks.how", how, *one,
     ]  # fmt: skip
+
+
+class Poison(L.Callback):
+    """Makes gradients NaN behind their backward pass.
+
+    Args:
+        steps: Of which optimizer steps, from 0.
+        passes: Of which backward passes of this process, from 0.
+    """
+
+    def __init__(self, steps: Sequence[int] = (), passes: Sequence[int] = ()) -> None:
+        self.steps = steps
+        self.passes = passes
+        self.done = 0
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.done += 1
+        if trainer.global_step in self.steps or self.done - 1 in self.passes:
+            for weight in pl_module.parameters():
+                if weight.grad is not None:
+                    weight.grad.fill_(torch.nan)
+
+
+def poison(*numbers: int, of: str = "steps") -> list[str]:
+    """Give the options that poison a fit."""
+    return [
+        "--trainer.callbacks+=tests.breaking.Poison", f"--trainer.callbacks.{of}={list(numbers)}",
+    ]  # fmt: skip
+
+
+CLOCKS = ("time/", "perf/")
+"""Metrics that no two runs share."""
 
 
 def take_result(run: Path) -> dict[str, Any]:
     """Give all that a fit has left which must not depend on how often it was interrupted."""
     folder = RunFolder(run)
     result: dict[str, Any] = {
-        "metrics.csv": folder.metrics_csv.read_text(),
+        "metrics.csv": [without_clocks(row) for row in folder.read_metrics_csv()],
         "samples.jsonl": folder.samples.read_text(),
-        "summary.json": folder.read_summary()["metrics"],
+        "summary.json": without_clocks(folder.read_summary()["metrics"]),
     }
     for name in ("best", "last"):
         checkpoint = torch.load(folder.checkpoints / f"{name}.ckpt", weights_only=True)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             result[f"{name}/{key}"] = checkpoint[key]
     return result
+
+
+def without_clocks(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Drop what was measured by a clock."""
+    return {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
 
 
 def differences(found: Any, expected: Any, path: str = "") -> list[str]:

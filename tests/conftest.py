@@ -5,6 +5,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ import torch
 from lightning_modules import LoRA, SoftPrompt
 from tests.batches import loader, make_batch, make_trainer
 from tests.models import save_roberta, save_t5
+from tests.rows import make_rows, write_rows
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+Fit = Callable[..., None]
 
 # One thread: tensors here are too small to gain from two, and CI has only two cores.
 torch.set_num_threads(1)
@@ -36,6 +42,38 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(cache)
     return cache
+
+
+@pytest.fixture(scope="session")
+def fit_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return write_rows(folder, train=make_rows(22), validation=make_rows(6))
+
+
+@pytest.fixture
+def fit_arguments(t5: str, fit_data: Path) -> Callable[..., list[str]]:
+    """The arguments of a fit of two epochs of six steps, dropout on."""
+
+    def arguments(method: str, folder: Path, *more: str) -> list[str]:
+        return [
+            "fit", "--config", str(CONFIGS / f"{method}.yaml"), "--model.backbone", t5,
+            "--model.optimizer.lr", "0.01", "--model.decoding.max_new_tokens", "3",
+            "--data.source", str(fit_data), "--data.batch_size", "4", "--trainer.max_epochs", "2",
+            "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
+            "--trainer.log_every_n_steps", "1", "--toxicity.model", "null",
+            "--run_dir", str(folder), *more,
+        ]  # fmt: skip
+
+    return arguments
+
+
+@pytest.fixture
+def fit(fit_arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """Fit so; nothing is drawn, for that has no part in this."""
+    import train  # here: most tests do without
+
+    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
+    return lambda method, folder, *more: train.main(fit_arguments(method, folder, *more))
 
 
 def adamw(lr: float) -> Any:

@@ -26,7 +26,8 @@ from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
 from lightning_modules.randomness import seed_at
 from run_folder import RunFolder
 from tests.batches import loader, make_trainer, settle
-from tests.rows import write_rows
+from tests.breaking import poison
+from tests.rows import make_rows, write_rows
 from tests.test_reward_model import make_rankings
 
 ROOT = Path(__file__).parent.parent
@@ -44,22 +45,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "lora": lambda **kw: LoRA(r=4, lora_dropout=0.0, target_modules=["q", "v", "wo"], **kw),
     "soft_prompt": lambda **kw: SoftPrompt(virtual_tokens=5, **kw),
 }
-TEXT = "is room free from six and can you call me back before the train leaves at noon"
 
 CLIP = 1.55
 """Norm at which gradients are clipped: in the midst of theirs."""
-
-
-def make_rows(count: int) -> list[dict[str, str]]:
-    """Dialogues and summaries of very different lengths."""
-    return [
-        {
-            "id": f"r{i}",
-            "dialogue": f"#Person1#: {TEXT[i % 5 : 10 + 23 * i % 71]}?",
-            "summary": f"{i} {TEXT[: 1 + 17 * i % 43]}",
-        }
-        for i in range(count)
-    ]
 
 
 def make_batches(t5: str, sizes: Sequence[int]) -> list[Batch]:
@@ -270,8 +258,8 @@ def read_course(run: RunFolder) -> Course:
     )
 
 
-def slow_fit(t5: str, data: Path) -> Course:
-    """The same in plain PyTorch: each step's rows in one padded batch."""
+def slow_fit(t5: str, data: Path, skip: int | None = None) -> Course:
+    """The same in plain PyTorch: each step's rows in one padded batch; one step may be left out."""
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_pretrained(t5)
     model.eval()  # no dropout
@@ -298,7 +286,8 @@ def slow_fit(t5: str, data: Path) -> Course:
             loss.backward()
             norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)))
             optimizer.param_groups[0]["lr"] = 0.01 * rates[len(losses) - 1]
-            optimizer.step()
+            if len(losses) - 1 != skip:
+                optimizer.step()
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     return Course(losses, norms, weights)
 
@@ -316,4 +305,14 @@ def test_a_fit_is_that_of_a_plain_loop_however_cut(
     assert max(slow.norms) > CLIP > min(slow.norms)  # some are clipped, and some are not
     assert found.losses == pytest.approx(slow.losses, rel=1e-6)
     assert found.norms == pytest.approx(slow.norms, rel=1e-5)
+    assert distance({name: slow.weights[name] for name in found.weights}, found.weights) < 1e-6
+
+
+@pytest.mark.parametrize("cut", ["8x1", "2x4"])
+def test_a_fit_that_skips_a_step_is_that_of_a_plain_loop_without_it(
+    cut: str, t5: str, data: Path, tmp_path: Path
+) -> None:
+    slow = slow_fit(t5, data, skip=3)
+    found = read_course(fit(t5, data, tmp_path / "run", *CUTS[cut], *poison(3)))
+    assert found.losses == pytest.approx(slow.losses, rel=1e-6)
     assert distance({name: slow.weights[name] for name in found.weights}, found.weights) < 1e-6

@@ -100,7 +100,7 @@ def test_summary_of_a_fit_and_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert fit["metrics"]["val/rouge1"]["n"] == 4
 
-    assert SummaryCallback("python train.py fit").command == "python train.py fit"
+    assert SummaryCallback(["python", "train.py", "fit"]).command == "python train.py fit"
     monkeypatch.setattr("sys.argv", ["train.py", "test"])
     trainer.test(TinyModule(), loader(), verbose=False)
     both = RunFolder(tmp_path).read_summary()

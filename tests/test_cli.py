@@ -109,7 +109,7 @@ def test_a_command_that_is_refused_overwrites_nothing(
     fails("fit", *base, "--overwrite", "true", "--model.target_modules", "[query]")
     assert "--resume" in fails("fit", *base, "--overwrite", "true", "--resume", "auto")
     assert "earlier test" in fails("predict", *base)
-    bad_data(data, "broken json")
+    (data / "train.jsonl").write_text("{")
     fails("fit", *base, "--overwrite", "true")
     (data / "test.jsonl").write_text("{")
     fails("test", *base, "--overwrite", "true")
@@ -282,79 +282,6 @@ def test_without_a_hub_everything_missing_is_named_at_once(tmp_path: Path, fails
     ):  # fmt: skip
         assert name in said
     assert not run.exists()
-
-
-def bad_data(folder: Path, kind: str) -> None:
-    file = folder / "train.jsonl"
-    good = file.read_bytes().splitlines(keepends=True)
-    if kind == "missing column":
-        rows = [{"id": row["id"], "text": row["dialogue"]} for row in ROWS]
-        write_rows(folder, train=rows)
-    elif kind == "empty dialogue":
-        good[2] = json.dumps(ROWS[2] | {"dialogue": "  "}).encode() + b"\n"
-        file.write_bytes(b"".join(good))
-    elif kind == "broken json":
-        good[2] = b'{"id": "r2", "dialogue": \n'
-        file.write_bytes(b"".join(good))
-    elif kind == "not utf-8":
-        good[2] = good[2].replace(b"room", b"\xff\xfe")
-        file.write_bytes(b"".join(good))
-    elif kind == "empty split":
-        file.write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("missing column", ["dialogue", "train.jsonl"]),
-        ("empty dialogue", ["train.jsonl:3", "dialogue is empty"]),
-        ("broken json", ["train.jsonl:3", "JSON"]),
-        ("not utf-8", ["train.jsonl:3", "UTF-8"]),
-        ("empty split", ["train.jsonl"]),
-    ],
-)
-def test_bad_data_is_refused_with_its_place(
-    kind: str, words: list[str], base: list[str], data: Path, tmp_path: Path, fails: Fails
-) -> None:
-    bad_data(data, kind)
-    said = fails("fit", *base)
-    for word in words:
-        assert word in said, said
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--trainer.precision", "16-mixed"], ["fp16", "bf16-mixed"]),
-        (["--model.init_args.rank", "3"], ["rank"]),
-        (["--data.source", "no/such folder"], ["no/such folder"]),
-        (["--data.source", "challenge"], ["challenge has no train or validation split"]),
-        (["--model.backbone", "./nowhere"], ["./nowhere"]),
-        (["--model.r", "0"], ["r >= 1"]),
-        (["--data.batch_size", "0"], ["batch_size"]),
-        (["--model.target_modules", "[query]"], ["query"]),
-        (["--model.decoding.temperature", "0.5"], ["do_sample"]),
-        (["--config", "configs/missing.yaml"], ["missing.yaml"]),
-        (["--toxicity.toxic_label", "rude"], ["no label 'rude'", "nothate"]),
-        (["--trainer.precision", "bf16-true"], ["rounds to nothing", "bf16-mixed"]),
-        (["--trainer.fast_dev_run", "true"], ["debug.yaml"]),
-    ],
-    ids=lambda value: value[-1] if isinstance(value, list) else None,
-)
-def test_bad_settings_are_refused(
-    arguments: list[str], words: list[str], base: list[str], tmp_path: Path, fails: Fails
-) -> None:
-    said = fails("fit", *base, *arguments)
-    for word in words:
-        assert word in said, said
-    assert not (tmp_path / "run").exists()
-
-
-def test_an_unknown_key_in_a_file_is_refused(base: list[str], tmp_path: Path, fails: Fails) -> None:
-    extra = tmp_path / "extra.yaml"
-    extra.write_text("trainer: {max_epoch: 3}")
-    assert "max_epoch" in fails("fit", *base, "--config", str(extra))
 
 
 def test_several_problems_come_in_one_message(base: list[str], fails: Fails) -> None:

@@ -1,5 +1,6 @@
 """A run that broke off, wherever and however often, and was resumed is the uninterrupted run."""
 
+import logging
 import os
 import random
 import resource
@@ -13,42 +14,9 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-import train
 from run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
-from tests.rows import write_rows
-from tests.test_accumulation import make_rows
-
-CONFIGS = Path(__file__).parent.parent / "configs"
-
-Fit = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    return write_rows(folder, train=make_rows(22), validation=make_rows(6))
-
-
-@pytest.fixture
-def fit(t5: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> Fit:
-    """Fit for two epochs, dropout on; nothing is drawn, for that has no part in this."""
-    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
-
-    def run(method: str, folder: Path, *more: str) -> None:
-        train.main(
-            [
-                "fit", "--config", str(CONFIGS / f"{method}.yaml"), "--model.backbone", t5,
-                "--model.optimizer.lr", "0.01", "--model.decoding.max_new_tokens", "3",
-                "--data.source", str(data), "--data.batch_size", "4", "--trainer.max_epochs", "2",
-                "--trainer.precision", "32-true", "--trainer.accelerator", "cpu",
-                "--trainer.log_every_n_steps", "1", "--toxicity.model", "null",
-                "--run_dir", str(folder), *more,
-            ]
-        )  # fmt: skip
-
-    return run
-
+from tests.conftest import Fit
 
 ACCUMULATE = ["--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"]
 RATES = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
@@ -129,6 +97,15 @@ def test_two_ranks_go_on_with_their_own_random_numbers(fit: Fit, tmp_path: Path)
     fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
     assert differences(parts, whole) == []
+
+
+def test_batches_cut_otherwise_within_an_epoch_are_warned_of(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(RuntimeError):
+        fit("lora", tmp_path / "run", *break_off("on_before_backward", 3, "error"))
+    fit("lora", tmp_path / "run", "--resume", "auto", "--data.batch_size", "3")
+    assert "cut into 6 batches before, and is into 8 now" in caplog.text
 
 
 # Killed -----------------------------------------------------------------------------------------
@@ -230,6 +207,65 @@ def test_a_damaged_last_checkpoint_is_named_and_the_best_one_taken(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any(f"{last}" in said and f"going on from {best}" in said for said in warnings)
     assert differences(take_result(tmp_path / "run"), expected) == []
+
+
+def test_the_last_checkpoints_are_kept_small_and_the_newest_good_one_is_named(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "3"]
+    settings += ["--model.optimizer.lr", "1e-9"]  # the first stays best
+    caplog.set_level(logging.INFO)
+    fit("lora", tmp_path / "run", *settings)
+    folder = tmp_path / "run" / "checkpoints"
+    names = ["best.ckpt", "last.ckpt", "step00000008.ckpt", "step00000010.ckpt"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    trained = sum(value.numel() * value.element_size() for value in state.values())
+    for path in folder.iterdir():  # the weights and Adam's two moments, not the backbone
+        assert path.stat().st_size < 3 * trained + 100_000
+    expected = take_result(tmp_path / "run")
+    damage(folder / "last.ckpt", "one bit")
+    damage(folder / "step00000010.ckpt", "cut off")
+    fit("lora", tmp_path / "run", *settings, "--resume", "auto")
+    said = [record.getMessage() for record in caplog.records]
+    good = folder / "step00000008.ckpt"
+    assert any(f"Resuming from {good} (epoch 1, step 8, written 2" in line for line in said)
+    assert sum(f"going on from {good} instead" in line for line in said) == 2
+    assert differences(take_result(tmp_path / "run"), expected) == []
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for path in folder.glob("step*"):
+        assert torch.load(path, weights_only=True)["global_step"] == int(path.stem[4:])
+
+
+def test_one_who_goes_back_keeps_the_new_checkpoints_and_not_those_of_the_old_road(
+    fit: Fit, tmp_path: Path
+) -> None:
+    settings = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "4"]
+    fit("lora", tmp_path / "run", *settings)
+    folder = tmp_path / "run" / "checkpoints"
+    old = (folder / "step00000010.ckpt").stat().st_ino
+    back = ["--resume", str(folder / "step00000006.ckpt"), "--trainer.max_steps", "10"]
+    fit("lora", tmp_path / "run", *settings, *back)
+    kept = {path.name for path in folder.glob("step*")}
+    assert kept == {"step00000008.ckpt", "step00000010.ckpt", "step00000006.ckpt"}
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 10
+    assert (folder / "step00000010.ckpt").stat().st_ino == old
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["--checkpoint.keep_last", "0"], "keep_last must be 1 or more"),
+        (["--checkpoint.save_top_k", "2"], "set checkpoint.keep_last"),
+    ],
+)
+def test_impossible_numbers_of_checkpoints_are_refused(
+    settings: list[str], words: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fit("lora", tmp_path / "run", *settings)
+    assert stop.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_a_good_checkpoint_nothing_is_started(

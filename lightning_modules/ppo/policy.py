@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
+from lightning_modules.faults import Fault, name_not_finite
 from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
 from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.faults import score_fault, update_fault
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
@@ -31,6 +33,8 @@ from lightning_modules.ppo.update import (
     plan_cut,
 )
 from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.randomness import put_state, take_state
+from lightning_modules.stepping import gradients
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
@@ -119,6 +123,9 @@ class PPOPolicy(PolicyModule):
         self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
         self.batches_done = 0
+        self._at_batch_start: dict[str, Any] | None = None
+        self._ids: list[str] = []
+        self._logged: list[str] = []
         self.value_head: ValueHead | None = None
         # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
         self.automatic_optimization = False
@@ -193,8 +200,10 @@ class PPOPolicy(PolicyModule):
             (what was made of it) and length of each rollout, [B] each; the experience that was
             learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
             term's scores [B]; texts, the B summaries; beta; figures, this rank's share of all that
-            was logged; and batch, the number of batches of rollouts before this one.
+            was logged; and batch, the number of batches of rollouts before this one. None where the
+            batch was skipped.
         """
+        self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         self.pass_gate(prompts)
         times = [time.perf_counter()]
@@ -204,6 +213,12 @@ class PPOPolicy(PolicyModule):
 
         texts = self.read(rollout, batch)
         terms = self.score(texts, batch)
+        if terms is None:
+            # Or Lightning would log the figures of the batch before once more.
+            self.log_step(dict.fromkeys(self._logged, torch.nan))
+            self.step_schedule()
+            self.finish_batch()
+            return None
         scores = torch.stack(
             [self.terms[name].weight * values for name, values in terms.items()]
         ).sum(dim=0)
@@ -232,16 +247,16 @@ class PPOPolicy(PolicyModule):
         found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
         found |= figures.estimates(rollout, credit) | update.figures
         found |= figures.speed(rollout, times)
+        self._logged = list(found)
         self.log_step(found)
         sequence_kl = per_sequence(kl, rollout.mask)
         self.adapt_kl_coef(sequence_kl)
-        self.batches_done += 1
         return {
             "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
             "experience": experience, "rewards": rewards, "new_logprobs": update.logprobs,
             "terms": terms,
             "texts": texts.summaries, "beta": beta, "figures": found,
-            "batch": self.batches_done - 1,
+            "batch": self.finish_batch(),
         }  # fmt: skip
 
     @property
@@ -259,14 +274,25 @@ class PPOPolicy(PolicyModule):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """Sample ``ppo.samples`` responses to each prompt, and score their tokens."""
-        reuse = self.ppo.reuse_sampler
-        return roll_out(
-            self.model, prompts, self.sampling, self.value_head, self.reference,
-            samples=self.ppo.samples,
-            shared_encoder=self.shares_encoder,
-            reuse_sampler=self.is_exact if reuse is None else reuse,
-            chunk=self.ppo.microbatch_size or self.ppo.minibatch_size,
-        )  # fmt: skip
+        reuse, before = self.ppo.reuse_sampler, take_state(self.device)
+
+        def go(chunk: int) -> Rollout:
+            put_state(before, self.device)
+            return roll_out(
+                self.model, prompts, self.sampling, self.value_head, self.reference,
+                samples=self.ppo.samples,
+                shared_encoder=self.shares_encoder,
+                reuse_sampler=self.is_exact if reuse is None else reuse,
+                chunk=chunk,
+            )  # fmt: skip
+
+        return self.in_passes(go, self.microbatch_size or self.ppo.minibatch_size)
+
+    @property
+    def microbatch_size(self) -> int | None:
+        """Rollouts in one pass at most: as set, or fewer where these did not fit the memory."""
+        sizes = [size for size in (self.ppo.microbatch_size, self.room) if size is not None]
+        return min(sizes, default=None)
 
     def pass_gate(self, prompts: Prompts) -> None:
         """Before the first update, measure what must hold then, and stop the run if it does not.
@@ -295,22 +321,22 @@ class PPOPolicy(PolicyModule):
             [batch["references"][row] for row in owner],
         )
 
-    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
+    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor] | None:
         """Give each term's scores, before its weight: [B] each.
 
+        Returns:
+            None where a score, on any rank, is not finite and ``on_fault`` has the batch skipped.
+
         Raises:
-            FloatingPointError: If a score is not finite, with the text that got it.
+            FloatingPointError: If it does not, with the text that got it.
         """
         scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
-        for name, values in scores.items():
-            if not torch.isfinite(values).all():
-                row = int((~torch.isfinite(values)).nonzero()[0])
-                raise FloatingPointError(
-                    f"the reward {name} gave {values[row].item()} to the summary of "
-                    f"{batch['ids'][row // self.ppo.samples]}: {texts.summaries[row]!r}; the last "
-                    "checkpoint is untouched"
-                )
-        return scores
+        bad = ~torch.isfinite(torch.stack(list(scores.values())))
+        if self.sum_over_ranks(bad.sum()) == 0:
+            return scores
+        ids = [batch["ids"][row // self.ppo.samples] for row in range(len(texts.summaries))]
+        self.on_fault(score_fault(scores, texts, ids, self.batches_done))
+        return None
 
     def whiten(self, values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
         """Whiten [B, T] over the real tokens of all ranks."""
@@ -333,23 +359,40 @@ class PPOPolicy(PolicyModule):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
                 sums, stepped = self.step(experience, parts, logprobs)
-                first = sums if first is None else first
-                of_epoch += sums
                 skipped += not stepped
+                if sums is not None:
+                    first = sums if first is None else first
+                    of_epoch += sums
             total += of_epoch
             epochs += 1
             mean_kl = of_epoch[Sums._fields.index("approx_kl")] / of_epoch[-1]
             if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
                 break
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
+        self.step_schedule()
+        if first is None:
+            raise FloatingPointError(
+                f"batch {self.batches_done}: none of its minibatches is finite; the last "
+                "checkpoint is untouched"
+            )
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        start = {} if first is None else figures.start(Sums(*first))
+        start = figures.start(Sums(*first))
         return Update(figures.losses(Sums(*total)) | start | counts, logprobs)
+
+    def step_schedule(self) -> None:
+        """Move the learning rate on: once a batch of rollouts, learnt from or not."""
+        scheduler: Any = self.lr_schedulers()
+        self.half_updated = True
+        scheduler.step()
+
+    def finish_batch(self) -> int:
+        """Count a batch of rollouts as done, and give its number, from 0."""
+        self.batches_done += 1
+        self._at_batch_start = None
+        return self.batches_done - 1
 
     def step(
         self, experience: Experience, parts: tuple[Tensor, ...], logprobs: Tensor
-    ) -> tuple[Tensor, bool]:
+    ) -> tuple[Tensor | None, bool]:
         """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
 
         Args:
@@ -359,35 +402,55 @@ class PPOPolicy(PolicyModule):
 
         Returns:
             The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
-            step was taken: it is not where the mean ratio passes the guard.
+            step was taken: it is not where the mean ratio passes the guard, nor where something is
+            not finite and ``on_fault`` has the minibatch skipped; then there are no sums either.
 
         Raises:
-            FloatingPointError: If the loss is not finite; the weights are untouched then.
+            FloatingPointError: If the loss or the gradient is not finite, on any rank, and the
+                minibatch is not to be skipped; it leaves the weights as they are.
         """
         optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        mask = experience.rollout.mask
-        tokens = self.sum_over_ranks(torch.stack([mask[rows].sum() for rows in parts]).sum())
-        total = torch.zeros(len(Sums._fields), device=self.device)
-        for rows in parts:
-            loss, sums, now = minibatch_loss(
-                self.model, self.value_head, experience.rows(rows), self.ppo
-            )
-            logprobs[rows, : now.shape[1]] = now
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"PPO's loss is {loss.item()} at step {self.global_step}; the last checkpoint "
-                    "is untouched. Try a lower learning rate, or precision 32-true"
+        rows, mask = torch.cat(parts), experience.rollout.mask
+        tokens = self.sum_over_ranks(mask[rows].sum())
+
+        logprobs_now: list[tuple[Tensor, Tensor]] = []
+
+        def go(size: int) -> Tensor:
+            total = torch.zeros(len(Sums._fields), device=self.device)
+            optimizer.zero_grad()
+            logprobs_now.clear()
+            for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
+                loss, sums, found = minibatch_loss(
+                    self.model, self.value_head, experience.rows(part), self.ppo
                 )
-            # DDP averages over ranks: times ranks, over all tokens, is the mean over all tokens.
-            self.manual_backward(loss * self.trainer.world_size / tokens)
-            total += torch.stack(sums)
-        total = self.sum_over_ranks(total)
-        stepped = bool(Sums(*total).ratio / tokens <= self.ppo.ratio_guard)
+                logprobs_now.append((part, found))
+                # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
+                self.manual_backward(loss * self.trainer.world_size / tokens)
+                total += torch.stack(sums)
+            return total
+
+        longest = max(map(len, parts))
+        total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
+        means, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
+        losses = means.loss + means.value_loss + means.kl_loss
+        if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
+            self.on_fault(self._make_minibatch_fault(what, experience, rows))
+            return None, False
+        for part, found in logprobs_now:
+            logprobs[part, : found.shape[1]] = found
+        stepped = bool(means.ratio / tokens <= self.ppo.ratio_guard)
         if stepped:
-            self.clip_gradients(optimizer, self.ppo.max_grad_norm, "norm")
+            trained = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(trained, self.ppo.max_grad_norm, norm)
+            self.half_updated = True
             optimizer.step()
         return total, stepped
+
+    def _make_minibatch_fault(self, what: str, experience: Experience, rows: Tensor) -> Fault:
+        ids = [self._ids[row] for row in experience.rollout.owner[rows].tolist() if self._ids]
+        return update_fault(
+            what, experience.rows(rows), ids, self.decode, self.batches_done, self.global_step
+        )
 
     def shuffle_number(self) -> int:
         """Give the seed of this batch's shuffles: the same when the update is done again."""
@@ -418,13 +481,18 @@ class PPOPolicy(PolicyModule):
     # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the loop itself remembers."""
+        """Add what the loop itself remembers: of a batch that is under way, from before it."""
         super().on_save_checkpoint(checkpoint)
+        state = self._at_batch_start or self._loop_state()
+        checkpoint["ppo"] = state
+
+    def _loop_state(self) -> dict[str, Any]:
         moments = self.shaping.moments
-        checkpoint["ppo"] = {
+        return {
             "kl_coef": self.kl_coef.beta,
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
+            "logged": self._logged,
             "moments": [moments.count, moments.mean, moments.squares],
         }
 
@@ -435,5 +503,6 @@ class PPOPolicy(PolicyModule):
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
+        self._logged = state["logged"]
         moments = self.shaping.moments
         moments.count, moments.mean, moments.squares = state["moments"]

@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from hub import reading
 from lightning_modules.adapters import (
     POLICY,
     LoRASettings,
@@ -153,7 +154,8 @@ class SoftPromptPolicy(PolicyKind):
         model = attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)
         if adapter is not None:
             # PEFT refuses to load a soft prompt for training, so its weights are taken over.
-            trained = PeftModel.from_pretrained(backbone, adapter)
+            with reading(adapter):
+                trained = PeftModel.from_pretrained(backbone, adapter)
             start = trained.prompt_encoder[trained.active_adapter].state_dict()
             model.prompt_encoder[model.active_adapter].load_state_dict(start)
         attach_soft_prompt_reference(model)

@@ -24,7 +24,8 @@ from lightning_modules.ppo.reward_terms import FunctionReward
 from replay import replay
 from run_folder import write_lines, write_text
 from tests.batches import loader, make_batch, make_trainer
-from tests.ppo.conftest import DECODING, adamw
+from tests.conftest import adamw
+from tests.ppo.test_policy import DECODING
 from tests.tiny_run import TinyModule
 from tests.tiny_run import loader as tiny_loader
 

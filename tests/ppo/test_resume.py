@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import train
 from run_folder import RunFolder
+from tests.breaking import break_off
 
 SETTINGS = {
     "fresh LoRA": ["--model.policy.r", "4"],
@@ -47,17 +48,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     with pytest.raises(RuntimeError, match="on purpose"):
         train.main(["fit", *broken, "--trainer.callbacks+", "tests.ppo.test_resume.BreakOff"])
     train.main(["fit", *broken, "--resume", "auto"])
+    compare(tmp_path / "a", tmp_path / "b")
+
+
+def compare(whole: Path, parts: Path) -> None:
+    """Assert that an interrupted run of ten batches has the state and figures of a whole one."""
     states = [
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-        for name in ("a", "b")
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, parts)
     ]
     assert states[0]["ppo"] == states[1]["ppo"]
     assert states[0]["ppo"]["batches_done"] == 10
     for name, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][name]), name
-    found = figures(tmp_path / "a")
+    found = figures(whole)
     assert len([row for row in found if "objective/kl" in row]) == 10
-    assert found == figures(tmp_path / "b")
+    assert found == figures(parts)
+
+
+def test_a_fault_within_a_batch_never_leaves_half_of_its_updates(
+    tiny_ppo: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = [*tiny_ppo, "--checkpoint.every_n_train_steps", "4"]
+    whole, parts = ([*run, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
+    train.main(["fit", *whole])
+    last = tmp_path / "b" / "checkpoints" / "last.ckpt"
+    # Two steps a batch. First before any step of the fourth batch, then between its two.
+    for hook, call in (("on_before_backward", 7), ("on_before_optimizer_step", 2)):
+        resume = ["--resume", "auto"] if last.exists() else []
+        with pytest.raises(RuntimeError, match="broken off"):
+            train.main(["fit", *parts, *resume, *break_off(hook, call, "error")])
+        assert torch.load(last, weights_only=True)["ppo"]["batches_done"] == 3
+    assert "while a batch was changing the weights" in caplog.text
+    train.main(["fit", *parts, "--resume", "auto"])
+    compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_signal_lets_a_batch_of_ppo_finish(tiny_ppo: list[str], tmp_path: Path) -> None:
+    run = ["fit", *tiny_ppo, "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*run, *break_off("on_before_backward", 3, "sigint")])
+    assert stop.value.code == 130
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (state["ppo"]["batches_done"], state["global_step"]) == (2, 4)
 
 
 def test_another_reference_is_refused(

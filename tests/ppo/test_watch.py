@@ -24,7 +24,8 @@ from lightning_modules.ppo.rollout import Prompts, Rollout
 from lightning_modules.ppo.update import Experience
 from run_folder import RunFolder
 from tests.batches import loader, make_batch, make_trainer
-from tests.ppo.conftest import DECODING, adamw
+from tests.conftest import adamw
+from tests.ppo.test_policy import DECODING
 from tests.tiny_run import TinyModule
 from tests.tiny_run import loader as tiny_loader
 

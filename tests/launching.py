@@ -1,0 +1,68 @@
+"""Ranks that are started as torchrun does it, without its minutes of imports."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+def run_ranks(work: Callable[[], None], log: Path, ranks: int = 2, limit: float = 100) -> list[int]:
+    """Fork ranks that find the environment that torchrun gives, and let each do some work.
+
+    Args:
+        work: Done by each.
+        log: Folder for what rank N says: ``rankN.log``.
+        ranks: How many.
+        limit: Seconds after which those that are left are killed.
+
+    Returns:
+        Exit codes, that of a signal being below 0.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = [os.fork() or _be_rank(rank, ranks, port, work, log) for rank in range(ranks)]
+    codes: dict[int, int] = {}
+    end = time.monotonic() + limit
+    while len(codes) < ranks:
+        if time.monotonic() > end:
+            for child in set(children) - set(codes):
+                os.kill(child, signal.SIGKILL)
+        for child in set(children) - set(codes):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    return [codes[child] for child in children]
+
+
+def _be_rank(rank: int, ranks: int, port: str, work: Callable[[], None], log: Path) -> int:
+    code: object = 1
+    try:
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE":
+            str(ranks), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "test",
+        }  # fmt: skip
+        file = os.open(log / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        # pytest has taken the place of both, and of the log's handlers.
+        logging.getLogger().handlers.clear()
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        work()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

@@ -1,0 +1,203 @@
+"""Nothing that comes from outside is executed, used as a path, or leaks what is secret."""
+
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+
+import merge
+import predict
+import replay
+import train
+from redaction import redact, redact_arguments, redact_yaml
+from run_folder import RunFolder
+from tests.conftest import Fit
+from tests.rows import make_rows, write_rows
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.target}",)
+
+
+def run_code_of(main: Callable[..., Any], arguments: list[str], capsys: Any) -> tuple[Any, str]:
+    """Run a command that has to refuse; give its exit code and what it said."""
+    capsys.readouterr()
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    return code, " ".join((said.err + said.out).split())
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    return lambda: " ".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
+def test_a_malicious_checkpoint_is_refused(
+    form: str, option: str, fit_arguments: Callable[..., list[str]], fit: Fit, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    touched, evil = tmp_path / "touched", tmp_path / "evil.ckpt"
+    if form == "torch":
+        torch.save({"state_dict": {}, "loops": Evil(touched)}, evil)
+    else:
+        evil.write_bytes(pickle.dumps(Evil(touched)))
+    arguments = fit_arguments("lora", tmp_path / "run", option, str(evil))
+    code, said = run_code_of(train.main, arguments, capsys)
+    assert (code, touched.exists()) == (2, False)
+    assert "refused: it holds more than tensors" in said or "cannot be read" in said
+    assert str(evil) in said
+    fit("lora", tmp_path / "good", "--trainer.max_epochs", "1")
+    run = str(tmp_path / "good")
+    code, said = run_code_of(replay.main, [run, "--batch", "0", "--checkpoint", str(evil)], capsys)
+    assert (code, touched.exists()) == (2, False)
+
+
+@pytest.fixture
+def evil_model(t5: str, tmp_path: Path) -> tuple[str, Path]:
+    """A model whose weights are a pickle that runs a command."""
+    folder, touched = tmp_path / "evil", tmp_path / "touched"
+    shutil.copytree(t5, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"shared.weight": Evil(touched)}, folder / "pytorch_model.bin")
+    return str(folder), touched
+
+
+def test_a_malicious_model_is_refused(
+    evil_model: tuple[str, Path], fit_arguments: Callable[..., list[str]], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], quiet: Callable[[], str],
+) -> None:  # fmt: skip
+    folder, touched = evil_model
+    arguments = fit_arguments("full_ft", tmp_path / "run", "--model.backbone", folder)
+    code, said = run_code_of(train.main, arguments, capsys)
+    assert (code, touched.exists()) == (2, False), said
+    assert "more than tensors" in said
+    (tmp_path / "in.txt").write_text("#Person1#: Hello.\n")
+    files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.jsonl")]
+    code, said = run_code_of(predict.main, [folder, *files], capsys)
+    assert (code, touched.exists()) == (2, False), said
+    assert "more than tensors" in said + quiet()
+
+
+def test_a_malicious_adapter_is_refused(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str], quiet: Callable[[], str]
+) -> None:
+    fit("lora", tmp_path / "run", "--trainer.max_epochs", "1")
+    export, touched = tmp_path / "run" / "export", tmp_path / "touched"
+    (export / "adapter_model.safetensors").unlink()
+    torch.save({"a": Evil(touched)}, export / "adapter_model.bin")
+    out = str(tmp_path / "merged")
+    code, said = run_code_of(merge.main, [str(export), "--out", out], capsys)
+    assert (code, touched.exists()) == (2, False), said + quiet()
+    assert "more than tensors" in said + quiet()
+
+
+def test_remote_code_is_not_run(
+    t5: str, fit_arguments: Callable[..., list[str]], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder, touched = tmp_path / "remote", tmp_path / "touched"
+    shutil.copytree(t5, folder)
+    code = f"open({str(touched)!r}, 'w')\nclass C: pass\nclass M: pass\n"
+    (folder / "remote.py").write_text(code)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "of_my_own", "auto_map": {
+        "AutoConfig": "remote.C", "AutoModelForSeq2SeqLM": "remote.M"}}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments = fit_arguments("full_ft", tmp_path / "run", "--model.backbone", str(folder))
+    exit_code, said = run_code_of(train.main, arguments, capsys)
+    assert (exit_code, touched.exists()) == (2, False)
+    assert "of_my_own" in said or "trust_remote_code" in said
+
+
+def every_path(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_names_from_data_are_no_paths(fit: Fit, tmp_path: Path, roberta: str) -> None:
+    outside = tmp_path / "outside_evil"
+    names = ["../../evil", str(outside), "..\\evil", "a/b", "x\ny", "CON", "~/evil", "$(id)"]
+    rows = make_rows(22)
+    for i, row in enumerate(rows):
+        row["id"] = names[i % len(names)] + "#" * (i // len(names))
+    data = write_rows(tmp_path / "data", train=rows, validation=rows[:6], test=rows[:9])
+    run = tmp_path / "deep" / "run"
+    before = every_path(tmp_path)
+    settings = ["--data.source", str(data), "--toxicity.model", roberta]
+    fit("lora", run, *settings, "--trainer.callbacks+=tests.breaking.Poison",
+        "--trainer.callbacks.steps=[2]")  # fmt: skip
+    new = every_path(tmp_path) - before
+    assert all(path == run.parent or path.is_relative_to(run) for path in new)
+    assert not any("evil" in path.name for path in new)
+    skipped = RunFolder(run).read_summary()["skipped"][0]["rows"]
+    assert any(name.rstrip("#") in names for name in skipped)
+
+
+# Secrets ----------------------------------------------------------------------------------------
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+HF = "hf_" + "AbCdEfGh" * 4
+GIVEN = "hf_" + "ZyXwVuTs" * 4
+
+
+def test_no_key_is_in_any_file_of_a_run(
+    fit: Fit, fit_arguments: Callable[..., list[str]], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("HF_TOKEN", HF)
+    notes = f"--trainer.logger.init_args.notes=see https://me:{KEY}@host and {GIVEN}"
+    arguments = fit_arguments(
+        "lora", tmp_path / "run", "--config", "configs/overlays/wandb.yaml",
+        "--trainer.logger.init_args.save_dir", str(tmp_path / "wandb"), notes,
+        "--trainer.max_epochs", "1",
+    )  # fmt: skip
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
+    train.main()
+    wandb.finish()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for secret in (KEY, HF, GIVEN):
+        found = [str(path) for path in files if secret.encode() in path.read_bytes()]
+        assert found == []
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert "see https://***@host and ***" in summary["command"]
+    said = capfd.readouterr()
+    assert not any(secret in said.out + said.err for secret in (KEY, HF, GIVEN))
+
+
+def test_what_is_secret_and_what_is_not() -> None:
+    environment = {"MY_API_KEY": "s3cr3t-s3cr3t", "TOKEN": "short", "MONKEY": "banana-banana"}
+    assert redact("a s3cr3t-s3cr3t banana-banana short", environment) == "a *** banana-banana short"
+    assert redact("sk-" + "a" * 20 + " ghp_" + "b" * 20, {}) == "*** ***"
+    assert redact("https://a.b/c?d=e commit " + KEY, {}) == "https://a.b/c?d=e commit " + KEY
+    shown = redact_arguments(
+        ["train.py", "--hub_token", "abc", "--x.api_key=abc", "--model.ppo.max_new_tokens", "8",
+         "--password", "--next", "a"]
+    )  # fmt: skip
+    assert shown == [
+        "train.py", "--hub_token", "***", "--x.api_key=***", "--model.ppo.max_new_tokens", "8",
+        "--password", "--next", "a",
+    ]  # fmt: skip
+    text = "model:\n  api_key: abc\n  max_new_tokens: 8\n  pad_token: <pad>\n  - token: null\n"
+    assert redact_yaml(text) == text.replace("abc", "'***'")
