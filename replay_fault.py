@@ -96,7 +96,7 @@ def update_again(module: BaseModule, content: Mapping[str, Any]) -> Replayed:
     parts = dict(content["experience"])
     rollout = parts["rollout"] | {"prompts": Prompts(**parts["rollout"]["prompts"])}
     experience = Experience(**(parts | {"rollout": Rollout(**rollout)}))
-    loss, sums = minibatch_loss(module.model, module.value_head, experience, module.ppo)
+    loss, sums, _ = minibatch_loss(module.model, module.value_head, experience, module.ppo)
     loss.backward()
     named = {"loss": loss, **{f"sum of {name}": value for name, value in sums._asdict().items()}}
     return Replayed(

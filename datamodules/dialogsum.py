@@ -192,6 +192,8 @@ class DialogSumDataModule(ResumableDataModule):
         missing = [split for split in STAGES[stage] if split not in self.datasets]
         if not missing:
             return
+        # Anew: the selector may have been fitted to another module's rows since.
+        self._encoder = None
         encoder = self.encoder
         for split in missing:
             rows = self._split_rows(split)

@@ -49,7 +49,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    # Lazily: a log file of the run may still be open.
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_full_disk_is_said_and_leaves_what_there_was(
