@@ -1,7 +1,6 @@
 """From the answers of several annotators to one set of pairs, the preferred one first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import mean, median
 from typing import Literal, NamedTuple
@@ -22,8 +21,7 @@ class Pair(NamedTuple):
     distance: float
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranking(NamedTuple):
     """What all annotators together say of the completions of one dialogue.
 
     Attributes:
@@ -35,7 +33,7 @@ class Ranking:
         pairs: Every two of which one is preferred; ties are no pair.
     """
 
-    index: int
+    index: int  # type: ignore[assignment] # it hides tuple.index, which nobody calls
     id: str
     dialogue: str
     completions: list[str]

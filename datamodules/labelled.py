@@ -1,9 +1,8 @@
 """LabelledTextDataModule: texts with a label, for a classifier."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,11 +22,10 @@ from datamodules.shares import find_fraction_problem, find_problems, read_shares
 from json_lines import Record, read_jsonl
 
 
-@dataclass(frozen=True)
-class LabelledText:
+class LabelledText(NamedTuple):
     """A text, the number of its label among the labels, and its number in the split."""
 
-    index: int
+    index: int  # type: ignore[assignment] # it hides tuple.index, which nobody calls
     text: str
     label: int
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import functional as F
 
 from callbacks.out_of_memory import explain
@@ -52,7 +53,9 @@ class SmallMemory:
         self.failures = 0
 
     def __call__(self, logits: Tensor, labels: Tensor, **settings: Any) -> Tensor:
-        if len(labels) > self.labels and logits.requires_grad:
+        # The plan of the run's memory takes a step too, on tensors without content.
+        planned = isinstance(logits, FakeTensor)
+        if len(labels) > self.labels and logits.requires_grad and not planned:
             self.failures += 1
             if self.where == "forward":
                 raise torch.OutOfMemoryError(MESSAGE)
