@@ -50,6 +50,17 @@ def test_a_dialogue_that_has_its_answers_is_shown_to_nobody_else(tmp_path: Path)
     assert desk.describe("bob") == {"done": 1, "skipped": 0, "total": 1}
 
 
+def test_who_reloads_stays_though_an_earlier_one_has_become_free(tmp_path: Path) -> None:
+    desk = open_desk(tmp_path / "a.jsonl", make_samples(3), each=1)
+    assert desk.deal("ann").id == "s0"  # type: ignore[union-attr]
+    assert desk.deal("bob").id == "s1"  # type: ignore[union-attr]
+    assert answer(desk, "ann", skip=True) == "s0"
+    assert desk.deal("ann").id == "s2"  # type: ignore[union-attr]
+    assert desk.deal("bob").id == "s1"  # type: ignore[union-attr]
+    assert answer(desk, "bob") == "s1"
+    assert answer(desk, "bob") == "s0"
+
+
 def test_two_at_one_dialogue_are_enough_for_two_answers(tmp_path: Path) -> None:
     desk = open_desk(tmp_path / "a.jsonl", make_samples(2), each=2)
     assert [desk.deal(name).id for name in ("ann", "bob", "cat")] == ["s0", "s0", "s1"]  # type: ignore[union-attr]
