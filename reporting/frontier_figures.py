@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -141,7 +142,11 @@ def _ends(arm: Arm) -> list[tuple[float, float]]:
 
 
 def _draw_cross(axes: Axes, x: Estimate, y: Estimate, faint: bool = False) -> None:
-    style = {"color": INK, "alpha": 0.35 if faint else 0.85, "linewidth": 1.0 if faint else 1.4}
+    style: dict[str, Any] = {
+        "color": INK,
+        "alpha": 0.35 if faint else 0.85,
+        "linewidth": 1.0 if faint else 1.4,
+    }
     if x.low is not None and x.high is not None:
         axes.plot([x.low, x.high], [y.value, y.value], zorder=2, **style)
     if y.low is not None and y.high is not None:
