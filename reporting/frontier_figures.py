@@ -122,7 +122,7 @@ def _draw_point(
     rouge, toxicity = arm.estimates["rouge1_change"], arm.estimates["toxicity"]
     _draw_cross(axes, _times(rouge, 100), _times(toxicity, 100), faint=True)
     # Hollow where the KL is unknown.
-    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(np.array([arm.kl]))[0]
+    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(arm.kl)
     axes.scatter(
         *_place(arm), marker=marker, s=75, color=[colour], edgecolors=INK, linewidths=0.8, zorder=3,
         label=label,
@@ -143,8 +143,10 @@ def _ends(arm: Arm) -> list[tuple[float, float]]:
 
 def _draw_cross(axes: Axes, x: Estimate, y: Estimate, faint: bool = False) -> None:
     style: dict[str, Any] = {
-        "color": INK, "alpha": 0.35 if faint else 0.85, "linewidth": 1.0 if faint else 1.4,
-    }  # fmt: skip
+        "color": INK,
+        "alpha": 0.35 if faint else 0.85,
+        "linewidth": 1.0 if faint else 1.4,
+    }
     if x.low is not None and x.high is not None:
         axes.plot([x.low, x.high], [y.value, y.value], zorder=2, **style)
     if y.low is not None and y.high is not None:
