@@ -52,7 +52,12 @@ class LifeSigns(threading.Thread):
 
     def run(self) -> None:
         """Look again and again, until told to end or a rank is lost."""
-        while not self._end.wait(self.patience / 15):
+        interval, looked = self.patience / 15, time.monotonic()
+        while not self._end.wait(interval):
+            before, looked = looked, time.monotonic()
+            if looked - before > 5 * interval:
+                # This process stood still (stopped, or starved), and has seen nobody's signs.
+                self._seen = dict.fromkeys(self._seen, looked)
             try:
                 self._exchange()
             except (DistError, RuntimeError):

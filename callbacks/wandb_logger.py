@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from redaction import redact_arguments
+from redaction import redact, redact_arguments
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class RunWandbLogger(WandbLogger):
     one is started every ``retry_seconds``, and gets all of it in order, under the same run id. All
     the while ``metrics.csv`` has everything.
 
-    Tokens on the command line are not shown to W&B, which records it.
+    Tokens on the command line, which W&B records, and in the run's notes are not shown to it.
 
     Args:
         retry_seconds: Time between two attempts to get W&B back.
@@ -38,6 +38,9 @@ class RunWandbLogger(WandbLogger):
 
     def __init__(self, retry_seconds: float = 60.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        for name in ("name", "group", "notes"):
+            if isinstance(text := self._wandb_init.get(name), str):
+                self._wandb_init[name] = redact(text)
         self.retry_seconds = retry_seconds
         self._waiting: deque[tuple[dict[str, Any], int | None]] = deque()
         self._tried = 0.0

@@ -63,8 +63,8 @@ def make_experience(module: PPOPolicy, lengths: Lengths, encoded: Encoded | None
     tokens = rows, settings.max_new_tokens
     rollout = Rollout(
         make_prompts(prompts, lengths.source), owner, _ones(*tokens), _ones(*tokens).bool(),
-        torch.ones(rows).bool(), *torch.ones(4, *tokens),
-        encoded=None if encoded is None else encoded.rows(torch.arange(prompts)),
+        torch.ones(rows).bool(), *(torch.ones(tokens),) * 4,
+        None if encoded is None else encoded.rows(torch.arange(prompts)),
     )  # fmt: skip
     returns = torch.ones(tokens) if module.value_head is not None else None
     beta = settings.kl_coef if settings.kl_in_loss else 0.0

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import huggingface_hub
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -85,8 +85,13 @@ def _weight_names(path: str) -> list[str]:
     if index := found[SAFE_WEIGHTS_INDEX_NAME]:
         return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     if file := found[SAFE_WEIGHTS_NAME]:
-        with safe_open(file, framework="pt") as weights:  # reads the header alone
-            return list(weights.keys())
+        try:
+            with safe_open(file, framework="pt") as weights:  # reads the header alone
+                return list(weights.keys())
+        except SafetensorError as error:
+            raise ValueError(
+                f"the weights in {file} cannot be read ({error}): copy or download them again"
+            ) from error
     return []
 
 

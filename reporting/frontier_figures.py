@@ -122,7 +122,7 @@ def _draw_point(
     rouge, toxicity = arm.estimates["rouge1_change"], arm.estimates["toxicity"]
     _draw_cross(axes, _times(rouge, 100), _times(toxicity, 100), faint=True)
     # Hollow where the KL is unknown.
-    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(arm.kl)
+    colour = "white" if math.isnan(arm.kl) else shades.to_rgba(np.array([arm.kl]))[0]
     axes.scatter(
         *_place(arm), marker=marker, s=75, color=[colour], edgecolors=INK, linewidths=0.8, zorder=3,
         label=label,

@@ -111,7 +111,10 @@ CASES: dict[str, Bad] = {
     "a filter that leaves nothing": Bad(
         f"{LORA} --data.min_dialogue_chars 100000", ("min_dialogue_chars",)
     ),
-    "rankings without ranks": Bad(f"{REWARD} --data.source {{files}}/column", ("train.jsonl:1",)),
+    "rankings without ranks": Bad(
+        f"{REWARD} --data.source {{files}}/column --data.max_length 64 --data.references null",
+        ("train.jsonl:1",),
+    ),
     # Models
     "no such backbone": Bad(f"{LORA} --model.backbone ./nowhere", ("./nowhere",)),
     "a backbone without weights": Bad(

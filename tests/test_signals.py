@@ -133,8 +133,9 @@ def test_a_run_goes_on_with_more_ranks_or_fewer(
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in (tmp_path / "whole", parts)
     ]
+    # Two ranks add up in another order; Adam makes of a rounded gradient near 0 a step of its own.
     for name, value in states[0].items():
-        assert torch.allclose(value, states[1][name], rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(value, states[1][name], rtol=1e-5, atol=1e-5), name
 
 
 @pytest.mark.parametrize(
