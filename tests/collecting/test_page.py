@@ -68,7 +68,7 @@ def open_page(chromium: Browser, project: Project) -> Iterator[Open]:
 
     def open_page(name: str | None = "ann", **settings: Any) -> Page:
         context = chromium.new_context(**(LAPTOP | {"reduced_motion": "reduce"} | settings))
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         opened.append((page, Watch(page)))
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
@@ -325,8 +325,10 @@ def test_text_is_shown_as_text_whatever_it_contains(open_page: Open, project: Pr
     name = "<img src=x onerror=alert(1)>"
     page.get_by_label("Name").fill(name)
     page.get_by_role("button", name="Begin").click()
+    expect(page.locator("#instructions")).to_contain_text(tags)
     assert page.locator("#instructions").inner_text() == f"{tags}\n\n{tags}"
     page.get_by_role("button", name="Close").click()
+    expect(page.locator(".card")).to_have_count(len(HOSTILE))  # what follows waits for nothing
     assert page.locator("#change-name").inner_text() == name
     contents = page.locator(".card .text").evaluate_all("all => all.map(one => one.textContent)")
     assert sorted(contents) == sorted(HOSTILE)
