@@ -454,6 +454,9 @@ def test_a_stopped_sweep_lets_its_run_save(
     number: signal.Signals, both: bool, stopped: type, tmp_path: Path, as_main: None
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
+    before = signal.getsignal(number)
+    if number == signal.SIGINT:  # which a shell has its background jobs pass over
+        signal.signal(number, signal.default_int_handler)
 
     def stop() -> None:
         while not (tmp_path / "pid").exists():
@@ -463,8 +466,11 @@ def test_a_stopped_sweep_lets_its_run_save(
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(stopped):
-        call(str(tmp_path / "program.py"), str(tmp_path), str(int(number)))
+    try:
+        with pytest.raises(stopped):
+            call(str(tmp_path / "program.py"), str(tmp_path), str(int(number)))
+    finally:
+        signal.signal(number, before)
     assert (tmp_path / "saved").exists()
 
 
