@@ -44,14 +44,14 @@ def make_experience(module: PPOPolicy, lengths: Lengths, encoded: Encoded | None
     owner = torch.arange(rows) // settings.samples
     prompts = -(-rows // settings.samples)
     tokens = rows, settings.max_new_tokens
+    numbers = torch.ones(tokens)
     rollout = Rollout(
         make_prompts(prompts, lengths.source), owner, _ones(*tokens), _ones(*tokens).bool(),
-        torch.ones(rows).bool(), *torch.ones(4, *tokens),
-        encoded=None if encoded is None else encoded.rows(torch.arange(prompts)),
+        torch.ones(rows).bool(), numbers, numbers, numbers, numbers,
+        None if encoded is None else encoded.rows(torch.arange(prompts)),
     )  # fmt: skip
-    returns = torch.ones(tokens) if module.value_head is not None else None
-    beta = settings.kl_coef if settings.kl_in_loss else 0.0
-    return Experience(rollout, torch.ones(tokens), returns, beta)
+    returns = None if module.value_head is None else numbers
+    return Experience(rollout, numbers, returns, settings.kl_coef if settings.kl_in_loss else 0.0)
 
 
 def find_chunk(module: PPOPolicy, lengths: Lengths) -> int:
