@@ -6,7 +6,8 @@
     python -m demo --quick --root /tmp/try    # a few batches of everything: does it run?
 
 With ``--source`` the miniature's models read real dialogues: any source of ``--data.source``. The
-reward model keeps the miniature's rankings, for other data have none.
+reward model keeps the miniature's rankings, for other data have none; and what learns from rankings
+of the LoRA's own completions is left out, for the simulated annotators know the miniature only.
 
 Every run is one or two commands that anyone can type; they are printed before they run. Fit and
 test of a run share one process, and every run has its own, so that its peak memory is its own.
@@ -34,11 +35,31 @@ METHODS: dict[str, list[str]] = {
     "reward": ["reward"],
     # PPO goes on from the LoRA that was just tuned.
     "ppo": ["ppo", "--model.adapter", "{root}/lora/export"],
-}
+    # From rankings of what that LoRA says: by a reward model of one's own, or without one.
+    "reward_ranked": ["reward", "--data.source", "{root}/ranked/answers.jsonl"],
+    "ppo_ranked": [
+        "ppo", "--model.adapter", "{root}/lora/export",
+        "--model.reward_model", "{root}/reward_ranked/export",
+    ],
+    "dpo": [
+        "dpo", "--model.adapter", "{root}/lora/export",
+        "--data.source", "{root}/ranked/answers.jsonl",
+    ],
+}  # fmt: skip
 """Name of each run, its config and further settings."""
 
 RUNS = (*BASELINES, *METHODS)
 """All runs, in the order of the table."""
+
+RANKED = ("ranked", "reward_ranked", "ppo_ranked", "dpo")
+"""The road from rankings, of the miniature only; its first step makes the rankings."""
+
+STEPS = tuple(
+    step for run in RUNS for step in (["ranked", run] if run == "reward_ranked" else [run])
+)
+"""All that is done, in its order."""
+
+RANKED_DIALOGUES = 300
 
 console = Console(soft_wrap=True)
 
@@ -49,7 +70,7 @@ def make_commands(
     """Give the commands of a run, each the arguments of ``python``.
 
     Args:
-        name: One of RUNS.
+        name: One of STEPS.
         root: Folder of the run folders.
         seed: Seed of everything random in the run.
         source: Where the dialogues come from.
@@ -61,6 +82,8 @@ def make_commands(
         limit = ["--max_test_rows", "64"] if quick else []
         data = ["--source", source, "--out", root, "--toxicity", "mini"]
         return [["baselines.py", name, *data, *limit, *overwrite]]
+    if name == "ranked":
+        return make_rankings(root, seed, 24 if quick else RANKED_DIALOGUES)
     config, *options = METHODS[name]
     configs = [f"configs/{config}.yaml", "configs/overlays/mini.yaml"]
     if source != "mini" and name != "reward":
@@ -77,12 +100,29 @@ def make_commands(
     return [["train.py", command, *settings] for command in ("fit", "test")]
 
 
+def make_rankings(root: str, seed: int, dialogues: int) -> list[list[str]]:
+    """Give the commands that sample from the LoRA, and have simulated annotators rank that."""
+    samples, answers = (f"{root}/ranked/{name}.jsonl" for name in ("samples", "answers"))
+    sample = [
+        "feedback.py", "sample", f"{root}/lora", "--input", "mini", "--output", samples,
+        "--max_rows", str(dialogues), "--seed", str(seed), "--overwrite", "true",
+    ]  # fmt: skip
+    annotate = [
+        "-m", "datamodules.mini.annotate", samples, "--out", answers, "--seed", str(seed),
+        "--overwrite",
+    ]  # fmt: skip
+    return [sample, annotate]
+
+
 def run_one(commands: list[list[str]]) -> int:
     """Run commands in this process, one after the other, until one fails; give its exit code."""
-    for program, *arguments in commands:
-        console.print(f"$ python {program} {' '.join(arguments)}", style="cyan", markup=False)
+    for command in commands:
+        console.print(f"$ python {' '.join(command)}", style="cyan", markup=False)
+        program, *arguments = command
+        if program == "-m":
+            program, *arguments = arguments
         # Imported here: it takes seconds, and the parent process has no use for it.
-        if code := importlib.import_module(Path(program).stem).main(arguments):
+        if code := importlib.import_module(program.removesuffix(".py")).main(arguments):
             return code
     return 0
 
@@ -94,16 +134,20 @@ def main(arguments: list[str]) -> int:
         0, or the exit code of the first command that failed.
     """
     parser = argparse.ArgumentParser(description="Every method, tested and compared in one table.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"of {', '.join(RUNS)}; all if none")
+    known = f"of {', '.join(STEPS)}; all if none"
+    parser.add_argument("runs", nargs="*", metavar="RUN", help=known)
     parser.add_argument("--root", default="runs/demo", help="folder of the run folders")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--source", default="mini", help="dialogues: mini, a folder or a hub id")
     parser.add_argument("--quick", action="store_true", help="a few batches of everything")
     options = parser.parse_args(arguments)
-    if unknown := set(options.runs) - set(RUNS):
-        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+    if unknown := set(options.runs) - set(STEPS):
+        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+    real = options.source != "mini"
+    if real and (alien := [name for name in options.runs if name in RANKED]):
+        parser.error(f"{', '.join(alien)}: the simulated annotators know the miniature only")
     started = time.monotonic()
-    chosen = options.runs or list(RUNS)
+    chosen = options.runs or [name for name in STEPS if not (real and name in RANKED)]
     for place, name in enumerate(chosen, start=1):
         console.rule(f"[bold]{place} of {len(chosen)}: {name}")
         commands = make_commands(name, options.root, options.seed, options.source, options.quick)

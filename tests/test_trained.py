@@ -27,8 +27,9 @@ from tests.batches import settle
 PAIR = 2 * 4 * 32
 # Embedding and head, 24 matrices of attention, 12 of the feed-forward, 2 biases, 12 norms.
 T5 = 2 * 259 * 32 + 24 * 32 * 32 + 12 * 32 * 64 + 2 * 32 * 4 + 12 * 32
+CLASSIFIER = 22_178
 # The head of two labels is replaced by one of a single output, 33 numbers less.
-REWARD = 22_178 - 33
+REWARD = CLASSIFIER - 33
 ATTENTION = r"model\.base_model\.model\.(en|de)coder\.block\.[01]\.layer\.[01]\.\w+Attention\."
 LORA = ATTENTION + r"[qv]\.lora_[AB]\.default\.weight"
 VALUE_HEAD = r"value_head\.linear\.(weight|bias)"
@@ -72,7 +73,9 @@ TABLE = {
         25,
         REWARD,
     ),
-    "classifier": Row(lambda _, roberta: Classifier(backbone=roberta), r"model\..*", 25, 22_178),
+    "classifier": Row(
+        lambda _, roberta: Classifier(backbone=roberta), r"model\..*", 25, CLASSIFIER
+    ),
     "dpo": Row(lambda t5, _: DPO(backbone=t5, policy=LoRAPolicy(r=4)), LORA, 24, 12 * PAIR),
     "ppo": Row(
         lambda t5, roberta: PPOPolicy(backbone=t5, reward_model=roberta, policy=LoRAPolicy(r=4)),
@@ -91,8 +94,8 @@ def test_what_a_method_trains(name: str, t5: str, roberta: str) -> None:
     assert [n for n in trained if not re.fullmatch(row.names, n)] == []
     assert len(trained) == row.tensors
     assert sum(p.numel() for p in trained.values()) == row.size
-    total = REWARD if name == "reward" else T5
-    added = 0 if name in ("reward", "full_ft") else row.size
+    total = {"reward": REWARD, "classifier": CLASSIFIER}.get(name, T5)
+    added = 0 if name in ("reward", "classifier", "full_ft") else row.size
     assert module.count_parameters() == (row.size, total + added)
     # The optimizer gets these and no others.
     given = [p for group in module.parameter_groups() for p in group["params"]]
@@ -103,7 +106,7 @@ def test_what_a_method_trains(name: str, t5: str, roberta: str) -> None:
 def test_the_sizes_of_the_table(t5: str, roberta: str) -> None:
     assert count_parameters(AutoModelForSeq2SeqLM.from_pretrained(t5))[1] == T5
     classifier = AutoModelForSequenceClassification.from_pretrained(roberta)
-    assert count_parameters(classifier)[1] == REWARD + 33
+    assert count_parameters(classifier)[1] == CLASSIFIER
 
 
 def test_ppo_from_an_adapter_trains_the_policys_copy_of_it_only(
