@@ -21,6 +21,10 @@ LEAST_WORK = 2**22
 """Multiplications of a product from which on oneDNN's longer way in (10 us) is worth it."""
 
 
+LEAST_WEIGHTS = 2**16
+"""Weights of a layer from which on laying them out is worth it."""
+
+
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x W^T + b by oneDNN, [..., N]; this has no gradient.
 
@@ -94,7 +98,9 @@ def prepacked(*modules: nn.Module, rows: int) -> Iterator[None]:
         layer
         for module in modules
         for layer in module.modules()
-        if isinstance(layer, QuickLinear) and layer.weight.device.type == "cpu"
+        if isinstance(layer, QuickLinear)
+        and layer.weight.device.type == "cpu"
+        and layer.weight.numel() >= LEAST_WEIGHTS
     ]
     if not AVAILABLE or torch.is_grad_enabled():
         layers = []

@@ -17,6 +17,7 @@ from datamodules.preferences import PreferenceBatch
 from hub import resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
+from lightning_modules.kernels import quicken
 
 
 class RewardScorer(nn.Module):
@@ -39,8 +40,10 @@ class RewardScorer(nn.Module):
         super().__init__()
         path = resolve_model(name, "classifier")
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
+        self.model = quicken(
+            AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=False
+            )
         )
         self.model.requires_grad_(False)
         set_dropout(self.model, 0.0)

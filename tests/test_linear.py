@@ -24,6 +24,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return real(input, weight, bias)
 
     monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(linear, "product", spy)
     return seen
 
@@ -125,14 +126,21 @@ def test_prepacked_weights_are_bf16_under_autocast(products: list[Tensor]) -> No
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
 
 
-def test_weights_are_not_laid_out_where_a_gradient_may_be_taken() -> None:
+def test_weights_are_not_laid_out_where_a_gradient_may_be_taken(products: list[Tensor]) -> None:
     _, quick = make_pair()
     with prepacked(quick, rows=3):
         assert quick.packed is None
 
 
 @torch.no_grad()
-def test_a_failure_inside_leaves_nothing_laid_out() -> None:
+def test_few_weights_are_not_laid_out() -> None:
+    _, quick = make_pair()
+    with prepacked(quick, rows=3):
+        assert quick.packed is None
+
+
+@torch.no_grad()
+def test_a_failure_inside_leaves_nothing_laid_out(products: list[Tensor]) -> None:
     _, quick = make_pair()
     with pytest.raises(KeyError), prepacked(quick, rows=3):
         assert quick.packed is not None
