@@ -80,7 +80,10 @@ def test_the_rule_of_thumb_is_the_originals() -> None:
 
 def advice(part: str, method: str = "full", phase: str = "forward and backward") -> str:
     class Fixed(Plan):
-        parts = {part: 2**30, PROCESS: 2**31}
+        @property
+        def parts(self) -> dict[str, int]:
+            return {part: 2**30, PROCESS: 2**31}
+
         peak = phase
 
     return give_advice(Fixed(method, Traced(0, Size(0, 0), {}), Setting(FP32), SHORT, 0), 259)
