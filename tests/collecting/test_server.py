@@ -13,7 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import feedback
 from collecting.desk import Desk
-from collecting.server import LARGEST_REQUEST, PAGE, is_loopback, make_app
+from collecting.guard import is_loopback
+from collecting.server import LARGEST_REQUEST, PAGE, make_app
 from tests.collecting.samples import (
     ServerProcess,
     make_answer,
