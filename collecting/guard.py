@@ -48,16 +48,17 @@ def make_guard(allowed_hosts: Collection[str]) -> Any:
 
 def find_intrusion(request: web.Request, names: Collection[str]) -> str | None:
     """Say why a request is not one of the page's, or None."""
+    origin = request.headers.get("Origin")
     try:
         host = urlsplit(f"//{request.host}").hostname or ""
+        asks = None if origin is None else urlsplit(origin).netloc.lower()
     except ValueError as error:
         return str(error)
     if not (_is_number(host) or {host, host.removesuffix(".local")} & set(names)):
         return f"this page does not go by the name {host!r}; --allowed_hosts would allow it"
     if not request.path.startswith("/api/"):
         return None
-    origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+    if asks is not None and asks != request.host.lower():
         return f"a request of another site, {origin!r}"
     if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
         return "a request of another site"

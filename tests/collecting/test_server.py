@@ -136,6 +136,7 @@ def test_nothing_but_an_answer_is_saved(desk: Desk) -> None:
         ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
