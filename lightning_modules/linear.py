@@ -82,8 +82,8 @@ def prepacked(*modules: nn.Module, rows: int) -> Iterator[None]:
     """Lay out the weights of quick layers for products with few rows, inside a ``with`` block.
 
     A decoding step multiplies a few rows by every weight, so that its time goes into reading the
-    weights: as they lie 66 ms a step for FLAN-T5-base in fp32, 28 ms in the order in which the
-    kernel wants them. It costs a copy of the weights, in bf16 under its autocast, and no gradient
+    weights, which is quicker in the order in which the kernel wants them (docs/performance.md).
+    It costs a copy of the weights, in bf16 under its autocast, and no gradient
     can be taken. The weights may not change inside the block.
 
     Args:
