@@ -31,7 +31,7 @@ export class Cards {
   }
 
   #makeEntry(text, key) {
-    const card = make("article", { className: "card", tabIndex: 0 });
+    const card = make("div", { className: "card", tabIndex: 0 });
     card.setAttribute("aria-describedby", "card-keys");
     card.setAttribute("aria-roledescription", "summary");
     card.setAttribute("role", "group");

@@ -8,7 +8,7 @@ import { byId, make, makeTurns, memory } from "./elements.js";
 import { Ranking } from "./ranking.js";
 
 const SCREENS = ["gate", "task", "end", "broken"];
-const state = { annotator: "", item: null, last: null, ranking: null, sending: false };
+const state = { annotator: "", item: null, last: null, ranking: null, busy: false };
 const watch = { total: 0, since: null }; // milliseconds for which the dialogue was in view
 
 const cards = new Cards(
@@ -41,9 +41,11 @@ async function ask(path, body) {
 
 async function load(id = null) {
   const query = new URLSearchParams({ annotator: state.annotator, ...(id && { id }) });
+  setBusy(true);
   try {
     show(await ask(`api/task?${query}`));
   } catch (error) {
+    setBusy(false);
     if (error.status === 400) {
       askName(`${error.message}.`);
       return;
@@ -55,28 +57,35 @@ async function load(id = null) {
 }
 
 async function send(answer) {
-  if (state.sending) return;
+  if (state.busy) return;
   const { item, annotator } = state;
-  setSending(true);
+  const { id, version } = item;
+  const seconds = Math.round(lookedAt() / 100) / 10;
+  setBusy(true);
   say("Saving …");
+  let reply;
   try {
-    const seconds = Math.round(lookedAt() / 100) / 10;
-    const { id, version } = item;
-    const reply = await ask("api/answer", { annotator, id, version, seconds, ...answer });
-    memory.remove(draftKey(item));
-    if (item.following !== null) await load(item.following);
-    else show(reply);
-    say(answer.skipped ? "Skipped." : "Saved.");
+    reply = await ask("api/answer", { annotator, id, version, seconds, ...answer });
   } catch (error) {
-    if (error.status === 409) {
-      await load();
-      say("The samples have changed meanwhile; this is what is asked now.", true);
-    } else {
-      say(`Not saved: ${error.message}. Your order is kept in this browser; save again.`, true);
-    }
-  } finally {
-    setSending(false);
+    await explain(error);
+    return;
   }
+  memory.remove(draftKey(item));
+  if (item.following !== null) await load(item.following);
+  else show(reply);
+  say(answer.skipped ? "Skipped." : "Saved.");
+}
+
+// Why an answer was not saved; it stands there as before, unless it is not asked for any more.
+async function explain(error) {
+  if (error.status === 409) {
+    await load();
+    say("The samples have changed meanwhile; this is what is asked now.", true);
+    return;
+  }
+  setBusy(false);
+  cards.focusLast();
+  say(`Not saved: ${error.message}. Your order is kept in this browser; save again.`, true);
 }
 
 // What is seen ------------------------------------------------------------------------------------
@@ -88,6 +97,7 @@ function showScreen(name) {
 
 function show({ annotator, progress, item, last }) {
   Object.assign(state, { annotator, item, last });
+  setBusy(false);
   say("");
   showProgress(progress);
   byId("change-name").textContent = annotator;
@@ -108,7 +118,6 @@ function show({ annotator, progress, item, last }) {
   byId("changing").hidden = item.answer === null;
   byId("changing").textContent = item.answer?.ranks === null ? "You skipped this" : "Saved before";
   byId("save").textContent = item.answer === null ? "Save and go on" : "Save change";
-  byId("back").disabled = item.previous === null;
   byId("forward").hidden = item.answer === null;
   cards.show(item.completions, state.ranking);
   showScreen("task");
@@ -141,8 +150,10 @@ function say(text, wrong = false) {
   byId("status").classList.toggle("wrong", wrong);
 }
 
-function setSending(on) {
-  state.sending = on;
+// While the server is asked, nothing on the page can be changed.
+function setBusy(on) {
+  state.busy = on;
+  byId("task").inert = on;
   for (const id of ["save", "skip", "back", "forward"]) byId(id).disabled = on;
   if (!on && state.item) byId("back").disabled = state.item.previous === null;
 }
@@ -186,11 +197,11 @@ function skip() {
 }
 
 function goBack() {
-  if (!state.sending && state.item.previous !== null) load(state.item.previous);
+  if (!state.busy && state.item.previous !== null) load(state.item.previous);
 }
 
 function goForward() {
-  if (!state.sending && state.item.answer !== null) load(state.item.following);
+  if (!state.busy && state.item.answer !== null) load(state.item.following);
 }
 
 function pressKey(key) {

@@ -251,6 +251,7 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     expect_status(page, "Not saved: the server does not answer")
     assert project.rows() == []
     assert texts(page) == wanted
+    assert page.locator(".card:focus").count() == 1  # and the keys go on working
     project.serve(make_samples(2), port=port)
     page.get_by_role("button", name="Save and go on").click()
     expect_status(page, "Saved.")

@@ -12,8 +12,8 @@ import pytest
 
 import feedback
 from collecting import sample_command, sampling
+from collecting.sampler import Sampler
 from collecting.samples import read_samples
-from collecting.sampling import Sampler
 from datamodules.reading import Row
 from tests.collecting.samples import read_lines
 from tests.rows import write_rows

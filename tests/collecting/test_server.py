@@ -13,7 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import feedback
 from collecting.desk import Desk
-from collecting.server import LARGEST_REQUEST, PAGE, is_loopback, make_app
+from collecting.guard import is_loopback
+from collecting.server import LARGEST_REQUEST, PAGE, make_app
 from tests.collecting.samples import (
     ServerProcess,
     make_answer,
@@ -135,6 +136,7 @@ def test_nothing_but_an_answer_is_saved(desk: Desk) -> None:
         ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
