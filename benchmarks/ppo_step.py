@@ -6,11 +6,11 @@ A policy of FLAN-T5-base's shape and a reward model of RoBERTa-base's, both with
 16 prompts of real dialogues, 48 new tokens each, one epoch in minibatches of 4; the product's own
 PPOPolicy under a Lightning Trainer.
 
-Each round takes a step, after one that is not counted, and then does the matrix products of a step alone, at their shapes and on
-the same weights: the floor, by torch's own mm and bmm. The floor of the kernels that the step
-really used, oneDNN's in fp32 and with weights laid out for decoding, stands beside it. The rows of
-the table take turns round by round. Medians over the rounds; ratios are medians of the rounds' own
-ratios, as machines drift.
+Each round takes a step, after one that is not counted, and then does the matrix products of a step
+alone, at their shapes and on the same weights: the floor, by torch's own mm and bmm. The floor of
+the kernels that the step really used, oneDNN's in fp32 and with weights laid out for decoding,
+stands beside it. The rows of the table take turns round by round. Medians over the rounds; ratios
+are medians of the rounds' own ratios, as machines drift.
 """
 
 import argparse
