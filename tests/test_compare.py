@@ -84,7 +84,8 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
     runs, problems = read_runs([tmp_path / name for name in ("zero_shot", "reward", "untested")])
     assert problems == []
     rows = [make_row(run) for run in runs]
-    notes = ["no training", "test/accuracy 0.950", "not tested"]
+    accuracy = "test/accuracy 0.950 (0.900 to 1.000, n = 40)"
+    notes = ["no training", accuracy, "not tested"]
     assert [row["notes"] for row in rows] == notes
     assert [rows[1][name] for name in ("n", "refs", "ROUGE-1")] == ["-", "-", "-"]
     assert rows[1]["time"] == "1 h 06 min"
