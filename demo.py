@@ -29,6 +29,12 @@ from rich.console import Console
 BASELINES = ("human", "lead_3")
 """Rows that no model makes: see baselines.py."""
 
+FEW_RANKINGS = [
+    "--data.batch_size", "8", "--trainer.max_epochs", "4",
+    "--model.optimizer.init_args.lr", "3e-4",
+]  # fmt: skip
+"""How a reward model learns from some hundreds of rankings; those of the miniature are 2,000."""
+
 METHODS: dict[str, list[str]] = {
     "zero_shot": ["in_context", "--data.shots", "0"],
     "one_shot": ["in_context", "--data.shots", "1"],
@@ -40,7 +46,7 @@ METHODS: dict[str, list[str]] = {
     # PPO goes on from the LoRA that was just tuned.
     "ppo": ["ppo", "--model.adapter", "{root}/lora/export"],
     # From rankings of what that LoRA says: by a reward model of their own, or without one.
-    "reward_feedback": ["reward", "--data.source", "{root}/feedback/answers.jsonl"],
+    "reward_feedback": ["reward", "--data.source", "{root}/feedback/answers.jsonl", *FEW_RANKINGS],
     "ppo_feedback": [
         "ppo", "--model.adapter", "{root}/lora/export",
         "--model.reward_model", "{root}/reward_feedback/export",
@@ -63,6 +69,9 @@ STEPS = (*(run for run in RUNS if run not in FEEDBACK), *FEEDBACK)
 
 RANKED, QUICKLY_RANKED = 500, 24
 """Dialogues that are ranked, and of them with ``--quick``."""
+
+COMPLETIONS = 8
+"""Of each dialogue that is ranked: 28 pairs a ranking."""
 
 console = Console(soft_wrap=True)
 
@@ -132,8 +141,8 @@ def sample_and_rank(
     """
     sample = [
         "feedback.py", "sample", str(run), "--input", "mini", "--split", split,
-        "--max_rows", str(rows), "--output", str(samples), "--seed", str(seed),
-        "--overwrite", "true",
+        "--max_rows", str(rows), "--completions", str(COMPLETIONS), "--output", str(samples),
+        "--seed", str(seed), "--overwrite", "true",
     ]  # fmt: skip
     rank = ["-m", "datamodules.mini.annotate", str(samples), "--out", str(answers)]
     return [sample, [*rank, "--seed", str(seed), "--overwrite", *more]]

@@ -62,7 +62,7 @@ def make_steps(root: Path, seed: int, rankings: int, annotators: int, noise: flo
     reward = ["--model.reward_model", str(root / "reward/export")]
     return [
         *steps,
-        make_run(root, "reward", "reward", seed, source),
+        make_run(root, "reward", "reward", seed, [*source, *demo.FEW_RANKINGS]),
         make_run(root, "ppo_given", "ppo", seed, start),
         make_run(root, "ppo", "ppo", seed, [*start, *reward]),
         make_run(root, "dpo", "dpo", seed, [*start, *source]),

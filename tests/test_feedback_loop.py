@@ -14,7 +14,7 @@ import demo
 from run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-DIALOGUES, ANNOTATORS, COMPLETIONS, TESTED = demo.QUICKLY_RANKED, 3, 4, 12
+DIALOGUES, ANNOTATORS, COMPLETIONS, TESTED = demo.QUICKLY_RANKED, 3, demo.COMPLETIONS, 12
 TEXTS = [
     "--data.batch_size", "8", "--data.max_validation_rows", "8",
     "--data.max_test_rows", str(TESTED), "--model.decoding.max_new_tokens", "8",
