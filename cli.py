@@ -211,6 +211,7 @@ class AlignsumCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run folder, and refuse in one message everything that cannot work."""
         settings = self.settings
+        self.refuse_empty_sections()
         config = first_config(self.arguments)
         name = config.stem if config else settings.model.class_path.rsplit(".", 1)[-1].lower()
         folder = RunFolder(settings.run_dir or Path("runs") / name)
@@ -223,6 +224,19 @@ class AlignsumCLI(LightningCLI):
         if problems:
             raise SettingsError(
                 f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
+            )
+
+    def refuse_empty_sections(self) -> None:
+        """Refuse a config that sets a whole section to null, and with it all of its defaults.
+
+        Raises:
+            SettingsError: If one does.
+        """
+        names = ["trainer", "model", "data", *self._parser(self.subcommand).callback_keys]
+        if empty := [name for name in names if self.settings.get(name) is None]:
+            raise SettingsError(
+                f"nothing was started: {', '.join(empty)} is not set, or null; leave the section "
+                "out of the config for its defaults, and name what is to change in it"
             )
 
     def find_setting_problems(self) -> list[str]:
@@ -378,7 +392,11 @@ class AlignsumCLI(LightningCLI):
         idle += [] if isinstance(self.model, PPOPolicy) else ["watch"]
         for key in idle:
             self._parser(self.subcommand).callback_keys.remove(key)
-        return super().instantiate_trainer(logger=loggers, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=loggers, **kwargs)
+        # So says Lightning of devices that are none, and of accelerators without their package.
+        except (TypeError, ModuleNotFoundError) as error:
+            raise SettingsError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Lightning's default for a local checkpoint is a full unpickling, which runs code.

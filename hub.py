@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq")
     """
     if name == "mini":
         return str(_MINI[kind])
-    folder = Path(name).expanduser()
+    folder = expand(name)
     return str(folder.resolve()) if folder.is_dir() else name
 
 
@@ -57,6 +60,25 @@ def reading(name: str | Path) -> Iterator[None]:
         raise ValueError(
             f"{name} is refused: its weights hold more than tensors and plain values, and loading "
             "them could run code of whoever wrote them; take a model with safetensors"
+        ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in words why a model's folder cannot be written, and leave nothing of it.
+
+    Raises:
+        OSError: If it cannot be, a full disk included, of which safetensors has an error of its
+            own.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 1e6
+        raise OSError(
+            f"the model could not be written to {folder.parent} ({error}; {free:,.1f} MB are free "
+            "there). Make room on the disk; a fit goes on with --resume auto"
         ) from error
 
 

@@ -37,6 +37,11 @@ def choose_sections(args: Sequence[str]) -> list[str]:
             continue
         if model is None:
             raise ValueError(f"{value} is an overlay: name it behind the method's own --config")
+        if not isinstance(section, dict) or not isinstance(section.get(model), dict | None):
+            raise ValueError(
+                f"{value}: {SECTION} has to hold settings by the name of a model's class, such as "
+                f"`{SECTION}: {{{model}: {{}}}}`"
+            )
         if model not in section:
             raise ValueError(
                 f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
@@ -83,9 +88,10 @@ def _read(value: str) -> dict[str, Any]:
         raise ValueError(f"the config {value} is not UTF-8 ({error})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"the config {value} is no YAML: {error}") from error
-    if not isinstance(content, dict | None):
-        raise ValueError(f"the config {value} has to be a mapping of settings, not a list or text")
-    return content or {}
+    if not isinstance(content, dict):
+        found = "is empty, and" if content is None else "is a list or text, and"
+        raise ValueError(f"the config {value} {found} has to be a mapping of settings")
+    return content
 
 
 def _class_of(content: dict[str, Any]) -> str | None:

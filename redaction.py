@@ -2,8 +2,8 @@
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 HIDDEN = "***"
 
@@ -35,7 +35,9 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         environment: Its variables; None takes those of the process.
     """
     for name, value in (os.environ if environment is None else environment).items():
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST and not Path(value).exists():
+        # os.path, for Path raises an error where a key is longer than a path can be.
+        is_path = os.path.exists(value)
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST and not is_path:
             text = text.replace(value, HIDDEN)
     for pattern in _SECRETS:
         text = pattern.sub(HIDDEN, text)
@@ -58,6 +60,11 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
             shown.append(redact(argument))
         hide_next = bool(is_secret) and not equals
     return shown
+
+
+def show_command(arguments: Sequence[str]) -> str:
+    """Write a command as one types it, to be shown or recorded: keys and tokens left out."""
+    return shlex.join(redact_arguments(arguments))
 
 
 def redact_yaml(text: str) -> str:

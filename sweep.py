@@ -10,13 +10,13 @@ broken off is resumed. How a sweep file is written: sweeping/plan.py and docs/ru
 
 import argparse
 import logging
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from redaction import show_command
 from sweeping.plan import REPORT, Combination, find_reserved, read_plan, repeat
 from sweeping.processes import call, find_parse_errors
 from sweeping.runs import Sweep, console
@@ -61,7 +61,7 @@ def list_commands(sweep: Sweep) -> None:
     for run in sweep.plan.combinations:
         console.print(run.name, style="bold", markup=False, highlight=False)
         for command in sweep.plan.commands:
-            line = shlex.join(["python", "train.py", command, *sweep.arguments(run)])
+            line = show_command(["python", "train.py", command, *sweep.arguments(run)])
             console.print(f"  {line}", markup=False, highlight=False)
 
 
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         waiting = [run for run in runs if overwrite or not sweep.is_complete(run)]
         check(sweep, waiting, overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2
     if complete := [run.name for run in runs if run not in waiting]:

@@ -19,6 +19,7 @@ from lightning_modules.backbones import (
     find_precision_problem,
     load_backbone,
 )
+from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
 
@@ -43,6 +44,8 @@ class BaseModule(PiecewiseModule):
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
+        compile: Backend of ``torch.compile`` for the blocks of the model, ``inductor`` for one;
+            None compiles nothing. Generation is left as it is.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -66,6 +69,7 @@ class BaseModule(PiecewiseModule):
         warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -84,6 +88,7 @@ class BaseModule(PiecewiseModule):
         self.warmup_steps = warmup_steps
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_backend = compile  # a module has a method `compile`
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -98,7 +103,11 @@ class BaseModule(PiecewiseModule):
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
-        return [hub.find_model_problem(name, "backbone", cls.kind)]
+        backend = init_args.get("compile")
+        return [
+            hub.find_model_problem(name, "backbone", cls.kind),
+            find_compile_problem("model.compile", backend, trainer.accelerator),
+        ]
 
     # What a subclass says -----------------------------------------------------------------------
 
@@ -124,6 +133,8 @@ class BaseModule(PiecewiseModule):
             return
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
+        if self.compile_backend is not None:
+            compile_blocks(self.model, self.compile_backend)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""

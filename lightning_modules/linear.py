@@ -1,11 +1,11 @@
-"""Linear layers by oneDNN on a CPU, with weights laid out beforehand where many steps reuse them.
+"""Linear layers by oneDNN on a CPU, and weights laid out beforehand where many steps reuse them.
 
 In fp32 torch hands matrix products to MKL, which on processors other than Intel's runs at half of
 their width or less: 115 against 260 GFLOP/s on an AMD EPYC with AVX512. oneDNN, which torch brings
 too and uses in bf16, takes what there is. docs/performance.md has the figures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,8 +63,9 @@ class QuickLinear(nn.Linear):
         """Map [..., in_features] to [..., out_features]."""
         if self.packed is not None:
             bias = None if self.bias is None else self.bias.to(self.packed.dtype)
-            return product(input.to(self.packed.dtype), self.packed, bias)
-        worth = input.dim() > 1 and input.numel() * self.out_features >= LEAST_WORK
+            by = product if self.packed.is_mkldnn else F.linear
+            return by(input.to(self.packed.dtype), self.packed, bias)
+        worth = input.is_cpu and input.dim() > 1 and input.numel() * self.out_features >= LEAST_WORK
         if not (worth and AVAILABLE and self._is_plain(input)):
             return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
@@ -78,33 +79,57 @@ class QuickLinear(nn.Linear):
 
 
 @contextmanager
-def prepacked(*modules: nn.Module, rows: int) -> Iterator[None]:
+def prepacked(
+    *modules: nn.Module, rows: int, copies: MutableMapping[nn.Module, Tensor] | None = None
+) -> Iterator[None]:
     """Lay out the weights of quick layers for products with few rows, inside a ``with`` block.
 
     A decoding step multiplies a few rows by every weight, so that its time goes into reading the
-    weights, which is quicker in the order in which the kernel wants them (docs/performance.md).
-    It costs a copy of the weights, in bf16 under its autocast, and no gradient
-    can be taken. The weights may not change inside the block.
+    weights: on a CPU that is quicker in the order in which the kernel wants them
+    (docs/performance.md), and under bf16's autocast anywhere if they are bf16 already, which
+    otherwise every step makes of fp32. It costs a copy of the weights, and no gradient can be
+    taken. The weights may not change inside the block.
 
     Args:
         *modules: Their layers of :class:`QuickLinear`; others stay as they are.
         rows: Rows of most of the products.
+        copies: The copies by layer, where they have to be at the same addresses every time, and
+            nothing but plain tensors will do; those that are not there yet are added.
     """
-    layers = [
+    layers = {
         layer
         for module in modules
         for layer in module.modules()
-        if isinstance(layer, QuickLinear) and layer.weight.device.type == "cpu"
-    ]
-    if not AVAILABLE or torch.is_grad_enabled():
-        layers = []
-    mixed = torch.is_autocast_enabled("cpu")
+        if isinstance(layer, QuickLinear) and not torch.is_grad_enabled()
+    }
     try:
         for layer in layers:
-            weight = layer.weight.detach()
-            weight = weight.to(torch.get_autocast_dtype("cpu")) if mixed else weight
-            layer.packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+            layer.packed = _pack(layer, rows) if copies is None else _copy(layer, copies)
         yield
     finally:
         for layer in layers:
             layer.packed = None
+
+
+def _pack(layer: QuickLinear, rows: int) -> Tensor | None:
+    kind = layer.weight.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    if (kind == "cpu" and not AVAILABLE) or (kind != "cpu" and not mixed):
+        return None
+    weight = layer.weight.detach()
+    weight = weight.to(torch.get_autocast_dtype(kind)) if mixed else weight
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows) if kind == "cpu" else weight
+
+
+def _copy(layer: QuickLinear, copies: MutableMapping[nn.Module, Tensor]) -> Tensor | None:
+    """Bring a layer's copy in autocast's precision up to date; without autocast there is none."""
+    kind, weight = layer.weight.device.type, layer.weight.detach()
+    if not torch.is_autocast_enabled(kind):
+        return None
+    if (copy := copies.get(layer)) is None:
+        copy = copies[layer] = weight.to(torch.get_autocast_dtype(kind))
+        # Or a captured graph would read a copy of the copy.
+        torch._dynamo.mark_static_address(copy)
+    else:
+        copy.copy_(weight)
+    return copy

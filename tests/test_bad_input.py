@@ -50,6 +50,12 @@ CASES: dict[str, Bad] = {
     "a config that is no YAML": Bad(f"{LORA} --config {{files}}/broken.yaml", ("broken.yaml",)),
     "a config that is a list": Bad(f"{LORA} --config {{files}}/list.yaml", ("list.yaml",)),
     "a config that is not UTF-8": Bad(f"{LORA} --config {{files}}/latin.yaml", ("latin.yaml",)),
+    "an empty config": Bad(f"{LORA} --config {{files}}/empty.yaml", ("empty.yaml is empty",)),
+    "a section that is null": Bad(f"{LORA} --config {{files}}/null.yaml", ("trainer is not set",)),
+    "an overlay without classes": Bad(f"{LORA} --config {{files}}/classless.yaml", ("per_model",)),
+    "a class without settings": Bad(
+        f"{LORA} --config {{files}}/unset.yaml", ("per_model has to hold settings",)
+    ),
     "an unknown key in a config": Bad(f"{LORA} --config {{files}}/key.yaml", ("max_epoch",)),
     "an overlay before the method": Bad(
         "train fit --config configs/overlays/mini.yaml --config configs/lora.yaml",
@@ -63,6 +69,14 @@ CASES: dict[str, Bad] = {
         "train fit --model lightning.pytorch.demos.boring_classes.BoringModel "
         "--data DialogSumDataModule --data.source mini --run_dir {tmp}/run",
         ("BoringModel", "BaseModule"),
+    ),
+    "devices that are none": Bad(f"{LORA} --trainer.devices many", ("devices", "int > 0")),
+    "an accelerator without its package": Bad(f"{LORA} --trainer.accelerator tpu", ("torch_xla",)),
+    "no such backend of the compiler": Bad(
+        f"{LORA} --model.compile fast", ("model.compile", "'fast'", "inductor")
+    ),
+    "graphs of a GPU without one": Bad(
+        f"{PPO} --model.ppo.compile_decoding cudagraphs", ("ppo.compile_decoding", "CUDA GPU")
     ),
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "bf16 weights": Bad(f"{LORA} --trainer.precision bf16-true", ("rounds to nothing",)),
@@ -96,6 +110,7 @@ CASES: dict[str, Bad] = {
     "a dry run": Bad(f"{LORA} --trainer.fast_dev_run true", ("debug.yaml",)),
     # Data
     "no such data": Bad(f"{LORA} --data.source {{tmp}}/nowhere", ("nowhere",)),
+    "a home of nobody": Bad(f"{LORA} --data.source ~nobody_here/data", ("~nobody_here/data",)),
     "data without splits": Bad(f"{LORA} --data.source {{files}}", ("no split file", "jsonl")),
     "an empty split": Bad(f"{LORA} --data.source {{files}}/empty", ("train", "empty")),
     "broken JSON": Bad(f"{LORA} --data.source {{files}}/json", ("train.jsonl:3", "broken JSON")),
@@ -257,6 +272,10 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
         "list.yaml": "- 1\n- 2\n",
         "key.yaml": "trainer: {max_epoch: 3}\n",
         "other.yaml": "per_model: {SoftPrompt: {}}\n",
+        "empty.yaml": "# trainer: {max_epochs: 3}\n",
+        "null.yaml": "trainer:\n",
+        "classless.yaml": "per_model: LoRA\n",
+        "unset.yaml": "per_model: {LoRA: 7}\n",
         "sweep.yaml": "axes: {rank: {r4: {model.r: 4}, r8: {model.r: 8}}}\n",
         "in.txt": "#Person1#: Hello.\n\n#Person2#: Bye.\n",
         "in.dat": "#Person1#: Hello.\n",
