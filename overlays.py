@@ -94,6 +94,29 @@ def _read(value: str) -> dict[str, Any]:
     return content
 
 
+def find_changes(path: Path, text: str) -> str:
+    """Say which settings of a saved configuration are others in a new one; empty where none is."""
+    try:
+        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"{path} cannot be read ({error})"
+    now = dict(_flatten(yaml.safe_load(text)))
+    return "; ".join(
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in [*before, *(name for name in now if name not in before)]
+        if before.get(name) != now.get(name)
+    )
+
+
+def _flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk to the leaves of nested settings; a list is one."""
+    if not isinstance(settings, dict) or not settings:
+        yield prefix, settings
+        return
+    for key, value in settings.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
 def _class_of(content: dict[str, Any]) -> str | None:
     model = content.get("model")
     name = model.get("class_path") if isinstance(model, dict) else model

@@ -193,7 +193,6 @@ class BaseModule(PiecewiseModule):
             ValueError: If it belongs to another method or backbone, or lacks trained weights.
         """
         origin: Mapping[str, str] = checkpoint.get("alignsum", {})
-        self.seed = checkpoint["seed"]
         mine = self._origin()
         if dict(origin) != mine:
             raise ValueError(
@@ -201,6 +200,7 @@ class BaseModule(PiecewiseModule):
                 "checkpoint resumes or tests its own run. To start from another run's result, "
                 "name its export folder (model.backbone or model.adapter)"
             )
+        self.seed = checkpoint["seed"]
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if differing := {name for name in own | its if own.get(name) != its.get(name)}:

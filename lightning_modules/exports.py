@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -68,6 +69,8 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
             f"export: {str(folder)!r} holds neither config.json (a whole model) nor "
             f"adapter_config.json (an adapter){hint}"
         )
+    if (kind := adapter.get("peft_type")) not in PeftType.__members__:
+        return f"export: the adapter in {str(folder)!r} is of a kind that PEFT has not: {kind!r}"
     base = backbone or adapter.get("base_model_name_or_path")
     if not base:
         return f"export: the adapter in {str(folder)!r} names no backbone; name it (backbone=)"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from tests.rows import make_rows, write_rows
 
@@ -86,6 +87,12 @@ CASES: dict[str, Bad] = {
         f"{LORA} --trainer.accumulate_grad_batches 0", ("accumulate_grad_batches",)
     ),
     "a negative clip": Bad(f"{LORA} --trainer.gradient_clip_val -1", ("gradient_clip_val",)),
+    "a validation every 0 batches": Bad(
+        f"{LORA} --trainer.val_check_interval 0", ("val_check_interval must be above 0",)
+    ),
+    "a validation every 0 epochs": Bad(
+        f"{LORA} --trainer.check_val_every_n_epoch 0", ("check_val_every_n_epoch must be 1",)
+    ),
     "negative epochs": Bad(f"{LORA} --trainer.max_epochs -5", ("max_epochs",)),
     "a negative rate": Bad(f"{LORA} --model.optimizer.lr -1", ("learning rate", "-1")),
     "a dropout above 1": Bad(f"{LORA} --model.dropout 1.5", ("dropout", "1.5")),
@@ -139,8 +146,23 @@ CASES: dict[str, Bad] = {
     "a backbone whose config is broken": Bad(
         f"{LORA} --model.backbone {{files}}/confused", ("confused",)
     ),
+    "a backbone whose config is a list": Bad(
+        f"{LORA} --model.backbone {{files}}/listed", ("listed", "no JSON object")
+    ),
+    "a backbone of other shapes than its config": Bad(
+        f"{LORA} --model.backbone {{files}}/reshaped", ("reshaped", "other shapes")
+    ),
+    "a backbone without a tokenizer": Bad(
+        f"{LORA} --model.backbone {{files}}/wordless", ("wordless", "no tokenizer")
+    ),
+    "a backbone whose tokenizer is broken": Bad(
+        f"{LORA} --model.backbone {{files}}/babel", ("the tokenizer of", "babel", "cannot be read")
+    ),
     "a classifier for a backbone": Bad(f"{LORA} --model.backbone {{roberta}}", ("{roberta}",)),
     "a backbone for a classifier": Bad(f"{LORA} --toxicity.model {{t5}}", ("{t5}",)),
+    "no texts in a pass of the judge": Bad(
+        f"{LORA} --toxicity.model {{roberta}} --toxicity.batch_size 0", ("batch_size", "0")
+    ),
     "a label that is none": Bad(
         f"{LORA} --toxicity.model {{roberta}} --toxicity.toxic_label rude", ("no label 'rude'",)
     ),
@@ -153,6 +175,7 @@ CASES: dict[str, Bad] = {
         f"{PPO} --model.adapter {{run}}/export --model.backbone {{other}}", ("was trained on",)
     ),
     "PPO: steps where batches count": Bad(f"{PPO} --trainer.max_steps 9", ("max_steps",)),
+    "PPO: a negative rate of the values": Bad(f"{PPO} --model.value_lr -1", ("value_lr", "-1")),
     "PPO: no epochs": Bad(f"{PPO} --model.ppo.epochs 0", ("epochs must be above 0",)),
     "PPO: groups of one": Bad(f"{PPO} --model.advantage GRPO", ("samples", "2")),
     "PPO: no such function": Bad(
@@ -163,10 +186,18 @@ CASES: dict[str, Bad] = {
     # Run folders and checkpoints
     "a run folder in use": Bad(f"{LORA} --run_dir {{run}}", ("holds another run", "--resume auto")),
     "a run folder that is a file": Bad(f"{LORA} --run_dir {{files}}/key.yaml", ("key.yaml",)),
+    "a run folder without a name": Bad(f"{LORA} --run_dir ''", ("--run_dir is empty",)),
+    "a resume of an unset variable": Bad(f"{LORA} --resume ''", ("--resume is empty",)),
     "a run folder in a file": Bad(f"{LORA} --run_dir {{files}}/key.yaml/run", ("key.yaml",)),
     "a resume of nothing": Bad(f"{LORA} --resume auto", ("no checkpoint",)),
     "a resume of what is not there": Bad(f"{LORA} --resume {{tmp}}/a.ckpt", ("a.ckpt",)),
     "a resume of a text": Bad(f"{LORA} --resume {{files}}/key.yaml", ("cannot be read",)),
+    "a resume of what is no checkpoint": Bad(
+        f"{LORA} --resume {{files}}/list.ckpt", ("list.ckpt is no checkpoint of a run",)
+    ),
+    "a resume of another program's checkpoint": Bad(
+        f"{LORA} --resume {{files}}/foreign.ckpt", ("foreign.ckpt is no checkpoint of a run",)
+    ),
     "a checkpoint of another shape": Bad(
         f"{LORA} --run_dir {{run}} --resume auto --model.r 3 --trainer.max_epochs 2",
         ("different weights",),
@@ -177,6 +208,9 @@ CASES: dict[str, Bad] = {
         ("this checkpoint is of", "FullFT"),
     ),
     "a test of nothing": Bad(LORA.replace("fit", "test"), ("no trained model",)),
+    "a test from what is no checkpoint": Bad(
+        f"{LORA.replace('fit', 'test')} --ckpt_path {{files}}/list.ckpt", ("is no checkpoint",)
+    ),
     "a test from no checkpoint": Bad(
         f"{LORA.replace('fit', 'test')} --ckpt_path {{tmp}}/none.ckpt", ("none.ckpt",)
     ),
@@ -186,6 +220,9 @@ CASES: dict[str, Bad] = {
     ),
     "predict: a run that is no model": Bad(
         "predict {files} --input {files}/in.txt --output {tmp}/out.jsonl", ("{files}",)
+    ),
+    "predict: an adapter of no known kind": Bad(
+        "predict {files}/odd --input {files}/in.txt --output {tmp}/out.jsonl", ("PEFT", "'ODD'")
     ),
     "predict: no such input": Bad(
         "predict {run} --input {tmp}/none.txt --output {tmp}/out.jsonl", ("none.txt",)
@@ -288,12 +325,23 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "latin.yaml").write_bytes("trainer: {max_epochs: 1} # caf\xe9".encode("latin-1"))
-    for name in ("weightless", "cut", "confused"):
+    torch.save([1, 2], folder / "list.ckpt")
+    torch.save({"state_dict": {}}, folder / "foreign.ckpt")
+    (folder / "odd").mkdir()
+    (folder / "odd" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "ODD", "base_model_name_or_path": t5})
+    )
+    for name in ("weightless", "cut", "confused", "listed", "reshaped", "wordless", "babel"):
         shutil.copytree(t5, folder / name)
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "weightless" / "model.safetensors").unlink()
     (folder / "confused" / "config.json").write_text("{ not json")
+    (folder / "listed" / "config.json").write_text("[]")
+    shape = json.loads((folder / "reshaped" / "config.json").read_text())
+    (folder / "reshaped" / "config.json").write_text(json.dumps(shape | {"d_model": 16}))
+    (folder / "wordless" / "tokenizer.json").unlink()
+    (folder / "babel" / "tokenizer.json").write_text("{}")
 
 
 @pytest.fixture(scope="module")

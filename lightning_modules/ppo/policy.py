@@ -121,6 +121,8 @@ class PPOPolicy(PolicyModule):
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
             raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
+        if value_lr is not None and not value_lr > 0:
+            raise ValueError(f"value_lr must be above 0, got {value_lr}")
         self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
