@@ -43,6 +43,7 @@ from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
 from overlays import choose_sections, find_changes, first_config
+from paths import expand
 from planning.command import make_plan, print_plans
 from redaction import redact_yaml
 from run_folder import RunFolder, write_text
@@ -223,6 +224,8 @@ class AlignsumCLI(LightningCLI):
                     f"--{option} is empty (a variable that is not set?); name something, or leave "
                     "the option out"
                 )
+            if settings.get(option):
+                settings[option] = str(expand(settings[option]))
         folder = RunFolder(settings.run_dir or Path("runs") / name)
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)

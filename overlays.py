@@ -91,6 +91,10 @@ def _read(value: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         found = "is empty, and" if content is None else "is a list or text, and"
         raise ValueError(f"the config {value} {found} has to be a mapping of settings")
+    if list(content.values()) == [None]:  # which jsonargparse takes for a text
+        raise ValueError(
+            f"the config {value} has nothing but {', '.join(content)}, without a value"
+        )
     return content
 
 

@@ -52,8 +52,15 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read seeds with commas between; argparse reports what is no number."""
-    return [int(seed) for seed in text.split(",")]
+    """Read seeds with commas between; argparse reports what is no number.
+
+    Raises:
+        ValueError: If one is out of numpy's range.
+    """
+    seeds = [int(seed) for seed in text.split(",")]
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"seeds have to be from 0 to {2**32 - 1}")
+    return seeds
 
 
 def list_commands(sweep: Sweep) -> None:
@@ -71,7 +78,9 @@ def check(sweep: Sweep, waiting: Sequence[Combination], overwrite: bool) -> None
     Raises:
         ValueError: With all that is wrong.
     """
-    if not overwrite and (problems := sweep.find_others()):
+    if problem := sweep.find_output_problem():
+        problems = [problem]
+    elif not overwrite and (problems := sweep.find_others()):
         problems.append("name another folder with --out, or run all anew with --overwrite true")
     else:
         commands = [[sweep.plan.commands[0], *sweep.arguments(run)] for run in waiting]

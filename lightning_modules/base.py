@@ -60,6 +60,9 @@ class BaseModule(PiecewiseModule):
     generates: ClassVar[bool] = False
     """Whether its evaluation steps give texts, for callbacks to score."""
 
+    _saved_group: frozenset[str] = frozenset()
+    """Names of the settings of the optimizer in the checkpoint that was loaded."""
+
     def __init__(
         self,
         backbone: str,
@@ -154,6 +157,7 @@ class BaseModule(PiecewiseModule):
             100 * trainable / total,
         )  # fmt: skip
         optimizer = fuse(self.optimizer(self.parameter_groups()))
+        self._check_resumed(optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
@@ -167,6 +171,20 @@ class BaseModule(PiecewiseModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _check_resumed(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse to go on with the state of another kind of optimizer.
+
+        Raises:
+            ValueError: If the checkpoint's lacks settings that this one goes by.
+        """
+        known = self._saved_group
+        if known and (missing := [name for name in optimizer.defaults if name not in known]):
+            raise ValueError(
+                f"model.optimizer: {type(optimizer).__name__} goes by {', '.join(missing)}, which "
+                "the checkpoint's optimizer had not: it was another one. Resume with the run's own "
+                "(config.yaml in its folder has it), or start a new run from its export"
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the trained parameters in the groups that the optimizer takes."""
@@ -201,6 +219,8 @@ class BaseModule(PiecewiseModule):
                 "name its export folder (model.backbone or model.adapter)"
             )
         self.seed = checkpoint["seed"]
+        for state in checkpoint.get("optimizer_states", [])[:1]:
+            self._saved_group = frozenset(state["param_groups"][0])
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if differing := {name for name in own | its if own.get(name) != its.get(name)}:

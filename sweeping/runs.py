@@ -72,6 +72,13 @@ class Sweep:
             self.known.get(run.name, {}).get("complete") and self.folder(run).summary.exists()
         )
 
+    def find_output_problem(self) -> str | None:
+        """Say that there is a file where a folder is wanted."""
+        for path in (self.out, *self.out.parents):
+            if path.exists():
+                return None if path.is_dir() else f"--out {self.out}: {path} is a file"
+        return None
+
     def find_others(self) -> list[str]:
         """List the folders that hold a run with other settings than this sweep's."""
         problems = []

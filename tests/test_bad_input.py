@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from run_folder import RolloutFiles
 from tests.rows import make_rows, write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,9 @@ CASES: dict[str, Bad] = {
     "a config that is a list": Bad(f"{LORA} --config {{files}}/list.yaml", ("list.yaml",)),
     "a config that is not UTF-8": Bad(f"{LORA} --config {{files}}/latin.yaml", ("latin.yaml",)),
     "an empty config": Bad(f"{LORA} --config {{files}}/empty.yaml", ("empty.yaml is empty",)),
+    "a config of a word": Bad(
+        f"{LORA} --config {{files}}/word.yaml", ("word.yaml has nothing but trainer",)
+    ),
     "a section that is null": Bad(f"{LORA} --config {{files}}/null.yaml", ("trainer is not set",)),
     "an overlay without classes": Bad(f"{LORA} --config {{files}}/classless.yaml", ("per_model",)),
     "a class without settings": Bad(
@@ -198,6 +202,11 @@ CASES: dict[str, Bad] = {
     "a resume of another program's checkpoint": Bad(
         f"{LORA} --resume {{files}}/foreign.ckpt", ("foreign.ckpt is no checkpoint of a run",)
     ),
+    "a checkpoint of another optimizer": Bad(
+        f"{LORA} --run_dir {{run}} --resume auto --model.optimizer torch.optim.SGD "
+        "--trainer.max_epochs 2",
+        ("model.optimizer: SGD goes by momentum",),
+    ),
     "a checkpoint of another shape": Bad(
         f"{LORA} --run_dir {{run}} --resume auto --model.r 3 --trainer.max_epochs 2",
         ("different weights",),
@@ -267,6 +276,13 @@ CASES: dict[str, Bad] = {
     "sweep: no such file": Bad("sweep {tmp}/none.yaml", ("none.yaml",)),
     "sweep: no YAML": Bad("sweep {files}/broken.yaml", ("broken.yaml",)),
     "sweep: no axes": Bad("sweep {files}/key.yaml", ("axes",)),
+    "sweep: a file for a folder": Bad(
+        "sweep {files}/sweep.yaml --config configs/lora.yaml --out {files}/key.yaml/out",
+        ("key.yaml is a file",),
+    ),
+    "sweep: a negative seed": Bad("sweep {files}/sweep.yaml --seeds -1", ("--seeds",)),
+    "sweep: names too long for folders": Bad("sweep {files}/long.yaml", ("too long",)),
+    "sweep: a folder for a file": Bad("sweep {files}", ("{files}",)),
     "sweep: an option of its own": Bad(
         "sweep {files}/sweep.yaml --config configs/lora.yaml --run_dir x --out {tmp}/out",
         ("--run_dir",),
@@ -276,6 +292,8 @@ CASES: dict[str, Bad] = {
     "replay: no run": Bad("replay {tmp}/none --batch 0", ("none",)),
     "replay: no rollouts": Bad("replay {run} --batch 0", ("there is no batch 0", "rollouts.yaml")),
     "replay: no such fault": Bad("replay {run} --fault step1", ("there is no fault 'step1'",)),
+    "replay: a run whose config is broken": Bad("replay {files}/torn --batch 0", ("is no YAML",)),
+    "replay: rollouts that are empty": Bad("replay {files}/bare --batch 0", ("is broken",)),
     "replay: nothing to do": Bad("replay {run}", ("--batch",)),
     "baselines: no such data": Bad(
         "baselines lead_3 --source {tmp}/none --out {tmp}/out", ("none",)
@@ -310,10 +328,12 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
         "key.yaml": "trainer: {max_epoch: 3}\n",
         "other.yaml": "per_model: {SoftPrompt: {}}\n",
         "empty.yaml": "# trainer: {max_epochs: 3}\n",
-        "null.yaml": "trainer:\n",
+        "word.yaml": "trainer:\n",
+        "null.yaml": "trainer: null\nseed_everything: 1\n",
         "classless.yaml": "per_model: LoRA\n",
         "unset.yaml": "per_model: {LoRA: 7}\n",
         "sweep.yaml": "axes: {rank: {r4: {model.r: 4}, r8: {model.r: 8}}}\n",
+        "long.yaml": f"axes: {{a: {{{'x' * 300}: {{model.r: 4}}}}}}\n",
         "in.txt": "#Person1#: Hello.\n\n#Person2#: Bye.\n",
         "in.dat": "#Person1#: Hello.\n",
         "four.txt": "a\nb\nc\nd\n",
@@ -327,6 +347,13 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
     (folder / "latin.yaml").write_bytes("trainer: {max_epochs: 1} # caf\xe9".encode("latin-1"))
     torch.save([1, 2], folder / "list.ckpt")
     torch.save({"state_dict": {}}, folder / "foreign.ckpt")
+    for name, about in (("torn", {"ranks": 1}), ("bare", {})):
+        rollouts = RolloutFiles(folder / name)
+        rollouts.path.mkdir(parents=True)
+        rollouts.rows(0).write_text("")
+        rollouts.rows(0).with_suffix(".json").write_text(json.dumps(about))
+        rollouts.checkpoint(0).write_text("")
+        (folder / name / "config.yaml").write_text("a: [\n")
     (folder / "odd").mkdir()
     (folder / "odd" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "ODD", "base_model_name_or_path": t5})
