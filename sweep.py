@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from paths import expand
 from redaction import show_command
 from sweeping.plan import REPORT, Combination, find_reserved, read_plan, repeat
 from sweeping.processes import call, find_parse_errors
@@ -55,11 +56,11 @@ def read_seeds(text: str) -> list[int]:
     """Read seeds with commas between; argparse reports what is no number.
 
     Raises:
-        ValueError: If one is out of numpy's range.
+        argparse.ArgumentTypeError: If one is out of numpy's range.
     """
     seeds = [int(seed) for seed in text.split(",")]
     if not all(0 <= seed < 2**32 for seed in seeds):
-        raise ValueError(f"seeds have to be from 0 to {2**32 - 1}")
+        raise argparse.ArgumentTypeError(f"seeds have to be from 0 to {2**32 - 1}, got {text}")
     return seeds
 
 
@@ -119,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     options, shared = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    out = options.out or Path("runs") / f"sweep_{options.sweep.stem}"
     overwrite = options.overwrite == "true"
     try:
+        out = expand(options.out or Path("runs") / f"sweep_{options.sweep.stem}")
         plan = read_plan(options.sweep)
         if options.seeds:
             plan = repeat(plan, options.seeds)
