@@ -36,10 +36,15 @@ BASE = Scale(
     FLAN_T5_BASE, ROBERTA_BASE, 16, 256, 64, 8192, 2**30, ("inductor", "cudagraphs")
 )  # fmt: skip
 TINY = Scale(
-    FLAN_T5_BASE | {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2,
-                    "num_decoder_layers": 2},
-    {"vocab_size": 1200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-     "intermediate_size": 64}, 4, 16, 8, 64, 2**12, ("eager",),
+    FLAN_T5_BASE | {
+        "vocab_size": 1200, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 1,
+        "num_decoder_layers": 1,
+    },
+    {
+        "vocab_size": 1200, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64,
+    },
+    4, 16, 8, 64, 2**12, ("eager",),
 )  # fmt: skip
 
 

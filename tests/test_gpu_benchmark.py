@@ -15,7 +15,7 @@ from benchmarks.models import FLAN_T5_BASE
 
 def test_a_dry_run_of_all_parts(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    assert gpu.main(["--tiny", "--rounds", "2", "--peak_tflops", "1", "--out", str(out)]) == 0
+    assert gpu.main(["--tiny", "--rounds", "1", "--peak_tflops", "1", "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert [(row["method"], row["compile"]) for row in found["training"]] == [
         ("full", None), ("full", "eager"), ("LoRA", None), ("LoRA", "eager"),
