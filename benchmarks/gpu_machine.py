@@ -11,7 +11,8 @@ from benchmarks.models import FLAN_T5_BASE, ROBERTA_BASE
 
 PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12,
-    "L40S": 362e12, "A10G": 70e12, "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12,
+    "L40S": 362e12, "L40": 181e12, "A10G": 70e12, "A10": 125e12, "L4": 121e12,
+    "4090": 165e12, "3090": 71e12,
 }  # fmt: skip
 """Dense bf16 operations a second by NVIDIA's data sheets; the first name that is in the GPU's."""
 
