@@ -105,7 +105,9 @@ class Replay(L.LightningModule):
         rollout = experience.rollout
         if policy.shares_encoder:
             with torch.no_grad():
-                rollout = rollout._replace(encoded=encode(policy.model, rollout.prompts))
+                rollout = rollout._replace(
+                    encoded=encode(policy.model, rollout.prompts, projects=True)
+                )
             experience = experience._replace(rollout=rollout)
         credit = policy.advantage(recorded.rewards, rollout.values, rollout.mask, recorded.samples)
         found = figures.estimates(rollout, credit) | policy.update(experience).figures

@@ -38,6 +38,11 @@ def compile_blocks(model: nn.Module, backend: str) -> None:
             _COMPILED.add(module)
 
 
+def has_compiled() -> bool:
+    """Whether some model's blocks are compiled."""
+    return bool(_COMPILED)
+
+
 def eagerly() -> AbstractContextManager[object]:
     """Run compiled blocks as they are, inside a ``with`` block.
 

@@ -42,8 +42,8 @@ class FixedRollouts(PPOPolicy):
     """Learns from rollouts in a file, each rank from its share of the rows, and keeps what it did.
 
     Args:
-        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with its gradients and
-            figures.
+        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with its gradients, its
+            figures and what the loop remembers.
         shares: Rows of each rank.
         **settings: See :class:`PPOPolicy`.
     """
@@ -69,7 +69,7 @@ class FixedRollouts(PPOPolicy):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write what the step left."""
         gradients = {name: p.grad for name, p in self.named_parameters() if p.requires_grad}
-        kept = {"gradients": gradients, "figures": outputs["figures"]}
+        kept = {"gradients": gradients, "figures": outputs["figures"], "loop": self._loop_state()}
         torch.save(kept, self.folder / f"{self.global_rank}.pt")
 
 

@@ -91,8 +91,14 @@ class CompiledSteps:
 
     def prepare(self) -> AbstractContextManager[object]:
         """Lay out the weights where they were before, inside a ``with`` block."""
-        modules = read_each_step(self.model)
-        return prepacked(*modules, rows=len(self.hidden), copies=self.kept.copies)
+        stack = ExitStack()
+        for layer in self.model.get_decoder().modules():
+            if (known := getattr(layer, "known", None)) is not None:
+                layer.known = F.pad(known, (0, 0, 0, self.hidden.shape[1] - known.shape[1]))
+                stack.callback(setattr, layer, "known", known)
+        modules, copies = read_each_step(self.model), self.kept.copies
+        stack.enter_context(prepacked(*modules, rows=len(self.hidden), copies=copies))
+        return stack
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Read one token of each row."""

@@ -117,6 +117,11 @@ class PPOPolicy(PolicyModule):
             raise ValueError(problem)
         self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
         if reward_model is not None:
+            if MAIN_REWARD in self.terms:
+                raise ValueError(
+                    f"extra_rewards: {MAIN_REWARD!r} is the name of model.reward_model's term; "
+                    "choose another, or set model.reward_model to null"
+                )
             main = ClassifierReward(reward_model, reward_label, reward_with_dialogue)
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
@@ -152,7 +157,12 @@ class PPOPolicy(PolicyModule):
         problems.append(
             find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
         )
-        terms = [instantiate(term) for term in (init_args.extra_rewards or {}).values()]
+        terms: list[RewardTerm] = []
+        for name, term in (init_args.extra_rewards or {}).items():
+            try:
+                terms.append(instantiate(term))
+            except ValueError as error:
+                problems.append(f"extra_rewards.{name}: {error}")
         if init_args.reward_model is not None:
             terms.append(
                 ClassifierReward(

@@ -73,6 +73,7 @@ def test_weights_are_bf16_beforehand_and_as_they_are_now(
     model: Any, t5: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in a second rollout, after an update, in the same memory."""
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(decoder_steps, "_KEPT", type(decoder_steps._KEPT)())
     head = model.get_output_embeddings()
     found = []
@@ -90,8 +91,11 @@ def test_weights_are_bf16_beforehand_and_as_they_are_now(
 
 
 @pytest.mark.skipif(not linear.AVAILABLE, reason="this torch lacks MKL or oneDNN")
-def test_an_uncompiled_rollout_has_its_own_layout(model: Any, t5: str) -> None:
+def test_an_uncompiled_rollout_has_its_own_layout(
+    model: Any, t5: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The two ways are two: what is laid out for a CPU's kernels cannot be traced."""
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     seen = []
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda layer, _: seen.append(layer.packed is not None))

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from callbacks.rollouts import RolloutFolder
@@ -94,3 +95,7 @@ def test_two_ranks_take_the_step_of_one_on_the_same_rollouts(t5: str, tmp_path: 
     for name in ("ppo/policy/loss", "ppo/val/loss", "ppo/policy/approxkl"):
         for each in ranks:
             torch.testing.assert_close(each["figures"][name], alone["figures"][name])
+    assert alone["loop"]["kl_coef"] != ppo.kl_coef
+    for each in ranks:
+        for name in ("kl_coef", "moments"):
+            assert each["loop"][name] == pytest.approx(alone["loop"][name], rel=1e-5)
