@@ -23,6 +23,7 @@ _SECRETS = (
     re.compile(r"\bgh[opsu]_[A-Za-z0-9]{16,}"),  # GitHub
     re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # name:password@ in an address
 )
+_BARE = re.compile(r"^(\s*(?:- )*(?:[\w.-]+:[ ]+)?)(\*\*\*.*?)[ ]*$", re.MULTILINE)
 _SHORTEST = 8
 """A value of fewer characters in a secret variable hides nothing, and might be a word."""
 
@@ -75,4 +76,6 @@ def redact_yaml(text: str) -> str:
         if match and _SECRET_NAME.fullmatch(match[2]) and match[4] not in ("null", "true", "false"):
             line = f"{match[1]}{match[2]}{match[3]}'{HIDDEN}'{match[5]}"
         lines.append(line)
-    return redact("".join(lines))
+    # A plain scalar that begins with a star would be an alias.
+    hidden = redact("".join(lines))
+    return _BARE.sub(lambda m: m[1] + "'" + m[2].replace("'", "''") + "'", hidden)

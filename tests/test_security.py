@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import merge
 import predict
@@ -205,6 +206,9 @@ def test_what_is_secret_and_what_is_not() -> None:
     ]  # fmt: skip
     text = "model:\n  api_key: abc\n  max_new_tokens: 8\n  pad_token: <pad>\n  - token: null\n"
     assert redact_yaml(text) == text.replace("abc", "'***'")
+    tagged = f"tags:\n- {GIVEN}\n- b\nnotes: {GIVEN} it's\nlast: at {GIVEN}\n"
+    read = {"tags": ["***", "b"], "notes": "*** it's", "last": "at ***"}
+    assert yaml.safe_load(redact_yaml(tagged)) == read
 
 
 def test_no_key_is_in_the_record_of_a_sweep(tmp_path: Path) -> None:
