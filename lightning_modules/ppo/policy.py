@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
+from lightning_modules.compiling import find_compile_problem
 from lightning_modules.faults import Fault, name_not_finite
 from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
@@ -76,6 +77,7 @@ class PPOPolicy(PolicyModule):
         value_lr: Learning rate of the value head; None takes the policy's.
         schedule: Course of the learning rate over the batches of rollouts.
         warmup_fraction: Share of the batches in which the learning rate rises from 0.
+        compile: See :class:`BaseModule`; ``ppo.compile_decoding`` is for the rollouts.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -97,6 +99,7 @@ class PPOPolicy(PolicyModule):
         value_lr: float | None = None,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_fraction: float = 0.0,
+        compile: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(
@@ -107,6 +110,7 @@ class PPOPolicy(PolicyModule):
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
+            compile=compile,
         )
         self.ppo = ppo or PPOConfig()
         if problem := self._find_sample_problem(advantage):
@@ -122,6 +126,8 @@ class PPOPolicy(PolicyModule):
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
             raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
+        if value_lr is not None and not value_lr > 0:
+            raise ValueError(f"value_lr must be above 0, got {value_lr}")
         self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
@@ -147,6 +153,10 @@ class PPOPolicy(PolicyModule):
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
         problems = super().find_problems(init_args, trainer)
+        backend = (init_args.ppo or {}).get("compile_decoding")
+        problems.append(
+            find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
+        )
         terms: list[RewardTerm] = []
         for name, term in (init_args.extra_rewards or {}).items():
             try:
@@ -274,7 +284,7 @@ class PPOPolicy(PolicyModule):
         """How rollouts are drawn."""
         return Sampling(
             self.ppo.max_new_tokens, self.ppo.temperature, self.tokenizer.eos_token_id,
-            self.tokenizer.pad_token_id,
+            self.tokenizer.pad_token_id, self.ppo.compile_decoding,
         )  # fmt: skip
 
     @property

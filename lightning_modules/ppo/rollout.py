@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lightning_modules.adapters import find_virtual_tokens, reference_policy, unwrap
 from lightning_modules.backbones import head_logits
+from lightning_modules.compiling import has_compiled
 from lightning_modules.ppo.crossing import project, projected
 from lightning_modules.ppo.sampling import Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
@@ -252,7 +253,9 @@ def roll_out(
         reuse_sampler: Take log-probabilities and values from the sampler.
         chunk: Rows that are scored in one pass.
     """
-    encoded = encode(model, prompts, projects=shared_encoder or samples > 1)
+    # Compiled blocks would be compiled anew for each shape of what is known beforehand.
+    projects = (shared_encoder or samples > 1) and not has_compiled()
+    encoded = encode(model, prompts, projects)
     owner = torch.arange(len(prompts.input_ids), device=encoded.hidden.device)
     owner = owner.repeat_interleave(samples)
     backbone, rows = unwrap(model), encoded.rows(owner) if samples > 1 else encoded

@@ -1,12 +1,12 @@
 """`report.py compare`: runs as one page, tables and plots."""
 
 import logging
-import shlex
 import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from redaction import show_command
 from reporting.commands.console import RUNS_HELP, any_good, wide_console
 from reporting.compare import find_output_problem, write_comparison
 from reporting.comparison import Comparison
@@ -57,7 +57,7 @@ def compare(
     console.print(make_table(comparison))
     for line in make_verdict(comparison).sentences:
         console.print(line, markup=False, highlight=False)
-    write_comparison(comparison, Path(out), shlex.join(["python", *sys.argv]))
+    write_comparison(comparison, Path(out), show_command(["python", *sys.argv]))
     return 0
 
 
