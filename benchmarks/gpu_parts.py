@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -75,7 +76,9 @@ def count_operations(module: Any, machine: Machine, batch: Batch) -> int:
 def measure_training(machine: Machine, scale: Scale, t5: str, rounds: int) -> list[dict[str, Any]]:
     """Measure full fine-tuning and a LoRA."""
     batch, found = make_batch(scale), []
-    methods = {"full": FullFT, "LoRA": functools.partial(LoRA, r=32, alpha=32)}
+    methods: dict[str, Callable[..., Any]] = {
+        "full": FullFT, "LoRA": functools.partial(LoRA, r=32, alpha=32),
+    }  # fmt: skip
     for name, method in methods.items():
         operations = count_operations(method(backbone=t5), machine, batch)
         for backend in (None, scale.backends[0]):

@@ -136,8 +136,9 @@ class BaseModule(PiecewiseModule):
             return
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
+        model: Any = self.model  # which it now has
         if self.compile_backend is not None:
-            compile_blocks(self.model, self.compile_backend)
+            compile_blocks(model, self.compile_backend)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""
