@@ -21,6 +21,7 @@ from lightning_modules.backbones import (
 )
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
+from lightning_modules.sharding import find_strategy_problem, shard
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,11 @@ class BaseModule(PiecewiseModule):
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
-        return [hub.find_model_problem(name, "backbone", cls.kind)]
+        strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
+        return [
+            hub.find_model_problem(name, "backbone", cls.kind),
+            find_strategy_problem(str(strategy)),
+        ]
 
     # What a subclass says -----------------------------------------------------------------------
 
@@ -119,9 +124,13 @@ class BaseModule(PiecewiseModule):
         super().setup(stage)
 
     def configure_model(self) -> None:
-        """Load the tokenizer and the backbone, and attach what is trained; does so once."""
-        if self.model is not None:
-            return
+        """Load what there is to load, and divide it among ranks that share it; does so once."""
+        if self.model is None:
+            self.load_model()
+            shard(self)
+
+    def load_model(self) -> None:
+        """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
 

@@ -14,6 +14,7 @@ from lightning_modules.ppo.invariants import GateError
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
 from lightning_modules.ppo.rollout import Encoded, Prompts, encode, score_tokens
 from lightning_modules.preference_losses import dpo_loss
+from lightning_modules.sharding import as_forward
 from lightning_modules.summarization import Decoding
 
 START_TOLERANCE = 1e-4
@@ -100,7 +101,7 @@ class DPO(PolicyModule):
         Raises:
             GateError: If policy and reference differ before the first update.
         """
-        scores = self.score(batch)
+        scores = as_forward(self.model, lambda: self.score(batch))
         if self._trainer is not None:  # none where the step is only planned
             for name, value in self.measure(scores, batch).items():
                 self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))

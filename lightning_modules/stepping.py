@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_modules.accumulation import StepLoss
 from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
 from lightning_modules.randomness import seed_at
+from lightning_modules.sharding import find_rows_problem, find_strategy_problem, full
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 """What random numbers are for: others for each."""
@@ -49,17 +50,14 @@ class SteppingModule(L.LightningModule):
         return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that would average over micro-batches; note the seed.
+        """Refuse a strategy that would take other steps; note the seed.
 
         Raises:
             ValueError: If it would.
         """
-        strategy = self.trainer.strategy
-        if strategy.handles_gradient_accumulation:
-            raise ValueError(
-                f"trainer.strategy: {type(strategy).__name__} accumulates gradients itself, and "
-                "would weigh every micro-batch alike, however many tokens are in it; use ddp"
-            )
+        problem = find_strategy_problem(self.trainer.strategy) or find_rows_problem(self.trainer)
+        if problem:
+            raise ValueError(problem)
         self.seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -160,7 +158,7 @@ class SteppingModule(L.LightningModule):
         """
         found = {
             "train/loss": self.step_loss.mean,
-            "train/grad_norm": torch.nn.utils.get_total_norm(gradients(optimizer)),
+            "train/grad_norm": gradient_norm(optimizer),
         }
         for name, value in found.items():
             shown = name == "train/loss"
@@ -197,3 +195,8 @@ def gradients(optimizer: Any) -> list[Tensor]:
     """Give the gradients of all weights that an optimizer trains and that have one."""
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def gradient_norm(optimizer: Any) -> Tensor:
+    """Give the norm of all gradients together, over all ranks that share them: a scalar."""
+    return full(torch.nn.utils.get_total_norm(gradients(optimizer)))

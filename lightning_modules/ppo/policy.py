@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +35,8 @@ from lightning_modules.ppo.update import (
 )
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
-from lightning_modules.stepping import gradients
+from lightning_modules.sharding import as_forward, shard, whole
+from lightning_modules.stepping import gradient_norm
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
@@ -172,7 +174,7 @@ class PPOPolicy(PolicyModule):
         super().configure_model()
         for term in self.terms.values():
             if isinstance(term, ClassifierReward):
-                term.load()
+                shard(self, term.load().model)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make policy, reference and value head from the backbone."""
@@ -205,10 +207,11 @@ class PPOPolicy(PolicyModule):
         """
         self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        self.pass_gate(prompts)
-        times = [time.perf_counter()]
+        with whole(self):
+            self.pass_gate(prompts)
+            times = [time.perf_counter()]
 
-        rollout = self.roll_out(prompts)
+            rollout = self.roll_out(prompts)
         times.append(time.perf_counter())
 
         texts = self.read(rollout, batch)
@@ -420,8 +423,10 @@ class PPOPolicy(PolicyModule):
             optimizer.zero_grad()
             logprobs_now.clear()
             for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
-                loss, sums, found = minibatch_loss(
-                    self.model, self.value_head, experience.rows(part), self.ppo
+                scored = experience.rows(part)
+                loss, sums, found = as_forward(
+                    self.model,
+                    partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
                 )
                 logprobs_now.append((part, found))
                 # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
@@ -431,7 +436,7 @@ class PPOPolicy(PolicyModule):
 
         longest = max(map(len, parts))
         total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
-        means, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
+        means, norm = Sums(*total), gradient_norm(optimizer)
         losses = means.loss + means.value_loss + means.kl_loss
         if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
             self.on_fault(self._make_minibatch_fault(what, experience, rows))

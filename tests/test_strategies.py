@@ -1,0 +1,141 @@
+"""Two ranks take the steps of one, whoever divides what among them: DDP copies, FSDP2 shards."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import train
+from run_folder import RunFolder
+from tests.breaking import without_clocks
+from tests.launching import run_ranks
+from tests.rows import make_rows, write_rows
+from tests.test_accumulation import distance
+from tests.test_reward_model import REFERENCES, make_answers
+
+ROOT = Path(__file__).parent.parent
+STRATEGIES = ("ddp", "fsdp2")
+
+# Settings of each method, and where its rows come from.
+METHODS: dict[str, list[str]] = {
+    "full_ft": [],
+    "lora": ["--model.r", "4", "--model.lora_dropout", "0"],
+    "soft_prompt": ["--model.virtual_tokens", "5"],
+    "reward": ["--data.max_length", "100"],
+}
+
+Run = Callable[..., RunFolder]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 rows: two steps of 3 and 4, which two ranks cannot share evenly."""
+    folder = tmp_path_factory.mktemp("data")
+    answers = [row | {"id": f"{row['id']}{n}"} for n in "ab" for row in make_answers()][:7]
+    write_rows(folder / "rankings", train=answers, validation=answers[:3], test=answers[:3])
+    write_rows(folder / "references", train=REFERENCES, validation=REFERENCES[:1])
+    rows = make_rows(10)
+    return write_rows(folder, train=rows[:7], validation=rows[7:], test=rows[7:])
+
+
+@pytest.fixture
+def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a method, on one rank or by a strategy on two."""
+    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
+
+    def arguments(method: str, name: str) -> list[str]:
+        is_reward = method == "reward"
+        texts = ["--data.references", str(data / "references"), "--checkpoint.monitor", "val/loss"]
+        summaries = ["--model.decoding.max_new_tokens", "4", "--toxicity.model", "null"]
+        return [
+            "--config", str(ROOT / "configs" / f"{method}.yaml"), *METHODS[method],
+            "--model.backbone", roberta if is_reward else t5, "--model.dropout", "0.0",
+            "--model.optimizer.lr", "0.01", "--model.optimizer.eps", "1e-3",
+            "--data.source", str(data / "rankings" if is_reward else data),
+            "--trainer.max_epochs", "1", "--trainer.precision", "32-true",
+            "--trainer.gradient_clip_val", "0.5", "--trainer.accelerator", "cpu",
+            "--trainer.log_every_n_steps", "1", "--trainer.callbacks+=tests.ranks.SeenRows",
+            *(texts if is_reward else summaries), "--run_dir", str(tmp_path / name),
+        ]  # fmt: skip
+
+    def run(command: str, method: str, name: str, strategy: str = "", *more: str) -> RunFolder:
+        cut = ["--data.batch_size", "2" if strategy else "4"]
+        asked = [command, *arguments(method, name), *cut, *more]
+        if not strategy:
+            train.main(asked)
+        else:
+            asked += ["--trainer.devices", "2", "--trainer.strategy", strategy]
+            logs = tmp_path / f"logs_{name}"
+            logs.mkdir(exist_ok=True)
+            codes = run_ranks(lambda: train.main(asked), logs)
+            said = "".join(file.read_text()[-3000:] for file in sorted(logs.iterdir()))
+            assert codes == [0, 0], said
+        return RunFolder(tmp_path / name)
+
+    return run
+
+
+class Left(NamedTuple):
+    """What a fit has left: logged numbers, checkpoint, export, and the rows of each step."""
+
+    metrics: list[dict[str, float]]
+    final: dict[str, float]
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    exported: dict[str, Tensor]
+    seen: list[list[str]]
+
+
+def look_at(folder: RunFolder, ranks: int) -> Left:
+    last = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
+    (optimizer,) = last["optimizer_states"]
+    moments = {
+        f"{number} {name}": value
+        for number, state in optimizer["state"].items()
+        for name, value in state.items()
+    }
+    rows = [
+        [json.loads(line) for line in (folder.path / f"seen{rank}.jsonl").read_text().splitlines()]
+        for rank in range(ranks)
+    ]
+    (exported,) = folder.export.glob("*.safetensors")
+    return Left(
+        [
+            {name: float(value) for name, value in without_clocks(row).items() if value}
+            for row in folder.read_metrics_csv()
+        ],
+        {
+            name: metric["value"]
+            for name, metric in without_clocks(folder.read_summary()["metrics"]).items()
+        },
+        last["state_dict"], moments, load_file(exported),
+        [sorted(row for part in step for row in part) for step in zip(*rows, strict=True)],
+    )  # fmt: skip
+
+
+def assert_close(found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -> None:
+    alone = look_at(run("fit", method, "alone"), 1)
+    shared = look_at(run("fit", method, "shared", strategy), 2)
+    assert len(alone.seen) == 2
+    assert shared.seen == alone.seen
+    assert len({row for step in shared.seen for row in step}) == sum(map(len, shared.seen)) == 7
+    assert_close(shared.metrics, alone.metrics)
+    assert_close([shared.final], [alone.final])
+    assert distance(shared.weights, alone.weights) < 1e-5
+    assert distance(shared.moments, alone.moments) < 1e-5
+    assert distance(shared.exported, alone.exported) < 1e-5
+    norms = [row["train/grad_norm"] for row in alone.metrics if "train/grad_norm" in row]
+    assert max(norms) > 0.5, "nothing is clipped"
