@@ -104,7 +104,10 @@ class DPO(PolicyModule):
         scores = as_forward(self.model, lambda: self.score(batch))
         if self._trainer is not None:  # none where the step is only planned
             for name, value in self.measure(scores, batch).items():
-                self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))
+                self.log(
+                    name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]),
+                    sync_dist=True,
+                )  # fmt: skip
             if self.training and self.global_step == 0:
                 check_start(scores.ratios)
         loss = self.loss(scores, batch)

@@ -41,7 +41,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, shard_frozen: bool = True, **kwargs: Any) -> None:
-        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **kwargs)
+        super().__init__("auto", 1, save_distributed_checkpoint=False, **kwargs)
         self.shard_frozen = shard_frozen
         self._evaluation = ExitStack()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 
 from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
@@ -88,11 +89,17 @@ def count_letters(
 
 
 class SeenRows(L.Callback):
-    """Writes down which rows each training batch of this rank had: ``seen<rank>.jsonl``."""
+    """Writes down for each training batch of this rank its rows and its share of the model.
+
+    In ``seen<rank>.jsonl``; the share is taken behind the optimizer's step.
+    """
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         path = Path(trainer.default_root_dir, f"seen{trainer.global_rank}.jsonl")
+        weights = list(pl_module.parameters())
+        here = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
+        seen = {"ids": batch["ids"], "share": here / sum(w.numel() for w in weights)}
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(batch["ids"]) + "\n")
+            file.write(json.dumps(seen) + "\n")

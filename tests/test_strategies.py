@@ -81,7 +81,8 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 class Left(NamedTuple):
-    """What a fit has left: logged numbers, checkpoint, export, and the rows of each step."""
+    """What a fit has left: logged numbers, checkpoint, export, the rows of each step, and what
+    share of the model each rank had."""
 
     metrics: list[dict[str, float]]
     final: dict[str, float]
@@ -89,6 +90,7 @@ class Left(NamedTuple):
     moments: dict[str, Tensor]
     exported: dict[str, Tensor]
     seen: list[list[str]]
+    shares: list[float]
 
 
 def look_at(folder: RunFolder, ranks: int) -> Left:
@@ -99,10 +101,8 @@ def look_at(folder: RunFolder, ranks: int) -> Left:
         for number, state in optimizer["state"].items()
         for name, value in state.items()
     }
-    rows = [
-        [json.loads(line) for line in (folder.path / f"seen{rank}.jsonl").read_text().splitlines()]
-        for rank in range(ranks)
-    ]
+    files = (folder.path / f"seen{rank}.jsonl" for rank in range(ranks))
+    seen = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     (exported,) = folder.export.glob("*.safetensors")
     return Left(
         [
@@ -114,7 +114,8 @@ def look_at(folder: RunFolder, ranks: int) -> Left:
             for name, metric in without_clocks(folder.read_summary()["metrics"]).items()
         },
         last["state_dict"], moments, load_file(exported),
-        [sorted(row for part in step for row in part) for step in zip(*rows, strict=True)],
+        [sorted(row for part in step for row in part["ids"]) for step in zip(*seen, strict=True)],
+        [batches[-1]["share"] for batches in seen],
     )  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -
     shared = look_at(run("fit", method, "shared", strategy), 2)
     assert len(alone.seen) == 2
     assert shared.seen == alone.seen
+    whole = 1.0 if strategy == "ddp" else 0.5
+    assert shared.shares == pytest.approx([whole, whole], abs=0.02)
     assert len({row for step in shared.seen for row in step}) == sum(map(len, shared.seen)) == 7
     assert_close(shared.metrics, alone.metrics)
     assert_close([shared.final], [alone.final])
@@ -139,3 +142,26 @@ def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -
     assert distance(shared.exported, alone.exported) < 1e-5
     norms = [row["train/grad_norm"] for row in alone.metrics if "train/grad_norm" in row]
     assert max(norms) > 0.5, "nothing is clipped"
+
+
+def test_micro_batches_under_sharding_are_one_step(run: Run) -> None:
+    """With checkpointing too, which computes gathered blocks again in the backward pass."""
+    alone = look_at(run("fit", "lora", "alone", "", "--data.batch_size", "8"), 1)
+    cut = ["--trainer.accumulate_grad_batches", "2", "--model.gradient_checkpointing", "true"]
+    shared = look_at(run("fit", "lora", "shared", "fsdp2", *cut), 2)
+    assert len(shared.seen) == 2 * len(alone.seen)
+    assert_close([shared.final], [alone.final])
+    assert distance(shared.weights, alone.weights) < 1e-5
+    assert distance(shared.moments, alone.moments) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["full_ft", "soft_prompt"])
+def test_a_sharded_test_gives_the_texts_of_one_rank(method: str, run: Run) -> None:
+    lively = ["--model.optimizer.lr", "0.5"]  # enough to change every text
+    run("fit", method, "run", "fsdp2", *lively)
+    texts = [
+        [row["prediction"] for row in run("test", method, "run", *how).read_predictions()]
+        for how in (("fsdp2",), ("", "--overwrite", "true"))
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 3

@@ -201,9 +201,9 @@ class PPOPolicy(PolicyModule):
             What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
             (what was made of it) and length of each rollout, [B] each; the experience that was
             learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
-            term's scores [B]; texts, the B summaries; beta; figures, this rank's share of all that
-            was logged; and batch, the number of batches of rollouts before this one. None where the
-            batch was skipped.
+            term's scores [B]; texts, the B summaries; beta; figures, all that was logged, times and
+            speed of this rank; and batch, the number of batches of rollouts before this one. None
+            where the batch was skipped.
         """
         self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
@@ -246,9 +246,8 @@ class PPOPolicy(PolicyModule):
         update = self.update(experience)
         times.append(time.perf_counter())
 
-        found = figures.objective(rollout, scores, shaped, beta)
-        found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
-        found |= figures.estimates(rollout, credit) | update.figures
+        found = figures.objective(rollout, scores, shaped, terms, beta, self.sum_over_ranks)
+        found |= figures.estimates(rollout, credit, self.sum_over_ranks) | update.figures
         found |= figures.speed(rollout, times)
         self._logged = list(found)
         self.log_step(found)
@@ -478,7 +477,7 @@ class PPOPolicy(PolicyModule):
         self.kl_coef.update(float(total / rows), int(rows))
 
     def log_step(self, values: Mapping[str, Any]) -> None:
-        """Log scalars of this training step, averaged over ranks; reward and KL on the bar."""
+        """Log scalars of this training step, those of a rank averaged; reward and KL on the bar."""
         shown = ("objective/reward", "objective/kl")
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)
