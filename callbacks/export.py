@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_modules.sharding import make_whole
+from lightning_modules.strategies import make_whole
 from run_folder import RunFolder
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from lightning_modules.backbones import (
 )
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
-from lightning_modules.sharding import find_strategy_problem, shard
+from lightning_modules.strategies import find_strategy_problem, shard
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from lightning_modules.accumulation import StepLoss
 from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
 from lightning_modules.randomness import seed_at
-from lightning_modules.sharding import find_rows_problem, find_strategy_problem, full
+from lightning_modules.sharding import full
+from lightning_modules.strategies import find_rows_problem, find_strategy_problem
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 """What random numbers are for: others for each."""

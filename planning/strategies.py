@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from lightning_modules.sharding import NAME, find_strategy_problem
+from lightning_modules.strategies import NAME, find_strategy_problem
 from planning.parts import BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS
 
 Name = Literal["single", "ddp", "fsdp"]
@@ -33,7 +33,7 @@ def find_strategy(text: str, devices: int) -> Name:
 
     Args:
         text: Such as ``auto``, ``ddp_find_unused_parameters_true``, ``fsdp2`` or
-            ``lightning_modules.sharding.FullyShardedStrategy``.
+            ``lightning_modules.strategies.FullyShardedStrategy``.
         devices: Number of devices; ``auto`` is DDP on several.
 
     Raises:

@@ -35,8 +35,9 @@ from lightning_modules.ppo.update import (
 )
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
-from lightning_modules.sharding import as_forward, shard, whole
+from lightning_modules.sharding import as_forward, whole
 from lightning_modules.stepping import gradient_norm
+from lightning_modules.strategies import shard
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)

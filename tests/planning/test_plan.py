@@ -62,7 +62,7 @@ def test_units_are_those_that_are_gathered(t5: str) -> None:
     ("text", "devices", "name"),
     [
         ("auto", 1, "single"), ("auto", 2, "ddp"), ("ddp_find_unused_parameters_true", 2, "ddp"),
-        ("fsdp2", 2, "fsdp"), ("lightning_modules.sharding.FullyShardedStrategy", 8, "fsdp"),
+        ("fsdp2", 2, "fsdp"), ("lightning_modules.strategies.FullyShardedStrategy", 8, "fsdp"),
     ],
 )  # fmt: skip
 def test_strategies_are_known_by_lightnings_names(text: str, devices: int, name: str) -> None:
