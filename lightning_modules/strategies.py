@@ -175,10 +175,11 @@ def shard(module: Any, *frozen: nn.Module) -> None:
     strategy = None if module._trainer is None else module.trainer.strategy
     if not isinstance(strategy, FullyShardedStrategy):
         return
-    parts = [part for part in module.children() if any(True for _ in part.parameters())]
-    for model in (*parts, *frozen):
-        is_trained = any(weight.requires_grad for weight in model.parameters())
-        if is_trained or model is module.model or strategy.shard_frozen:
+    for model in (*module.children(), *frozen):
+        weights = list(model.parameters())
+        is_trained = model is module.model or any(weight.requires_grad for weight in weights)
+        is_new = bool(weights) and not isinstance(model, FSDPModule)
+        if is_new and (is_trained or strategy.shard_frozen):
             strategy.shard(model)
 
 
