@@ -19,7 +19,8 @@ from tests.test_accumulation import distance
 from tests.test_reward_model import REFERENCES, make_answers
 
 ROOT = Path(__file__).parent.parent
-STRATEGIES = ("ddp", "fsdp2")
+STRATEGIES = {"ddp": "ddp.yaml", "fsdp2": "fsdp.yaml"}
+"""Lightning's names, and their overlays."""
 
 # Settings of each method, and where its rows come from.
 METHODS: dict[str, list[str]] = {
@@ -69,7 +70,8 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
         if not strategy:
             train.main(asked)
         else:
-            asked += ["--trainer.devices", "2", "--trainer.strategy", strategy]
+            overlay = ROOT / "configs" / "overlays" / STRATEGIES[strategy]
+            asked += ["--config", str(overlay), "--trainer.devices", "2"]
             logs = tmp_path / f"logs_{name}"
             logs.mkdir(exist_ok=True)
             codes = run_ranks(lambda: train.main(asked), logs)
