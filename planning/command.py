@@ -74,7 +74,7 @@ def make_plan(module: BaseModule, datamodule: Any, settings: Any, trains: bool) 
             settings.toxicity.get("model"),
             trains,
         )
-    except (ValueError, AttributeError, RuntimeError) as error:
+    except (ValueError, AttributeError, TypeError, LookupError, RuntimeError, OSError) as error:
         # Models and data of others need not be such as can be traced; they run all the same.
         logger.warning("The memory of this run could not be planned: %s", error)
         return None

@@ -107,31 +107,38 @@ def give_advice(plan: Plan, vocabulary: int) -> str:
     """Say in a line what the largest item is, and what makes it smaller."""
     parts = {part: size for part, size in plan.parts.items() if part != PROCESS}
     largest = max(parts, key=lambda part: parts[part])
-    lengths, size = plan.lengths, f"{parts[largest] / GIB:.2f} GiB"
-    rows = f"{lengths.batch_size} x {lengths.source} tokens"
-    smaller = "a smaller --data.batch_size with more --trainer.accumulate_grad_batches"
-    checkpointing = "--model.gradient_checkpointing true"
+    shorter = _find_remedy(plan)
     texts = {
-        WEIGHTS: f"the weights take {size}, which every method needs: a smaller backbone, or FSDP",
-        JUDGES: f"the frozen classifiers take {size}: the same one for both, or a smaller one",
-        GRADIENTS: f"the gradients take {size}: train fewer weights (LoRA, a soft prompt), or FSDP",
-        OPTIMIZER: f"the optimizer's state takes {size}: train fewer weights (LoRA, a soft prompt),"
-        " an optimizer that keeps less (Adafactor), or FSDP",
-        COPIES: f"the bf16 copies of weights take {size}: --trainer.precision 32-true has none, "
-        f"but larger activations; or {checkpointing}",
-        LOGITS: f"the logits of {vocabulary:,} tokens take {size}: {smaller}, or a smaller "
-        "--data.max_target_length (PPO: minibatch_size and max_new_tokens)",
-        ATTENTION: f"the attention weights of {rows} squared take {size}: a smaller "
-        f"--data.max_source_length, {smaller}, or {checkpointing}",
-        OTHER: f"the activations of {rows} take {size}: {smaller}, shorter inputs, or "
-        f"{checkpointing}",
-        CACHE: f"the keys and values of generation take {size}: a smaller --data.eval_batch_size "
-        "or fewer beams (PPO: --data.batch_size and max_new_tokens)",
-        BUFFERS: f"the communication buffers take {size}: DDP's gradient_as_bucket_view saves one "
-        "copy of the gradients",
-        HEAP: f"free blocks of the heap take {size}: smaller batches leave fewer",
+        WEIGHTS: "the weights, which every method needs: a smaller backbone, or FSDP",
+        JUDGES: "the frozen classifiers: smaller ones",
+        GRADIENTS: "the gradients: train fewer weights (LoRA, a soft prompt), or FSDP",
+        OPTIMIZER: "the optimizer's state: train fewer weights (LoRA, a soft prompt), an optimizer "
+        "that keeps less (Adafactor), or FSDP",
+        COPIES: "copies of the weights: --trainer.precision 32-true has none in bf16, but larger "
+        "activations",
+        LOGITS: f"the logits of {vocabulary:,} tokens: {shorter}",
+        ATTENTION: f"the attention weights, {plan.lengths.source} tokens squared: {shorter}",
+        OTHER: f"the activations: {shorter}",
+        CACHE: f"the keys and values of generation: {shorter}",
+        BUFFERS: "communication buffers: DDP's gradient_as_bucket_view saves a copy of the "
+        "gradients",
+        HEAP: "free blocks of the heap, which smaller batches leave fewer of",
     }
-    return f"The largest item of {plan.method}: {texts[largest]}."
+    return f"{plan.method}: {parts[largest] / GIB:.2f} GiB go to {texts[largest]}."
+
+
+def _find_remedy(plan: Plan) -> str:
+    """Name the settings that make what passes with a batch smaller, in the phase of the peak."""
+    if plan.peak.startswith("evaluation"):
+        return "a smaller --data.eval_batch_size, or fewer beams"
+    if plan.peak.startswith("rollout"):
+        return "a smaller --data.batch_size, or --model.ppo.max_new_tokens"
+    if plan.method == "PPO":
+        return "a smaller --model.ppo.microbatch_size, or --data.max_source_length"
+    return (
+        "a smaller --data.batch_size with more --trainer.accumulate_grad_batches, a smaller "
+        "--data.max_source_length, or --model.gradient_checkpointing true"
+    )
 
 
 def precision(bf16: bool) -> str:
@@ -173,8 +180,8 @@ def _caption(plan: Plan) -> str:
             "blocks; leave 10 %."
         )
     return (
-        f"The process as a whole. {HEAP}: glibc keeps some {HEAP_SHARE:.0%} of the activations, "
-        f"as measured; {PROCESS}: this process now."
+        f"The process as a whole. {HEAP.capitalize()}: glibc keeps some {HEAP_SHARE:.0%} of "
+        f"the activations, as measured. {PROCESS}: this process now."
     )
 
 

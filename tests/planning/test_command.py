@@ -51,7 +51,7 @@ def test_every_config_is_planned_and_nothing_written(
         methods = ["full", "LoRA *", "soft prompt", "PPO"]
     for name in (*methods, "weights", "gradients", "optimizer state", "DDP x 8", "FSDP2 x 8"):
         assert name in said
-    assert "The largest item of" in said
+    assert "GiB go to" in said
     assert "Rule of thumb for 1,616,384" in said or config.stem != "lora"  # without the adapter's
     assert list(tmp_path.iterdir()) == []
 

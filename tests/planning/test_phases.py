@@ -8,6 +8,7 @@ import torch
 from lightning_modules import FullFT, InContext, LoRA, PPOPolicy
 from lightning_modules.adapters import count_parameters
 from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.policy_kinds import FullPolicy
 from planning.parts import (
     ATTENTION,
     CACHE,
@@ -95,7 +96,10 @@ def test_ppo_has_a_reward_model_and_rollouts_of_the_whole_batch(t5: str, roberta
     for phase in alone.phases.values():
         assert phase[JUDGES] == one
     assert judged.phases["rollout, reward"][JUDGES] == 2 * one  # the toxicity's is its own
-    assert alone.phases["rollout, sampling"][CACHE] == 2 * 2 * 32 * (8 + 32) * 32 * 4
+    sampling = alone.phases["rollout, sampling"]
+    assert sampling[CACHE] == 2 * 2 * 32 * (8 + 32) * 32 * 4
+    # 2 layers of 8 x 32 x 32 and 3 x 32 x 64, the head, and 8 updates of rank 32.
+    assert sampling[COPIES] == 4 * (2 * (8 * 1024 + 3 * 2048) + 259 * 32 + 8 * 2 * 1024)
     # Eight responses of 32 tokens are scored together, and eight are learnt from together.
     for phase in ("rollout, scoring", "forward and backward"):
         assert 2 * 8 * 32 * 259 * 4 <= alone.phases[phase][LOGITS] < 32 * 32 * 259 * 4
@@ -113,6 +117,20 @@ def test_ppo_scores_its_tokens_again_where_the_samplers_figures_are_not_taken(
 
     assert scoring(None) < scoring(False)
     assert scoring(None, bf16=True) > scoring(True, bf16=True)
+
+
+def test_ppo_drops_its_gradients_before_a_minibatch_and_keeps_them_within(
+    t5: str, roberta: str
+) -> None:
+    """Where the loss has just been computed; Lightning's closure still has them there."""
+    lengths = Lengths(batch_size=4, eval_batch_size=1, source=64, target=32)
+    for microbatch, share in ((None, 0), (2, 1)):
+        settings = PPOConfig(max_new_tokens=64, microbatch_size=microbatch)
+        module = PPOPolicy(t5, roberta, policy=FullPolicy(), ppo=settings)
+        traced = trace_module(module, lengths, FP32)
+        gradients = traced.phases["forward and backward"][GRADIENTS]
+        assert gradients == pytest.approx(4 * share * traced.size.trainable, rel=0, abs=60_000)
+    assert step_of(FullFT(t5), lengths)[GRADIENTS] == 4 * 66_368
 
 
 def test_gradient_checkpointing_trades_activations(t5: str) -> None:

@@ -94,12 +94,25 @@ def test_the_rule_of_thumb_is_the_originals() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part != PROCESS])
-def test_there_is_advice_on_every_item(part: str) -> None:
+def advice(part: str, method: str = "full", phase: str = "forward and backward") -> str:
     class Fixed(Plan):
         @property
         def parts(self) -> dict[str, int]:
             return {part: 2**30, PROCESS: 2**31}
 
-    said = give_advice(Fixed("full", Traced(0, Size(0, 0), {}), Setting(FP32), SHORT, 0), 259)
-    assert "1.00 GiB" in said
+        peak = phase
+
+    return give_advice(Fixed(method, Traced(0, Size(0, 0), {}), Setting(FP32), SHORT, 0), 259)
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != PROCESS])
+def test_there_is_advice_on_every_item(part: str) -> None:
+    assert "1.00 GiB go to" in advice(part)
+
+
+def test_advice_names_settings_that_the_phase_has() -> None:
+    assert "accumulate_grad_batches" in advice(OTHER)
+    assert "microbatch_size" in advice(OTHER, "PPO")
+    assert "accumulate_grad_batches" not in advice(OTHER, "PPO")  # PPO refuses it
+    assert "eval_batch_size" in advice(CACHE, phase="evaluation, generating")
+    assert "max_new_tokens" in advice(CACHE, "PPO", "rollout, sampling")
