@@ -102,7 +102,7 @@ def advice(part: str, method: str = "full", phase: str = "forward and backward")
 
         peak = phase
 
-    return give_advice(Fixed(method, Traced(0, Size(0, 0), {}), Setting(FP32), SHORT, 0), 259)
+    return give_advice(Fixed(method, Traced(0, Size(*[0] * 5), {}), Setting(FP32), SHORT, 0), 259)
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part != PROCESS])
