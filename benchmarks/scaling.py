@@ -29,12 +29,12 @@ FREE = 0.1
 
 
 def make_modules(size: str) -> dict[str, BaseModule]:
-    """Give every method on a size of FLAN-T5, with its defaults and gradient checkpointing."""
+    """Give every method on a size of FLAN-T5, with its defaults."""
     name = f"google/flan-t5-{size}"
     return {
-        "full": FullFT(name, gradient_checkpointing=True),
-        "LoRA": LoRA(name, gradient_checkpointing=True),
-        "soft prompt": SoftPrompt(name, gradient_checkpointing=True),
+        "full": FullFT(name),
+        "LoRA": LoRA(name),
+        "soft prompt": SoftPrompt(name),
         "PPO of a LoRA": PPOPolicy(name, HATE_CLASSIFIER),
         "PPO of all weights": PPOPolicy(name, HATE_CLASSIFIER, policy=FullPolicy()),
     }

@@ -61,6 +61,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
     # Checkpoints --------------------------------------------------------------------------------
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Whether a checkpoint is loaded once the optimizers are made.
+
+        It is not: these ask the datamodule for the number of steps, and so for its loader, which
+        has to know by then where in the data the run goes on.
+        """
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """Whether a checkpoint's optimizer state is handed to this strategy."""
         return True

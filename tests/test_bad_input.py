@@ -73,7 +73,6 @@ CASES: dict[str, Bad] = {
     "ranks without rows": Bad(
         f"{LORA} --trainer.strategy fsdp2 --data.batch_size 1 --trainer.accumulate_grad_batches 2",
         ("data.batch_size 1", "2 or more"),
-        begins=True,
     ),
     "no rows in a batch": Bad(f"{LORA} --data.batch_size 0", ("batch_size", "0")),
     "a negative batch": Bad(f"{LORA} --data.batch_size -4", ("batch_size", "-4")),
