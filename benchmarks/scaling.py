@@ -57,7 +57,7 @@ def choose(totals: Sequence[float], settings: Sequence[Setting], room: float) ->
             continue
         if setting.strategy == "single":
             # A copy of the gradients more: what fits one device alone may not fit it under DDP.
-            return "one device, or DDP" if totals[1] <= room else "one device"
+            return "one device, or DDP" if totals[1] <= room else "one device; several by FSDP2"
         return "DDP" if setting.strategy == "ddp" else f"FSDP2 x {setting.devices}"
     return "more devices, or less at a time"
 
