@@ -8,7 +8,6 @@ like any other. What the two are: reporting/baselines.py.
 """
 
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from datamodules import sources
 from datamodules.reading import ColumnNames, OnBadRow
 from datamodules.splits import SplitReader
 from lightning_modules.reward_model import RewardScorer
+from redaction import show_command
 from reporting.baselines import METHODS, score_baseline, write_run
 from run_folder import RunFolder, write_text
 
@@ -126,7 +126,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if unknown := set(methods) - set(METHODS):
         parser.error(f"no such method: {', '.join(sorted(unknown))}; of {', '.join(METHODS)}")
     try:
-        baselines(methods, shlex.join(["python", "baselines.py", *arguments]), **settings)
+        baselines(methods, show_command(["python", "baselines.py", *arguments]), **settings)
     except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2

@@ -18,7 +18,7 @@ from callbacks.checkpoint_files import (
     AtomicCheckpointIO,
     choose_checkpoint,
     describe_checkpoint,
-    find_damage,
+    find_checkpoint_problem,
 )
 from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
@@ -42,7 +42,8 @@ from imports import import_object
 from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
-from overlays import choose_sections, first_config
+from overlays import choose_sections, find_changes, first_config
+from paths import expand
 from planning.command import make_plan, print_plans
 from redaction import redact_yaml
 from run_folder import RunFolder, write_text
@@ -107,8 +108,11 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, keys and tokens left out."""
-        text = self.parser.dump(self.config, skip_none=False)
-        write_text(Path(trainer.default_root_dir, self.config_filename), redact_yaml(text))
+        text = redact_yaml(self.parser.dump(self.config, skip_none=False))
+        path = Path(trainer.default_root_dir, self.config_filename)
+        if stage == "fit" and path.is_file() and (changes := find_changes(path, text)):
+            logger.warning("The run goes on with other settings than it had: %s", changes)
+        write_text(path, text)
 
 
 class AlignsumCLI(LightningCLI):
@@ -211,8 +215,17 @@ class AlignsumCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run folder, and refuse in one message everything that cannot work."""
         settings = self.settings
+        self.refuse_empty_sections()
         config = first_config(self.arguments)
         name = config.stem if config else settings.model.class_path.rsplit(".", 1)[-1].lower()
+        for option in ("run_dir", "resume", "ckpt_path"):
+            if settings.get(option) == "":
+                raise SettingsError(
+                    f"--{option} is empty (a variable that is not set?); name something, or leave "
+                    "the option out"
+                )
+            if settings.get(option):
+                settings[option] = str(expand(settings[option]))
         folder = RunFolder(settings.run_dir or Path("runs") / name)
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)
@@ -223,6 +236,19 @@ class AlignsumCLI(LightningCLI):
         if problems:
             raise SettingsError(
                 f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
+            )
+
+    def refuse_empty_sections(self) -> None:
+        """Refuse a config that sets a whole section to null, and with it all of its defaults.
+
+        Raises:
+            SettingsError: If one does.
+        """
+        names = ["trainer", "model", "data", *self._parser(self.subcommand).callback_keys]
+        if empty := [name for name in names if self.settings.get(name) is None]:
+            raise SettingsError(
+                f"nothing was started: {', '.join(empty)} is not set, or null; leave the section "
+                "out of the config for its defaults, and name what is to change in it"
             )
 
     def find_setting_problems(self) -> list[str]:
@@ -277,7 +303,7 @@ class AlignsumCLI(LightningCLI):
         else:
             problems = self.find_evaluation_problems(folder)
         if not settings.resume and settings.ckpt_path and Path(settings.ckpt_path).is_file():
-            problems += filter(None, [find_damage(Path(settings.ckpt_path))])
+            problems += filter(None, [find_checkpoint_problem(Path(settings.ckpt_path))])
         if settings.resume and (self.subcommand != "fit" or settings.overwrite):
             problems.append(
                 "--resume goes on with a fit: it has no part in other commands, nor beside "
@@ -378,7 +404,11 @@ class AlignsumCLI(LightningCLI):
         idle += [] if isinstance(self.model, PPOPolicy) else ["watch"]
         for key in idle:
             self._parser(self.subcommand).callback_keys.remove(key)
-        return super().instantiate_trainer(logger=loggers, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=loggers, **kwargs)
+        # So says Lightning of devices that are none, and of accelerators without their package.
+        except (TypeError, ModuleNotFoundError) as error:
+            raise SettingsError(f"trainer: {error}") from error
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Lightning's default for a local checkpoint is a full unpickling, which runs code.
@@ -397,12 +427,18 @@ def find_debug_problem(trainer: Any) -> str | None:
 
 def find_number_problems(trainer: Any) -> list[str]:
     """List settings of the Trainer that are out of range, and that Lightning takes all the same."""
-    least = {"accumulate_grad_batches": 1, "gradient_clip_val": 0}
-    return [
+    least = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "check_val_every_n_epoch": 1}
+    problems = [
         f"trainer.{name} must be {low} or more, got {value}"
         for name, low in least.items()
         if isinstance(value := trainer.get(name), int | float) and not value >= low
     ]
+    if (every := trainer.val_check_interval) == 0:
+        problems.append(
+            f"trainer.val_check_interval must be above 0, got {every}; to leave validation out set "
+            "trainer.limit_val_batches to 0"
+        )
+    return problems
 
 
 def is_first_rank() -> bool:

@@ -68,7 +68,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 def stop_by_signal(stop: Stopped) -> NoReturn:
     """End with the code that schedulers know."""
-    logging.getLogger(__name__).error("%s; go on with --resume auto", stop)
+    logging.getLogger(__name__).error("%s; %s", stop, stop.advise())
     sys.exit(stop.exit_code)
 
 

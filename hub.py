@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq")
     """
     if name == "mini":
         return str(_MINI[kind])
-    folder = Path(name).expanduser()
+    folder = expand(name)
     return str(folder.resolve()) if folder.is_dir() else name
 
 
@@ -58,13 +61,49 @@ def reading(name: str | Path) -> Iterator[None]:
             f"{name} is refused: its weights hold more than tensors and plain values, and loading "
             "them could run code of whoever wrote them; take a model with safetensors"
         ) from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"the weights of {name} are of other shapes than its config.json says: the two are not "
+            "of one model; fetch or export it again"
+        ) from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in words why a model's folder cannot be written, and leave nothing of it.
+
+    Raises:
+        OSError: If it cannot be, a full disk included, of which safetensors has an error of its
+            own.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        free = shutil.disk_usage(folder.parent).free / 1e6
+        raise OSError(
+            f"the model could not be written to {folder.parent} ({error}; {free:,.1f} MB are free "
+            "there). Make room on the disk; a fit goes on with --resume auto"
+        ) from error
 
 
 def load_tokenizer(
     name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq"
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model (hub id, folder, or ``mini``)."""
-    return AutoTokenizer.from_pretrained(resolve_model(name, kind), trust_remote_code=False)
+    """Load the tokenizer of a model (hub id, folder, or ``mini``).
+
+    Raises:
+        OSError: If it cannot be had.
+        ValueError: If it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_model(name, kind), trust_remote_code=False)
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file: whatever the parser met, or Rust's Exception
+        raise ValueError(f"the tokenizer of {name} cannot be read ({error!r})") from error
 
 
 @functools.cache
@@ -125,7 +164,7 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
             return Unavailable(
                 f"{what}: the folder {folder} has no weights (looked for {', '.join(_WEIGHTS)})"
             )
-        return None
+        return _find_tokenizer_problem(folder, what)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{what}: there is no folder {name!r}"
     if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
@@ -148,11 +187,25 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     )
 
 
+def _find_tokenizer_problem(folder: Path, what: str) -> str | None:
+    """Say that a folder has no tokenizer: transformers would make one that knows no words."""
+    config = folder / "tokenizer_config.json"
+    # ByT5 reads bytes, and has no vocabulary.
+    is_known = config.is_file() and "ByT5" in config.read_text(encoding="utf-8", errors="replace")
+    if is_known or any((folder / file).is_file() for file in _TOKENIZER):
+        return None
+    return Unavailable(
+        f"{what}: the folder {folder} has no tokenizer (looked for {', '.join(_TOKENIZER)})"
+    )
+
+
 def _find_config_problem(path: Path, what: str, kind: str) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return f"{what}: {path} is no JSON ({error})"
+    if not isinstance(config, dict):
+        return f"{what}: {path} is no configuration of a model: it holds no JSON object"
     if kind == "seq2seq" and not config.get("is_encoder_decoder"):
         return (
             f"{what}: {path.parent} holds a {config.get('model_type')!r} model, and no "

@@ -28,7 +28,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # not JSON; numbers, or lists, too long
                 yield number, f"broken JSON ({error})"
                 continue
             is_object = isinstance(record, dict)
@@ -93,7 +93,9 @@ def append(file: BinaryIO, data: bytes) -> None:
         while rest:
             rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = file.name
         os.ftruncate(file.fileno(), end)
         raise
 

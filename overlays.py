@@ -37,6 +37,11 @@ def choose_sections(args: Sequence[str]) -> list[str]:
             continue
         if model is None:
             raise ValueError(f"{value} is an overlay: name it behind the method's own --config")
+        if not isinstance(section, dict) or not isinstance(section.get(model), dict | None):
+            raise ValueError(
+                f"{value}: {SECTION} has to hold settings by the name of a model's class, such as "
+                f"`{SECTION}: {{{model}: {{}}}}`"
+            )
         if model not in section:
             raise ValueError(
                 f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
@@ -83,9 +88,37 @@ def _read(value: str) -> dict[str, Any]:
         raise ValueError(f"the config {value} is not UTF-8 ({error})") from error
     except yaml.YAMLError as error:
         raise ValueError(f"the config {value} is no YAML: {error}") from error
-    if not isinstance(content, dict | None):
-        raise ValueError(f"the config {value} has to be a mapping of settings, not a list or text")
-    return content or {}
+    if not isinstance(content, dict):
+        found = "is empty, and" if content is None else "is a list or text, and"
+        raise ValueError(f"the config {value} {found} has to be a mapping of settings")
+    if list(content.values()) == [None]:  # which jsonargparse takes for a text
+        raise ValueError(
+            f"the config {value} has nothing but {', '.join(content)}, without a value"
+        )
+    return content
+
+
+def find_changes(path: Path, text: str) -> str:
+    """Say which settings of a saved configuration are others in a new one; empty where none is."""
+    try:
+        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"{path} cannot be read ({error})"
+    now = dict(_flatten(yaml.safe_load(text)))
+    return "; ".join(
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in [*before, *(name for name in now if name not in before)]
+        if before.get(name) != now.get(name)
+    )
+
+
+def _flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk to the leaves of nested settings; a list is one."""
+    if not isinstance(settings, dict) or not settings:
+        yield prefix, settings
+        return
+    for key, value in settings.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _class_of(content: dict[str, Any]) -> str | None:

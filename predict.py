@@ -9,7 +9,6 @@ where it broke off. Details: docs/predict.md.
 """
 
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,6 +22,7 @@ from prediction.command import parse_over_run, run
 from prediction.job import predict
 from prediction.runs import find_export
 from prediction.settings import Settings
+from redaction import show_command
 
 log = logging.getLogger("predict")
 
@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit code: 0; 2 where something cannot be had or done; 130 where it was interrupted.
     """
     arguments = sys.argv[1:] if args is None else list(args)
-    command = shlex.join(["python", "predict.py", *arguments])
+    command = show_command(["python", "predict.py", *arguments])
     return run(lambda console: predict(*parse(arguments), console, command), log)
 
 

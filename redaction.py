@@ -2,8 +2,8 @@
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 HIDDEN = "***"
 
@@ -23,6 +23,7 @@ _SECRETS = (
     re.compile(r"\bgh[opsu]_[A-Za-z0-9]{16,}"),  # GitHub
     re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"),  # name:password@ in an address
 )
+_BARE = re.compile(r"^(\s*(?:- )*(?:[\w.-]+:[ ]+)?)(\*\*\*.*?)[ ]*$", re.MULTILINE)
 _SHORTEST = 8
 """A value of fewer characters in a secret variable hides nothing, and might be a word."""
 
@@ -35,7 +36,9 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         environment: Its variables; None takes those of the process.
     """
     for name, value in (os.environ if environment is None else environment).items():
-        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST and not Path(value).exists():
+        # os.path, for Path raises an error where a key is longer than a path can be.
+        is_path = os.path.exists(value)
+        if _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST and not is_path:
             text = text.replace(value, HIDDEN)
     for pattern in _SECRETS:
         text = pattern.sub(HIDDEN, text)
@@ -60,6 +63,11 @@ def redact_arguments(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
+def show_command(arguments: Sequence[str]) -> str:
+    """Write a command as one types it, to be shown or recorded: keys and tokens left out."""
+    return shlex.join(redact_arguments(arguments))
+
+
 def redact_yaml(text: str) -> str:
     """Redact a YAML text, the values of keys such as ``api_key`` too."""
     lines = []
@@ -68,4 +76,6 @@ def redact_yaml(text: str) -> str:
         if match and _SECRET_NAME.fullmatch(match[2]) and match[4] not in ("null", "true", "false"):
             line = f"{match[1]}{match[2]}{match[3]}'{HIDDEN}'{match[5]}"
         lines.append(line)
-    return redact("".join(lines))
+    # A plain scalar that begins with a star would be an alias.
+    hidden = redact("".join(lines))
+    return _BARE.sub(lambda m: m[1] + "'" + m[2].replace("'", "''") + "'", hidden)

@@ -23,7 +23,6 @@ import lightning as L  # isort: skip
 import rich
 import torch
 import transformers
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -35,6 +34,7 @@ from lightning_modules.base import BaseModule
 from lightning_modules.ppo import figures
 from lightning_modules.ppo.records import Recorded
 from lightning_modules.ppo.rollout import encode
+from prediction.runs import read_config
 from replay_fault import make_fault_table, replay_fault
 from run_folder import RunFolder
 
@@ -105,7 +105,9 @@ class Replay(L.LightningModule):
         rollout = experience.rollout
         if policy.shares_encoder:
             with torch.no_grad():
-                rollout = rollout._replace(encoded=encode(policy.model, rollout.prompts))
+                rollout = rollout._replace(
+                    encoded=encode(policy.model, rollout.prompts, projects=True)
+                )
             experience = experience._replace(rollout=rollout)
         credit = policy.advantage(recorded.rewards, rollout.values, rollout.mask, recorded.samples)
         found = figures.estimates(rollout, credit, policy.sum_over_ranks)
@@ -146,9 +148,18 @@ def replay(
     return module.found
 
 
-def read_config(run: str | Path) -> dict[str, Any]:
-    """Read a run's config.yaml."""
-    return yaml.safe_load(RunFolder(run).config.read_text(encoding="utf-8"))
+def read_settings(run: str | Path) -> dict[str, Any]:
+    """Read a run's config.yaml.
+
+    Raises:
+        ValueError: If it is none of a run.
+    """
+    path = RunFolder(run).config
+    config = read_config(path)
+    for part in ("model", "trainer"):
+        if not isinstance(config.get(part), dict):
+            raise ValueError(f"{path} is no configuration of a run: it has no {part}")
+    return config
 
 
 def build_module(config: Mapping[str, Any]) -> Any:
@@ -204,7 +215,7 @@ def run(settings: Namespace) -> int:
             f"{folder.path} has no checkpoint from before batch {batch}; name one of the run with "
             "--checkpoint, or run with --config configs/overlays/rollouts.yaml"
         )
-    config = read_config(settings.run)
+    config = read_settings(settings.run)
     policy = build_module(config)
     kept = {name: config["trainer"][name] for name in KEPT}
     found = replay(policy, checkpoint, settings.run, batch, **kept)
@@ -220,7 +231,7 @@ def run_fault(settings: Namespace) -> int:
     Returns:
         Exit code: 0 where something is not finite, as recorded, 1 where all is now.
     """
-    config = read_config(settings.run)
+    config = read_settings(settings.run)
     module, place = build_module(config), settings.fault
     found = replay_fault(module, settings.run, place, config["trainer"]["precision"])
     rich.get_console().print(make_fault_table(found, f"{settings.run}, {place}"))

@@ -25,7 +25,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code.
+        Exit code: 0; 2 where nothing can be shown, or be written.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -44,7 +44,11 @@ def main(args: Sequence[str] | None = None) -> int:
         commands.add_subcommand(name, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
     name = settings["command"]
-    return getattr(modules[name], name)(**settings[name])
+    try:
+        return getattr(modules[name], name)(**settings[name])
+    except OSError as error:
+        logging.getLogger("report").error("%s", error)
+        return 2
 
 
 if __name__ == "__main__":

@@ -218,7 +218,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk says nothing of what it had no room for
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)

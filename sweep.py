@@ -10,13 +10,14 @@ broken off is resumed. How a sweep file is written: sweeping/plan.py and docs/ru
 
 import argparse
 import logging
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from paths import expand
+from redaction import show_command
 from sweeping.plan import REPORT, Combination, find_reserved, read_plan, repeat
 from sweeping.processes import call, find_parse_errors
 from sweeping.runs import Sweep, console
@@ -52,8 +53,15 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read seeds with commas between; argparse reports what is no number."""
-    return [int(seed) for seed in text.split(",")]
+    """Read seeds with commas between; argparse reports what is no number.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is out of numpy's range.
+    """
+    seeds = [int(seed) for seed in text.split(",")]
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise argparse.ArgumentTypeError(f"seeds have to be from 0 to {2**32 - 1}, got {text}")
+    return seeds
 
 
 def list_commands(sweep: Sweep) -> None:
@@ -61,7 +69,7 @@ def list_commands(sweep: Sweep) -> None:
     for run in sweep.plan.combinations:
         console.print(run.name, style="bold", markup=False, highlight=False)
         for command in sweep.plan.commands:
-            line = shlex.join(["python", "train.py", command, *sweep.arguments(run)])
+            line = show_command(["python", "train.py", command, *sweep.arguments(run)])
             console.print(f"  {line}", markup=False, highlight=False)
 
 
@@ -71,7 +79,9 @@ def check(sweep: Sweep, waiting: Sequence[Combination], overwrite: bool) -> None
     Raises:
         ValueError: With all that is wrong.
     """
-    if not overwrite and (problems := sweep.find_others()):
+    if problem := sweep.find_output_problem():
+        problems = [problem]
+    elif not overwrite and (problems := sweep.find_others()):
         problems.append("name another folder with --out, or run all anew with --overwrite true")
     else:
         commands = [[sweep.plan.commands[0], *sweep.arguments(run)] for run in waiting]
@@ -110,9 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     options, shared = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    out = options.out or Path("runs") / f"sweep_{options.sweep.stem}"
     overwrite = options.overwrite == "true"
     try:
+        out = expand(options.out or Path("runs") / f"sweep_{options.sweep.stem}")
         plan = read_plan(options.sweep)
         if options.seeds:
             plan = repeat(plan, options.seeds)
@@ -125,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         waiting = [run for run in runs if overwrite or not sweep.is_complete(run)]
         check(sweep, waiting, overwrite)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.error("%s", error)
         return 2
     if complete := [run.name for run in runs if run not in waiting]:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+import demo
 from datamodules.mini.annotate import true_order
 from metrics.intervals import Estimate, bootstrap_crossed
 from reporting.tables import format_estimate, format_interval
@@ -51,23 +52,17 @@ class Step(NamedTuple):
 def make_steps(root: Path, seed: int, rankings: int, annotators: int, noise: float) -> list[Step]:
     """Give the steps of a seed in their order."""
     steps = [make_run(root, "lora", "lora", seed)]
+    who = ["--annotators", str(annotators), "--noise", str(noise)]
     for split, rows in {"train": -(-rankings // annotators), **ROWS}.items():
         samples, answers = root / f"samples/{split}.jsonl", root / f"answers/{split}.jsonl"
-        sample = [
-            "feedback.py", "sample", str(root / "lora"), "--input", "mini", "--split", split,
-            "--max_rows", str(rows), "--output", str(samples), "--seed", str(seed),
-        ]  # fmt: skip
-        annotate = [
-            "-m", "datamodules.mini.annotate", str(samples), "--out", str(answers),
-            "--annotators", str(annotators), "--noise", str(noise), "--seed", str(seed),
-        ]  # fmt: skip
-        steps.append(Step(answers, [sample, annotate]))
+        commands = demo.sample_and_rank(root / "lora", samples, answers, rows, seed, split, *who)
+        steps.append(Step(answers, commands))
     start = ["--model.adapter", str(root / "lora/export")]
     source = ["--data.source", str(root / "answers")]
     reward = ["--model.reward_model", str(root / "reward/export")]
     return [
         *steps,
-        make_run(root, "reward", "reward", seed, source),
+        make_run(root, "reward", "reward", seed, [*source, *demo.FEW_RANKINGS]),
         make_run(root, "ppo_given", "ppo", seed, start),
         make_run(root, "ppo", "ppo", seed, [*start, *reward]),
         make_run(root, "dpo", "dpo", seed, [*start, *source]),
@@ -76,11 +71,7 @@ def make_steps(root: Path, seed: int, rankings: int, annotators: int, noise: flo
 
 def make_run(root: Path, name: str, config: str, seed: int, settings: Sequence[str] = ()) -> Step:
     """Give the step that fits and tests a config on the miniature."""
-    common = [
-        "--config", f"configs/{config}.yaml", "--config", "configs/overlays/mini.yaml", *settings,
-        "--run_dir", str(root / name), "--seed_everything", str(seed), "--overwrite", "true",
-    ]  # fmt: skip
-    commands = [["train.py", command, *common] for command in ("fit", "test")]
+    commands = demo.fit_and_test(config, root / name, seed, settings)
     return Step(RunFolder(root / name).predictions, commands)
 
 
@@ -90,7 +81,7 @@ def run_steps(steps: Sequence[Step]) -> int:
         if step.result.exists():
             continue
         for command in step.commands:
-            console.print(f"$ python {' '.join(command)}", style="cyan", markup=False)
+            demo.show(command)
             if code := subprocess.call([sys.executable, *command]):  # noqa: S603
                 return code
     return 0
@@ -168,12 +159,7 @@ def report(root: Path, seeds: Sequence[int]) -> bool:
     }
     show(rewards, "Reward model: share of pairs of unseen dialogues in order, x 100")
     show(policies, "Policies: toxicity and ROUGE-1 of 300 test dialogues, x 100")
-    results: dict[str, Any] = {
-        part: {
-            name: {key: each._asdict() for key, each in row.items()} for name, row in rows.items()
-        }
-        for part, rows in (("rewards", rewards), ("policies", policies))
-    }
+    results = {"rewards": to_json(rewards), "policies": to_json(policies)}
     write_text(root / "results.json", json.dumps(results, indent=2) + "\n")
     spare = rewards["all"][f"accuracy - {SHARE} allowed"].low or 0.0
     halves = [policies[f"{name}, all"]["after - half of before"].high or 0.0 for name in POLICIES]

@@ -1,6 +1,7 @@
 """Models of full size with random weights, and batches of real dialogues, for benchmarks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -23,6 +24,9 @@ FLAN_T5_BASE = {
     "num_decoder_layers": 12, "num_heads": 12, "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
 """Shape of google/flan-t5-base: 247,577,856 parameters with its untied head."""
+
+ROBERTA_BASE = {"vocab_size": 50265}
+"""Shape of roberta-base, which is that of its config's defaults."""
 
 
 def save_tokenizer(folder: Path, special: list[str], template: str, size: int = 32000) -> None:
@@ -54,8 +58,13 @@ def save_tokenizer(folder: Path, special: list[str], template: str, size: int = 
 def save_t5_base(folder: Path, tokens: int = 32000) -> str:
     """Save a T5 of FLAN-T5-base's shape, its head untied, with a tokenizer of so many tokens."""
     save_tokenizer(folder, ["<pad>", "</s>", "<unk>"], "$A </s>", tokens)
+    return save_t5(folder, FLAN_T5_BASE)
+
+
+def save_t5(folder: Path, shape: dict[str, Any]) -> str:
+    """Save a T5 of a shape with random weights, its head untied."""
     torch.manual_seed(0)
-    config = T5Config(**FLAN_T5_BASE, decoder_start_token_id=0, tie_word_embeddings=False)
+    config = T5Config(**shape, decoder_start_token_id=0, tie_word_embeddings=False)
     model = T5ForConditionalGeneration(config)
     # transformers 5 ties the head whatever the config says; FLAN's is a matrix of its own.
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.05)
@@ -66,9 +75,14 @@ def save_t5_base(folder: Path, tokens: int = 32000) -> str:
 def save_roberta_base(folder: Path) -> str:
     """Save a classifier of RoBERTa-base's shape with the labels nothate and hate."""
     save_tokenizer(folder, ["<s>", "<pad>", "</s>", "<unk>"], "<s> $A </s>")
+    return save_roberta(folder, ROBERTA_BASE)
+
+
+def save_roberta(folder: Path, shape: dict[str, Any]) -> str:
+    """Save a classifier of a shape with random weights and the labels nothate and hate."""
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1,
+        **shape, max_position_embeddings=514, type_vocab_size=1,
         id2label={0: "nothate", 1: "hate"}, label2id={"nothate": 0, "hate": 1},
     )  # fmt: skip
     RobertaForSequenceClassification(config).save_pretrained(folder)

@@ -6,11 +6,11 @@ A policy of FLAN-T5-base's shape and a reward model of RoBERTa-base's, both with
 16 prompts of real dialogues, 48 new tokens each, one epoch in minibatches of 4; the product's own
 PPOPolicy under a Lightning Trainer.
 
-Each round takes a step and then does the matrix products of a step alone, at their shapes and on
-the same weights: the floor, by torch's own mm and bmm. The floor of the kernels that the step
-really used, oneDNN's in fp32 and with weights laid out for decoding, stands beside it. The rows of
-the table take turns round by round. Medians over the rounds; ratios are medians of the rounds' own
-ratios, as machines drift.
+Each round takes a step, after one that is not counted, and then does the matrix products of a step
+alone, at their shapes and on the same weights: the floor, by torch's own mm and bmm. The floor of
+the kernels that the step really used, oneDNN's in fp32 and with weights laid out for decoding,
+stands beside it. The rows of the table take turns round by round. Medians over the rounds; ratios
+are medians of the rounds' own ratios, as machines drift.
 """
 
 import argparse
@@ -60,7 +60,10 @@ console = Console(width=140)
 
 
 class Timed(PPOPolicy):
-    """Times its steps; the first one, in which memory is laid out, is for the recorder."""
+    """Times its steps but for the first of a turn, which lays out memory that others had.
+
+    The very first is for the recorder.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -77,6 +80,8 @@ class Timed(PPOPolicy):
             self.recorder = Recorder(weights)
             with self.recorder:
                 return super().training_step(batch, batch_idx)
+        if batch_idx == 0:
+            return super().training_step(batch, batch_idx)
         self.now = {}
         started = time.perf_counter()
         output = super().training_step(batch, batch_idx)
@@ -122,19 +127,19 @@ def timed_reference(module: Timed) -> Iterator[None]:
         rollout.reference_policy = original
 
 
-def take_step(module: Timed, precision: Any, batch: Batch) -> None:
-    """Take one step under a Trainer."""
+def take_turn(module: Timed, precision: Any, batch: Batch) -> None:
+    """Take two steps under a Trainer."""
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", precision=precision, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    batches: Any = [batch]
+    batches: Any = [batch, batch]
     with timed_reference(module):
         trainer.fit(module, DataLoader(batches, batch_size=None))
 
 
 def measure(rows: dict[str, Row], rounds: int, folder: Path) -> tuple[dict[str, Timed], Batch]:
-    """Take so many steps of each row, in turn, after one that is not counted."""
+    """Measure so many steps of each row, in turn."""
     t5, roberta = save_t5_base(folder / "t5"), save_roberta_base(folder / "roberta")
     batch = make_batch_of_dialogues(t5, PROMPTS)
     modules = {}
@@ -147,9 +152,9 @@ def measure(rows: dict[str, Row], rounds: int, folder: Path) -> tuple[dict[str, 
             ppo=PPOConfig(max_new_tokens=NEW_TOKENS, epochs=1, minibatch_size=4),
         )
         modules[name].terms = next(iter(modules.values())).terms  # one judge in memory for all
-    for _ in range(rounds + 1):
+    for _ in range(rounds):
         for name, row in rows.items():
-            take_step(modules[name], row.precision, batch)
+            take_turn(modules[name], row.precision, batch)
     return modules, batch
 
 

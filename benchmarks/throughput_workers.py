@@ -120,13 +120,14 @@ class Gate:
 def choose(batches: Sequence[Sequence[int]], lengths: Sequence[int], task: Task) -> list[list[int]]:
     """Choose the batches of an epoch that are trained on: two to warm up, then round by round.
 
-    Of the batches from the longest to the shortest, round r takes every ``of``-th from the r-th on.
-    So the rounds are alike, and like the other side's, and ``of`` of them are the epoch.
+    Of the batches from the longest to the shortest, a round takes every ``of``-th. Rounds differ in
+    where they start: all together they are the epoch, and few of them start as evenly spread as
+    can be, so that they are like it, and like the other side's.
     """
     ordered = sorted(batches, key=lambda rows: -max(lengths[row] for row in rows))
     chosen = [ordered[0], ordered[len(ordered) // 2]]
     for place in range(task.rounds):
-        chosen += ordered[place :: task.of]
+        chosen += ordered[(2 * place + 1) * task.of // (2 * task.rounds) :: task.of]
     return [list(rows) for rows in chosen]
 
 

@@ -65,6 +65,17 @@ def find_damage(path: Path) -> str | None:
     return None
 
 
+def find_checkpoint_problem(path: Path) -> str | None:
+    """Say why no run can go on from a file, or return None where it is a checkpoint of one."""
+    if problem := find_damage(path):
+        return problem
+    content = read_checkpoint(path)
+    wanted = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
+    if isinstance(content, dict) and all(name in content for name in wanted):
+        return None
+    return f"{path} is no checkpoint of a run: it has not all of {', '.join(wanted)}"
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU.
 
@@ -76,7 +87,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> Any:
     """Read a checkpoint without running code of it; of its tensors only the shapes."""
     return torch.load(path, map_location="meta", weights_only=True)
 
@@ -119,7 +130,9 @@ def choose_checkpoint(wanted: str, folder: Path) -> tuple[Path | None, list[str]
         candidates = [last, *newest_first(others)]
     problems: list[str] = []
     for path in candidates:
-        problem = find_damage(path) if path.is_file() else f"there is no checkpoint {path}"
+        problem = (
+            find_checkpoint_problem(path) if path.is_file() else f"there is no checkpoint {path}"
+        )
         if problem is None:
             return path, problems
         problems.append(problem)

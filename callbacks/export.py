@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+import hub
 from lightning_modules.strategies import make_whole
 from run_folder import RunFolder
 
@@ -51,7 +52,8 @@ class ExportCallback(Callback):
         partial = folder.path / ".export.partial"
         shutil.rmtree(partial, ignore_errors=True)
         folder.path.mkdir(parents=True, exist_ok=True)
-        about: dict[str, Any] = pl_module.export(partial)
+        with hub.writing(partial):
+            about: dict[str, Any] = pl_module.export(partial)
         replace_folder(partial, folder.export)
         if about:
             folder.update_summary(**about)

@@ -102,4 +102,5 @@ def explain(error: BaseException) -> str:
     first = str(error).partition("\n")[0]
     where = "" if isinstance(error, torch.OutOfMemoryError) else " (of the machine)"
     notes = getattr(error, "__notes__", None) or [GENERAL]
-    return "\n".join([f"out of memory{where}: {first}", *notes])
+    cause = f": {first}" if first else ""
+    return "\n".join([f"out of memory{where}{cause}", *notes])

@@ -114,7 +114,7 @@ def draw_run(folder: RunFolder) -> None:
     if "before" in toxicity:
         draw_histograms(
             folder.plots / "toxicity_before_after.png",
-            f"{name}: toxicity before and after PPO",
+            f"{name}: toxicity before and after",
             "P(hate) of one generated summary",
             toxicity,
         )

@@ -42,9 +42,12 @@ class RolloutFolder(RolloutFiles):
                 "Rollouts are kept with --config configs/overlays/rollouts.yaml"
             )
         try:
-            return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            if not isinstance(about, dict) or "ranks" not in about:
+                raise ValueError("it does not describe a batch")
         except ValueError as error:
             raise ValueError(f"{path.with_suffix('.json')} is broken: {error}") from error
+        return about
 
     def read(self, batch: int, rank: int, pad_id: int) -> Recorded:
         """Read a batch as it was learnt from.
@@ -60,8 +63,11 @@ class RolloutFolder(RolloutFiles):
         about, path = self.describe(batch, rank), self.rows(batch, rank)
         try:
             with path.open(encoding="utf-8") as lines:
-                return from_records([json.loads(line) for line in lines], about, pad_id)
-        except (KeyError, IndexError, ValueError) as error:
+                records = [json.loads(line) for line in lines]
+            if not records:
+                raise ValueError("it is empty")
+            return from_records(records, about, pad_id)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is broken, or the .json beside it: {error!r}") from error
 
     def drop_from(self, batch: int, rank: int, ranks: int) -> None:

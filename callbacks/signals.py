@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -10,6 +11,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+
+from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -19,16 +22,28 @@ class Stopped(Exception):
 
     Args:
         number: Of the signal.
+        trains: Whether it was a fit.
+        checkpoints: Folder of its checkpoints, where that is known.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, trains: bool = True, checkpoints: Path | None = None) -> None:
         self.number = number
+        self.trains = trains
+        self.checkpoints = checkpoints
         super().__init__(f"Stopped by {signal.Signals(number).name}")
 
     @property
     def exit_code(self) -> int:
         """What a shell says of a process that this signal ended: 143 or 130."""
         return 128 + self.number
+
+    def advise(self) -> str:
+        """Say how to go on, once the last checkpoint is written."""
+        if not self.trains:
+            return "give the same command again"
+        if self.checkpoints is not None and not any(self.checkpoints.glob("*.ckpt")):
+            return "there is no checkpoint yet; begin again with --overwrite true"
+        return "go on with --resume auto"
 
 
 class GracefulStop(Callback):
@@ -47,17 +62,21 @@ class GracefulStop(Callback):
     def __init__(self) -> None:
         self._received = 0
         self._deferring = False
+        self._trains = True
+        self._checkpoints: Path | None = None
 
-    def _install(self) -> None:
+    def _install(self, trainer: L.Trainer) -> None:
         """Take the place of Lightning's handler; the Trainer gives the signals back at its end."""
         self._received = 0
+        self._trains = trainer.state.fn == TrainerFn.FITTING
+        self._checkpoints = RunFolder(trainer.default_root_dir).checkpoints
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferring:
-            raise Stopped(number)
+            raise self._make_stop(number)
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = self._received or number
@@ -67,19 +86,19 @@ class GracefulStop(Callback):
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen from here on."""
-        self._install()
+        self._install(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen from here on."""
-        self._install()
+        self._install(trainer)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen from here on."""
-        self._install()
+        self._install(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen from here on, and finish steps first."""
-        self._install()
+        self._install(trainer)
         self._deferring = True
 
     def on_train_batch_start(
@@ -92,7 +111,7 @@ class GracefulStop(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End before a validation, which may take longer than there is."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._install()
+            self._install(trainer)
         self._end_if_told(trainer)
 
     def on_validation_batch_end(
@@ -117,4 +136,7 @@ class GracefulStop(Callback):
             mine = torch.tensor(number, device=trainer.strategy.root_device)
             number = int(trainer.strategy.reduce(mine, reduce_op="max"))
         if number:
-            raise Stopped(number)
+            raise self._make_stop(number)
+
+    def _make_stop(self, number: int) -> Stopped:
+        return Stopped(number, self._trains, self._checkpoints)

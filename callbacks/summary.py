@@ -5,7 +5,6 @@ import math
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from metrics.intervals import Estimate
 from planning.measure import measure_peak_memory
-from redaction import redact_arguments
+from redaction import show_command
 from run_folder import RunFolder
 
 # Names whose capitals do not show where a word ends.
@@ -43,7 +42,7 @@ class SummaryCallback(Callback):
     """
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
-        self.command = shlex.join(redact_arguments(command or ["python", *sys.argv]))
+        self.command = show_command(command or ["python", *sys.argv])
         self._started = 0.0
         self._device = torch.device("cpu")
         self._trainer: L.Trainer | None = None

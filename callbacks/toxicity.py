@@ -38,6 +38,8 @@ class ToxicityCallback(TextMetricCallback):
         with_dialogue: bool = False,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"toxicity: batch_size must be 1 or more, got {batch_size}")
         self.model = model
         self.batch_size = batch_size
         self.label = label

@@ -2,13 +2,13 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Literal
 
 from collecting.answers import Answer, AnswerFile, read_answers
 from collecting.label_studio import make_interface, make_task, read_task
 from collecting.samples import read_samples
 from json_lines import describe_bad_rows
+from paths import expand
 from run_folder import write_text
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,17 @@ def export_tasks(
     Raises:
         ValueError: If a file cannot be used.
     """
-    target = Path(output).expanduser()
+    target = expand(output)
     config = target.with_suffix(".xml")
     if target.suffix != ".json":
         raise ValueError(f"output: {target} must end in .json; the interface gets .xml")
     if there := [str(path) for path in (target, config) if path.exists() and not overwrite]:
         raise ValueError(f"output: {' and '.join(there)} exist; --overwrite true replaces them")
-    asked = read_samples(Path(samples).expanduser())
+    asked = read_samples(expand(samples))
     answered: dict[tuple[str, tuple[str, ...]], list[Answer]] = {
         (sample.id, sample.completions): [] for sample in asked
     }
-    given = read_answers(Path(answers).expanduser()) if answers else []
+    given = read_answers(expand(answers)) if answers else []
     known = [answer for answer in given if (answer.id, answer.completions) in answered]
     for answer in known:
         answered[answer.id, answer.completions].append(answer)
@@ -75,7 +75,7 @@ def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"]
     Raises:
         ValueError: If a file cannot be used.
     """
-    source = Path(input).expanduser()
+    source = expand(input)
     try:
         tasks = json.loads(source.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -95,7 +95,7 @@ def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"]
         raise ValueError(f"input: {found_bad}\nLeave them out with --on_bad_row skip")
     if problems:
         log.warning("Skipped %s", found_bad)
-    with AnswerFile(Path(answers).expanduser()) as file:
+    with AnswerFile(expand(answers)) as file:
         fresh = [answer for answer in good if not file.has(answer)]
         file.append(fresh)
     log.info("%d answers of %d are new, and in %s now", len(fresh), len(good), answers)

@@ -1,7 +1,6 @@
 """The command line of ``feedback.py sample``."""
 
 import logging
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from collecting.sampling import Run, SampleSettings, sample
 from lightning_modules.summarization import Decoding
 from prediction.command import parse_over_run, run
 from prediction.runs import find_export
+from redaction import show_command
 
 log = logging.getLogger(__name__)
 
@@ -69,5 +69,5 @@ def _parse(arguments: Sequence[str], name: str, export: Path) -> Run:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
-    command = shlex.join(["python", "feedback.py", "sample", *arguments])
+    command = show_command(["python", "feedback.py", "sample", *arguments])
     return run(lambda console: sample(parse(arguments), console, command), log)

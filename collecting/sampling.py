@@ -18,6 +18,7 @@ from datamodules.splits import SplitReader
 from json_lines import read_jsonl
 from lightning_modules.exports import find_export_problem, load_exported
 from lightning_modules.summarization import Decoding
+from paths import expand
 from prediction.examples import describe_examples
 from prediction.inputs import DialogueFile
 from prediction.job import find_start, identify, make_encode, write_windows
@@ -78,7 +79,7 @@ class SampleSettings(Settings):
             ValueError: If a split of a file is asked for.
         """
         columns = ColumnNames(self.id_column, self.dialogue_column, self.summary_column)
-        if self.input == "-" or Path(self.input).expanduser().is_file():
+        if self.input == "-" or expand(self.input).is_file():
             if self.split is not None:
                 raise ValueError(f"split: {self.input} is a file and has none")
             file = DialogueFile(self.input, self.format, columns, self.on_bad_row, True)
@@ -117,7 +118,7 @@ def sample(runs: Sequence[Run], console: Console, command: str = "") -> None:
         if problem := find_export_problem(run.export):
             raise ValueError(problem)
     find_device(settings.device)
-    path = Path(settings.output).expanduser()
+    path = expand(settings.output)
     if path.is_dir():
         raise ValueError(f"output: {path} is a folder; name a file in it")
     rows = settings.read_rows()

@@ -15,6 +15,7 @@ from collecting.answers import AnswerFile
 from collecting.desk import Desk, OutdatedError, parse_annotator
 from collecting.guard import Handler, is_loopback, make_guard
 from collecting.samples import read_samples
+from paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +63,9 @@ def serve(
         ValueError: If a file cannot be used, or a setting is out of range.
         OSError: If the address cannot be listened on.
     """
-    source = Path(samples).expanduser()
-    target = Path(answers).expanduser() if answers else source.with_suffix(".answers.jsonl")
-    text = Path(instructions).expanduser() if instructions else PAGE / "instructions.txt"
+    source = expand(samples)
+    target = expand(answers) if answers else source.with_suffix(".answers.jsonl")
+    text = expand(instructions) if instructions else PAGE / "instructions.txt"
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be from 0 to 65535, got {port}")
     asked = read_samples(source)

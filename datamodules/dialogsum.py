@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +22,7 @@ from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader
 from datamodules.token_cache import default_cache_dir, encode_cached
 from hub import load_tokenizer, resolve_model
+from paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class DialogSumDataModule(ResumableDataModule):
         self.reader = SplitReader(source, columns, on_bad_row, holdout, seed)
         self.seed = seed
         self.num_workers = num_workers
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.cache_dir = expand(cache_dir) if cache_dir else default_cache_dir()
         self._selector = examples or RandomExamples()
         self._check_settings()
         self.tokenizer: Any = None

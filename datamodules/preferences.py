@@ -10,6 +10,7 @@ from datamodules import sources
 from datamodules.classifier_data import ClassifierDataModule
 from datamodules.consensus import Consensus, Pair, Ranking
 from datamodules.encoding import encode_texts
+from datamodules.progress import in_chunks
 from datamodules.rankings import RankingReader
 from datamodules.reading import ColumnNames, OnBadRow, Split
 from datamodules.shares import find_problems
@@ -153,8 +154,10 @@ class PreferenceDataModule(ClassifierDataModule):
         rows = SplitReader(self.references, ColumnNames(), "stop", 0.1, self.seed).read("train")
         texts = [(text, row.dialogue) for row in rows for text in row.references]
         texts.sort(key=lambda text: len(text[0]) + self.format.with_dialogue * len(text[1]))
-        for start in range(0, len(texts), batch_size):
-            part = texts[start : start + batch_size]
+        first_rank = self.trainer is None or self.trainer.is_global_zero
+        title = f"Scoring {len(texts)} references"
+        for chunk in in_chunks(len(texts), batch_size, title, first_rank):
+            part = texts[chunk]
             yield self.encode([text for text, _ in part], [dialogue for _, dialogue in part])
 
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from datamodules.reading import DataError, Split
 from datamodules.sources import FolderSource
+from paths import expand
 
 Rows = TypeVar("Rows")
 
@@ -18,7 +19,7 @@ def find_problems(name: str, what: str) -> list[str]:
         name: ``mini``, a folder, or a file.
         what: What a file has lines of.
     """
-    path = Path(name).expanduser()
+    path = expand(name)
     if name == "mini" or (path.is_file() and path.suffix in (".jsonl", ".csv")):
         return []
     if path.is_dir():
@@ -53,7 +54,7 @@ def read_shares(
     Raises:
         DataError: If a folder has no file for a split.
     """
-    path = Path(name).expanduser()
+    path = expand(name)
     if path.is_dir():
         found = read(find_files(path, splits))
         return {split: dict(found[split]) for split in splits}

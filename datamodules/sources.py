@@ -22,6 +22,7 @@ from datamodules.reading import (
     read_csv,
 )
 from json_lines import read_jsonl
+from paths import expand
 
 _SPLITS: dict[str, Split] = {
     "train": "train",
@@ -136,7 +137,7 @@ def open_source(name: str) -> Source:
         return MiniSource()
     if name == "challenge":
         return ChallengeSource()
-    folder = Path(name).expanduser()
+    folder = expand(name)
     if folder.is_dir():
         return FolderSource(folder)
     if not _looks_like_hub_id(name):
@@ -153,7 +154,7 @@ def find_problems(name: str) -> list[str]:
     """Say why a source cannot be had, without reading any row of it; empty where it can."""
     if name in ("mini", "challenge"):
         return []
-    if Path(name).expanduser().is_dir() or not _looks_like_hub_id(name):
+    if expand(name).is_dir() or not _looks_like_hub_id(name):
         try:
             open_source(name)
         except DataError as error:
@@ -189,7 +190,7 @@ def _has_prepared(name: str) -> bool:
     """Whether ``datasets`` has loaded this data set before: <cache>/<owner>___<name>/*/*/*."""
     *owner, last = name.split("/")
     folder = "___".join([*owner, camelcase_to_snakecase(last)])
-    return any(Path(datasets.config.HF_DATASETS_CACHE).expanduser().glob(f"{folder}/*/*/*/"))
+    return any(expand(datasets.config.HF_DATASETS_CACHE).glob(f"{folder}/*/*/*/"))
 
 
 def find_snapshot(name: str) -> Path | None:

@@ -13,6 +13,7 @@ import numpy as np
 from datamodules.encoding import Encoded, Encoder
 from datamodules.progress import in_chunks
 from datamodules.reading import Row
+from paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ _CHUNK = 500
 
 def default_cache_dir() -> Path:
     """Give the user's cache folder for tokenised data (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "alignsum" / "tokens"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "alignsum" / "tokens"
 
 
 def encode_cached(

@@ -19,9 +19,10 @@ from lightning_modules.backbones import (
     find_precision_problem,
     load_backbone,
 )
+from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
-from lightning_modules.strategies import find_strategy_problem, shard
+from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class BaseModule(PiecewiseModule):
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
+        compile: Backend of ``torch.compile`` for the blocks of the model, ``inductor`` for one;
+            None compiles nothing. Generation is left as it is.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -58,6 +61,9 @@ class BaseModule(PiecewiseModule):
     generates: ClassVar[bool] = False
     """Whether its evaluation steps give texts, for callbacks to score."""
 
+    _saved_group: frozenset[str] = frozenset()
+    """Names of the settings of the optimizer in the checkpoint that was loaded."""
+
     def __init__(
         self,
         backbone: str,
@@ -67,6 +73,7 @@ class BaseModule(PiecewiseModule):
         warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -85,6 +92,7 @@ class BaseModule(PiecewiseModule):
         self.warmup_steps = warmup_steps
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.compile_backend = compile  # a module has a method `compile`
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -99,10 +107,11 @@ class BaseModule(PiecewiseModule):
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
-        strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
+        backend = init_args.get("compile")
         return [
             hub.find_model_problem(name, "backbone", cls.kind),
-            find_strategy_problem(str(strategy)),
+            find_compile_problem("model.compile", backend, trainer.accelerator),
+            find_strategy_problem(name_strategy(trainer), backend is not None),
         ]
 
     # What a subclass says -----------------------------------------------------------------------
@@ -133,6 +142,9 @@ class BaseModule(PiecewiseModule):
         """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
+        model: Any = self.model  # which it now has
+        if self.compile_backend is not None:
+            compile_blocks(model, self.compile_backend)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""
@@ -152,6 +164,7 @@ class BaseModule(PiecewiseModule):
             100 * trainable / total,
         )  # fmt: skip
         optimizer = fuse(self.optimizer(self.parameter_groups()))
+        self._check_resumed(optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
@@ -165,6 +178,20 @@ class BaseModule(PiecewiseModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _check_resumed(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse to go on with the state of another kind of optimizer.
+
+        Raises:
+            ValueError: If the checkpoint's lacks settings that this one goes by.
+        """
+        known = self._saved_group
+        if known and (missing := [name for name in optimizer.defaults if name not in known]):
+            raise ValueError(
+                f"model.optimizer: {type(optimizer).__name__} goes by {', '.join(missing)}, which "
+                "the checkpoint's optimizer had not: it was another one. Resume with the run's own "
+                "(config.yaml in its folder has it), or start a new run from its export"
+            )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Give the trained parameters in the groups that the optimizer takes."""
@@ -191,7 +218,6 @@ class BaseModule(PiecewiseModule):
             ValueError: If it belongs to another method or backbone, or lacks trained weights.
         """
         origin: Mapping[str, str] = checkpoint.get("alignsum", {})
-        self.seed = checkpoint["seed"]
         mine = self._origin()
         if dict(origin) != mine:
             raise ValueError(
@@ -199,6 +225,9 @@ class BaseModule(PiecewiseModule):
                 "checkpoint resumes or tests its own run. To start from another run's result, "
                 "name its export folder (model.backbone or model.adapter)"
             )
+        self.seed = checkpoint["seed"]
+        for state in checkpoint.get("optimizer_states", [])[:1]:
+            self._saved_group = frozenset(state["param_groups"][0])
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if differing := {name for name in own | its if own.get(name) != its.get(name)}:

@@ -54,6 +54,7 @@ class DPO(PolicyModule):
         schedule: Course of the learning rate after the warm-up, over the whole fit.
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
         gradient_checkpointing: See :class:`BaseModule`.
+        compile: See :class:`BaseModule`.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -71,6 +72,7 @@ class DPO(PolicyModule):
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_fraction: float = 0.0,
         gradient_checkpointing: bool = False,
+        compile: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(
@@ -82,6 +84,7 @@ class DPO(PolicyModule):
             schedule=schedule,
             warmup_fraction=warmup_fraction,
             gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
         )
         if not beta > 0 or not 0 <= label_smoothing < 0.5:
             raise ValueError(

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import hub
 from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
 from lightning_modules.backbones import load_backbone
+from paths import expand
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ def load_exported(
     Raises:
         ValueError: If the folder is no export, its backbone cannot be had, or the two do not fit.
     """
-    folder = Path(path).expanduser()
+    folder = expand(path)
     if problem := find_export_problem(folder, backbone):
         raise ValueError(problem)
     adapter = read_adapter_config(folder)
@@ -67,6 +69,8 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
             f"export: {str(folder)!r} holds neither config.json (a whole model) nor "
             f"adapter_config.json (an adapter){hint}"
         )
+    if (kind := adapter.get("peft_type")) not in PeftType.__members__:
+        return f"export: the adapter in {str(folder)!r} is of a kind that PEFT has not: {kind!r}"
     base = backbone or adapter.get("base_model_name_or_path")
     if not base:
         return f"export: the adapter in {str(folder)!r} names no backbone; name it (backbone=)"
@@ -94,7 +98,7 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
         ValueError: If there is nothing to merge, ``out`` exists, or the merged model computes
             something else.
     """
-    folder, target = Path(path).expanduser(), Path(out).expanduser()
+    folder, target = expand(path), expand(out)
     if problem := find_merge_problem(folder, target, backbone):
         raise ValueError(problem)
     model, tokenizer = load_exported(folder, backbone)
@@ -108,8 +112,9 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
         )
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    merged.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    with hub.writing(partial):
+        merged.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     os.replace(partial, target)
     logger.info("Merged %s into %s; logits differ by at most %.2g", folder, target, difference)
     return difference

@@ -9,7 +9,12 @@ from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
 from imports import import_object
-from lightning_modules.adapters import count_parameters, encoder_is_trained, reference_policy
+from lightning_modules.adapters import (
+    REFERENCE,
+    count_parameters,
+    encoder_is_trained,
+    reference_policy,
+)
 from lightning_modules.backbones import set_dropout
 from lightning_modules.kernels import quicken
 from lightning_modules.ppo.invariants import fingerprint
@@ -108,18 +113,31 @@ class PolicyModule(SummarizationModule):
         """A hash of the reference's weights, which never change."""
         return fingerprint(self.model, self.reference)
 
+    @property
+    def drawn_reference(self) -> nn.Module | None:
+        """The reference's part that was drawn as the run began: a fresh soft prompt."""
+        prompts = getattr(self.model, "prompt_encoder", {})
+        return prompts[REFERENCE] if self.adapter is None and REFERENCE in prompts else None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference's hash."""
+        """Add the reference's hash, and what of it no folder holds."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reference"] = self.fingerprint
+        if (drawn := self.drawn_reference) is not None:
+            checkpoint["drawn_reference"] = drawn.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another reference.
+        """Take what was drawn from the checkpoint; refuse one of another reference.
 
         Raises:
             ValueError: If the reference is not the one that the run was held to.
         """
         super().on_load_checkpoint(checkpoint)
+        drawn = self.drawn_reference
+        if drawn is not None and "drawn_reference" in checkpoint:
+            # A test, a replay or a resumed run may have begun with another seed.
+            drawn.load_state_dict(checkpoint["drawn_reference"])
+            self.__dict__.pop("fingerprint", None)
         if checkpoint["reference"] != self.fingerprint:
             raise ValueError(
                 "the reference is not the one that this run was held to: the backbone "

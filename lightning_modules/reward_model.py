@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedModel,
 )
 
 from datamodules.encoding import encode_texts
 from datamodules.preferences import Format, PreferenceBatch
-from hub import reading, resolve_model
+from hub import load_tokenizer, reading, resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
 from lightning_modules.centring import Centring, centre
@@ -44,7 +43,7 @@ class RewardScorer(nn.Module):
     def __init__(self, name: str, label: str = "nothate", batch_size: int = 64) -> None:
         super().__init__()
         path = resolve_model(name, "classifier")
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self.tokenizer = load_tokenizer(name, "classifier")
         with reading(path):
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, dtype=torch.float32, trust_remote_code=False

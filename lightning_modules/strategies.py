@@ -133,15 +133,33 @@ StrategyRegistry.register(
 )
 
 
-def find_strategy_problem(strategy: Any) -> str | None:
+def name_strategy(trainer: Any) -> str:
+    """Give the name, or class path, of the strategy in a Trainer's settings."""
+    return str(getattr(trainer.strategy, "class_path", trainer.strategy))
+
+
+def divides(name: str) -> bool:
+    """Whether a strategy of this name, or class path, is the one that divides weights."""
+    return name.lower() == NAME or name.endswith(FullyShardedStrategy.__name__)
+
+
+def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
     """Say why training refuses a strategy, or return None where it takes it.
 
     Args:
         strategy: A strategy, or Lightning's name or class path of one.
+        compiles: Whether parts of the model are to be compiled.
     """
-    if isinstance(strategy, FullyShardedStrategy):
-        return None
     name = (strategy if isinstance(strategy, str) else type(strategy).__name__).rpartition(".")[2]
+    if divides(name):
+        return (
+            None
+            if not compiles
+            else (
+                f"trainer.strategy: {NAME} was not tried with compiled blocks or decoding; leave "
+                "model.compile and model.ppo.compile_decoding out, or take ddp"
+            )
+        )
     remedy = f"take ddp, or {NAME} (--config configs/overlays/fsdp.yaml)"
     if "deepspeed" in name.lower() or getattr(strategy, "handles_gradient_accumulation", False):
         return (

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers.models.t5.modeling_t5 import T5Stack
 
+from lightning_modules.compiling import eagerly
 from lightning_modules.kernels import ATTENTION
 from lightning_modules.sharding import is_sharded
 
@@ -33,8 +34,9 @@ def encode_rows(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
     # T5Stack would compute the bias for one long row. Handed to the first layer it is taken.
     bias = encoder.block[0].layer[0].SelfAttention.compute_bias(max(lengths), max(lengths))
     hidden = encoder.dropout(inputs[real][None])
-    for block in encoder.block:
-        hidden, bias, _ = block(hidden, None, bias, row_lengths=lengths)
+    with eagerly():  # or every set of lengths would be compiled
+        for block in encoder.block:
+            hidden, bias, _ = block(hidden, None, bias, row_lengths=lengths)
     hidden = encoder.dropout(encoder.final_layer_norm(hidden))
     padded = hidden.new_zeros(inputs.shape)
     padded[real] = hidden[0]

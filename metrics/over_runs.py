@@ -11,12 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
+from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, draw_counts
 
 Matrix = NDArray[np.float64]
-
-# Numbers drawn at once: bounds memory (8 bytes each) whatever the number of examples.
-_DRAWS_AT_ONCE = 4_000_000
 
 
 def difference_over_runs(
@@ -62,16 +59,12 @@ def resample_runs(
     Returns:
         For each method its R means.
     """
-    of_examples, of_runs = (np.random.default_rng([seed, part]) for part in (0, 1))
-    n = methods[0].shape[1]
-    means = [np.empty((resamples, len(values))) for values in methods]
-    step = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, resamples, step):
-        stop = min(start + step, resamples)
-        drawn = of_examples.integers(n, size=(stop - start, n))
-        for values, found in zip(methods, means, strict=True):
-            for run, own in enumerate(values):
-                found[start:stop, run] = own[drawn].mean(axis=1)
+    of_runs = np.random.default_rng([seed, 1])
+    parts = [
+        [counts @ values.T / values.shape[1] for values in methods]
+        for counts in draw_counts(methods[0].shape[1], resamples, seed)
+    ]
+    means = [np.concatenate(own) for own in zip(*parts, strict=True)]
     return [_draw_runs(found, of_runs) for found in means]
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from lightning_modules import linear
 from lightning_modules.adapters import unwrap
 from lightning_modules.linear import QuickLinear
 from planning.parts import CACHE, COPIES, LOGITS, OTHER
@@ -40,6 +41,6 @@ def reckon_decoding(
     })  # fmt: skip
     if packed:
         decoder = (*model.get_decoder().modules(), model.get_output_embeddings())
-        quick = (layer for layer in decoder if isinstance(layer, QuickLinear))
-        taken[COPIES] = size * sum(layer.weight.numel() for layer in quick)
+        counts = [layer.weight.numel() for layer in decoder if isinstance(layer, QuickLinear)]
+        taken[COPIES] = size * sum(count for count in counts if count >= linear.LEAST_WEIGHTS)
     return taken

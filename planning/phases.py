@@ -165,7 +165,8 @@ class _Trace:
         module = self.module
         with torch.no_grad(), self.autocast():
             prompts = make_prompts(self.lengths.batch_size, self.lengths.source)
-            encoded = encode(module.model, prompts) if module.shares_encoder else None
+            shared = module.shares_encoder
+            encoded = encode(module.model, prompts, projects=True) if shared else None
         with self.phase("forward and backward"):
             optimizer.zero_grad()
             part = make_experience(module, self.lengths, encoded)
@@ -179,20 +180,22 @@ class _Trace:
         """Sample responses to a batch of prompts, and score their tokens and texts."""
         module, settings = self.module, self.module.ppo
         rows = self.lengths.batch_size * settings.samples
-        self.generate("rollout, sampling", rows, settings.max_new_tokens, packed=True)
         prompts = make_prompts(self.lengths.batch_size, self.lengths.source)
+        projects = module.shares_encoder or settings.samples > 1
+        with self.phase("rollout, encoding"), self.autocast():
+            encoded = encode(module.model, prompts, projects)
+        self.generate("rollout, sampling", rows, settings.max_new_tokens, packed=True)
         chunk = find_chunk(module, self.lengths)
         responses = torch.ones(chunk, settings.max_new_tokens, dtype=torch.long)
         said = (torch.arange(chunk), responses, responses.bool(), settings.temperature, chunk)
         reuse = settings.reuse_sampler
         with self.phase("rollout, scoring"), self.autocast():
-            encoded = encode(module.model, prompts)
             if not (reuse or (reuse is None and not self.how.bf16)):
                 score_in_chunks(module.model, encoded, *said, module.value_head, with_entropy=True)
             with reference_policy(module.model, module.reference) as reference:
                 its = encoded if module.shares_encoder else encode(reference, prompts)
                 score_in_chunks(reference, its, *said)
-            del encoded, its
+        del encoded, its
         self.score("rollout, reward", rewards, min(rows, _JUDGED), settings.max_new_tokens)
 
     @torch.no_grad()

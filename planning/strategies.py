@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from lightning_modules.strategies import NAME, find_strategy_problem
+from lightning_modules.strategies import divides, find_strategy_problem
 from planning.parts import BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS
 
 Name = Literal["single", "ddp", "fsdp"]
@@ -41,7 +41,7 @@ def find_strategy(text: str, devices: int) -> Name:
     """
     if problem := find_strategy_problem(text):
         raise ValueError(problem)
-    if text.lower() == NAME or text.endswith("FullyShardedStrategy"):
+    if divides(text):
         return "fsdp"
     return "ddp" if devices > 1 else "single"
 

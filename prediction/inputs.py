@@ -19,6 +19,7 @@ from datamodules.reading import (
     read_csv,
 )
 from json_lines import SHOWN_PROBLEMS, Record, describe_bad_rows, read_jsonl
+from paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class DialogueFile:
     @property
     def path(self) -> Path:
         """Where it is read from."""
-        return _STDIN if self.name == "-" else Path(self.name).expanduser()
+        return _STDIN if self.name == "-" else expand(self.name)
 
     @property
     def can_be_read_twice(self) -> bool:

@@ -17,6 +17,7 @@ from datamodules.encoding import Encoded, Encoder
 from datamodules.reading import Row
 from lightning_modules.exports import find_export_problem, load_exported
 from lightning_modules.summarization import Decoding
+from paths import expand
 from prediction.examples import describe_examples, open_examples
 from prediction.inputs import DialogueFile
 from prediction.outputs import SummaryFile, SummaryStream
@@ -128,7 +129,7 @@ def open_output(
     Raises:
         ValueError: If it is not.
     """
-    path = Path(settings.output).expanduser()
+    path = expand(settings.output)
     if settings.output == "-":
         return SummaryStream(sys.stdout)
     if path.is_dir():

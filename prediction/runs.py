@@ -8,6 +8,7 @@ import yaml
 
 from hub import resolve_model
 from lightning_modules.adapters import read_adapter_config
+from paths import expand
 from prediction.summarizer import Precision
 from run_folder import RunFolder
 
@@ -19,7 +20,7 @@ _DATA = ("prompt", "max_source_length", "shots")
 
 def find_export(path: str | Path) -> Path:
     """Find the folder of the model: a run folder's ``export``, or the folder itself."""
-    folder = RunFolder(Path(path).expanduser())
+    folder = RunFolder(expand(path))
     return folder.export if folder.export.is_dir() else folder.path
 
 

@@ -77,8 +77,7 @@ def make_notes(run: Run) -> list[str]:
     if not tests:
         notes.append("not tested")
     elif "test/rouge1" not in run.metrics:
-        shown = [f"{name} {run.metrics[name].value:.3f}" for name in tests[:3]]
-        notes.append(", ".join(shown))
+        notes.append(", ".join(_in_words(name, run.metrics[name]) for name in tests[:2]))
     return notes
 
 
@@ -197,6 +196,12 @@ def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int]
 
 def _notes(comparison: Comparison, place: int) -> Cell:
     return Cell("; ".join(make_notes(comparison.groups[place].first)))
+
+
+def _in_words(name: str, estimate: Estimate) -> str:
+    """A metric that has no column, with its interval where there is one."""
+    interval = format_interval(estimate, scale=1, digits=3)
+    return f"{name} {estimate.value:.3f}" + (f" ({interval}, n = {estimate.n})" if interval else "")
 
 
 def _shots(run: Run) -> list[str]:

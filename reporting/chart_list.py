@@ -23,9 +23,16 @@ from reporting.groups import settings
 from reporting.runs import Run
 
 # Title, what y is, the metric, whether y starts at 0.
-_LEARNING = (
+_LOSSES = (
     ("Training loss", "nats per token", "train/loss", False),
     ("Validation loss", "nats per token", "val/loss", False),
+)
+# Of reward models, DPO and classifiers: theirs is the loss of a choice, and no loss of tokens.
+_CHOICES = (
+    ("Training loss of choices", "nats per pair or label", "train/loss", False),
+    ("Validation accuracy", "share of pairs or labels", "val/accuracy", False),
+)
+_TEXTS = (
     ("Validation ROUGE-1", "F1", "val/rouge1", True),
     ("Validation ROUGE-L", "F1", "val/rougeL", True),
     ("Validation toxicity", "P(hate)", "val/toxicity", True),
@@ -55,7 +62,7 @@ def figures(comparison: Comparison) -> list[tuple[str, str, Sequence[Chart]]]:
         ("ppo", "PPO", ppo_curves(comparison)),
         (
             "toxicity_before_after",
-            "Toxicity before and after PPO",
+            "Toxicity before and after",
             list(toxicity_changes(comparison).values()),
         ),
         ("sweeps", "Sweeps", sweeps(comparison)),
@@ -100,7 +107,11 @@ def tradeoffs(comparison: Comparison) -> list[Scatter]:
 
 def learning_curves(comparison: Comparison) -> list[Panel]:
     """Loss and validation over the steps of what was trained without PPO."""
-    return _panels(comparison, _LEARNING, lambda run: not is_ppo(run))
+    return [
+        *_panels(comparison, _LOSSES, lambda run: not (is_ppo(run) or learns_choices(run))),
+        *_panels(comparison, _CHOICES, learns_choices),
+        *_panels(comparison, _TEXTS, lambda run: not is_ppo(run)),
+    ]
 
 
 def ppo_curves(comparison: Comparison) -> list[Panel]:
@@ -124,7 +135,7 @@ def ppo_curves(comparison: Comparison) -> list[Panel]:
 
 
 def toxicity_changes(comparison: Comparison) -> dict[str, Histogram]:
-    """The test's toxicity before and after PPO, by run."""
+    """The test's toxicity before and after PPO or DPO, by run."""
     found = {}
     for run in comparison.runs:
         groups = {
@@ -156,6 +167,11 @@ def sweeps(comparison: Comparison) -> list[Scatter]:
 def is_ppo(run: Run) -> bool:
     """Whether a run was trained by PPO."""
     return "objective/reward" in run.curves
+
+
+def learns_choices(run: Run) -> bool:
+    """Whether a run learnt to choose, between the two of a pair or among labels."""
+    return "val/accuracy" in run.curves
 
 
 def _swept(comparison: Comparison, method: str, key: str, along: Sequence[str]) -> list[list[int]]:

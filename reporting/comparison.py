@@ -116,7 +116,7 @@ class Comparison:
         return difference_over_runs(first, second, paired)
 
     def change(self, place: int, metric: str) -> Estimate | None:
-        """Give what PPO changed of a metric: the paired difference to the reference's texts."""
+        """Give what PPO or DPO changed of a metric: the paired difference to its start's texts."""
         runs = self.groups[place].runs
         if len(runs) == 1:
             return runs[0].metrics.get(f"test/{metric}_change")

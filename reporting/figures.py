@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from metrics.intervals import Estimate
 from reporting import panes
 from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
+from run_folder import replacing
 
 _LEGEND_CHARS = 40
 
@@ -152,9 +153,10 @@ def draw_reliability(
 def save(figure: Figure, title: str, path: Path, svg: bool = False) -> None:
     """Give a figure its title and write it as PNG, and as SVG beside it where asked for."""
     figure.suptitle(panes.plain(title), fontsize=11.5, color=panes.INK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format="png")
     if svg:
         # Text as text, and no date: the same runs give the same file.
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        as_text = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name})
+        with as_text, replacing(path.with_suffix(".svg")) as partial:
+            figure.savefig(partial, metadata={"Date": None}, format="svg")

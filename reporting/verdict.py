@@ -163,7 +163,7 @@ def _least_toxic(comparison: Comparison) -> list[str]:
 
 
 def _changes(comparison: Comparison) -> list[str]:
-    """What PPO changed, as each run measured it against its own start."""
+    """What PPO or DPO changed, as each run measured it against its own start."""
     lines = []
     for run in comparison.runs:
         change = run.metrics.get("test/toxicity_change")

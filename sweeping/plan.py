@@ -25,6 +25,9 @@ _KEYS = {"commands", "axes", "exclude"}
 _COMMANDS = (["fit", "test"], ["test"])
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
+_LONGEST = 200
+"""Letters in a folder's name; file systems allow 255 bytes, with what is put before and behind."""
+
 REPORT = "report"
 """Folder of the comparison, beside those of the runs."""
 
@@ -207,6 +210,8 @@ def _find_clashes(combinations: list[Combination]) -> Iterator[str]:
     seen: set[str] = {REPORT}
     twice: set[str] = set()
     for name, _, arguments in combinations:
+        if len(name) > _LONGEST:
+            yield f"{name[:40]}... is too long for the name of a folder; shorten its choices' names"
         if name in seen:
             yield f"{name} is the name of two folders; rename a choice"
         seen.add(name)

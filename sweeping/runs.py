@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from overlays import config_values
+from redaction import redact_arguments, show_command
 from run_folder import RunFolder, write_text
 from sweeping.plan import Combination, Plan
 from sweeping.processes import call
@@ -56,8 +57,8 @@ class Sweep:
         return [*self.shared, *run.arguments, "--run_dir", str(self.folder(run).path)]
 
     def settings(self, run: Combination) -> dict[str, Any]:
-        """Say what decides a run's result: commands, arguments, the content of config files."""
-        arguments = [*self.shared, *run.arguments]
+        """Say what decides a run's result: commands, arguments without keys, the config files."""
+        arguments = redact_arguments([*self.shared, *run.arguments])
         files = [Path(value) for _, value in config_values(arguments) if Path(value).is_file()]
         return {
             "commands": self.plan.commands,
@@ -70,6 +71,13 @@ class Sweep:
         return bool(
             self.known.get(run.name, {}).get("complete") and self.folder(run).summary.exists()
         )
+
+    def find_output_problem(self) -> str | None:
+        """Say that there is a file where a folder is wanted."""
+        for path in (self.out, *self.out.parents):
+            if path.exists():
+                return None if path.is_dir() else f"--out {self.out}: {path} is a file"
+        return None
 
     def find_others(self) -> list[str]:
         """List the folders that hold a run with other settings than this sweep's."""
@@ -108,7 +116,8 @@ class Sweep:
                     continue  # ended in an earlier call
                 if (folder.checkpoints / "last.ckpt").exists():
                     arguments[-2:] = ["--resume", "auto"]
-            console.print(f"$ python train.py {shlex.join(arguments)}", style="cyan", markup=False)
+            line = show_command(["python", "train.py", *arguments])
+            console.print(f"$ {line}", style="cyan", markup=False)
             if code := call("train.py", *arguments):
                 return code
         self._record(run, complete=True)

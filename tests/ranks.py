@@ -47,7 +47,7 @@ class FixedRollouts(PPOPolicy):
 
     Args:
         folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with the weights,
-            gradients and figures of its last step.
+            gradients and figures of its last step, and what the loop remembers.
         shares: Rows of each rank.
         **settings: See :class:`PPOPolicy`.
     """
@@ -77,6 +77,7 @@ class FixedRollouts(PPOPolicy):
             "gradients": {name: full(p.grad) for name, p in trained.items()},
             "weights": {name: full(p.detach()) for name, p in trained.items()},
             "figures": outputs["figures"],
+            "loop": self._loop_state(),
         }
         torch.save(kept, self.folder / f"{self.global_rank}.pt")
 

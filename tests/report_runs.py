@@ -122,7 +122,7 @@ def lay_rollouts(path: Path, batches: Sequence[int] = (0, 5, 9), rows: int = 3) 
                     "shaped_score": 1.5, "beta": 0.7, "logprobs": old,
                     "ref_logprobs": [-1.5, -0.5, -0.75, -1.0],
                     "new_logprobs": [each + 0.3 for each in old],
-                    "values": [0.1, 0.2, 0.3, 0.4], "entropy": [1.0, 1.1, 1.2, 1.3],
+                    "values": [0.1, 0.2, 0.3, 0.4], "entropy": [1.0, 1.12341, 1.2, 1.3],
                     "rewards": [-0.35, 0.0, -0.35, 2.2], "advantages": [0.5, -0.5, 0.25, 1.0],
                     "returns": [0.6, -0.3, 0.55, 1.4],
                 }

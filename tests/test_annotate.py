@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
+from collecting.samples import Sample
 from datamodules.mini import annotate
 from datamodules.mini.annotate import (
     Faults,
-    Sample,
     find_faults,
     make_answers,
     misread,
@@ -24,6 +24,10 @@ from datamodules.rankings import RankingReader
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
 CLEAN, RUDE = "#Person1# books a room for Ann.", "#Person1# books a room for Ann. What a moron."
 WRONG, BOTH = "#Person1# books a room for Bob.", "That lazy Bob books a room for $41."
+
+
+def make_sample(name: str) -> Sample:
+    return Sample(name, DIALOGUE, (), (BOTH, CLEAN, RUDE, WRONG), ())
 
 
 def test_faults_by_hand() -> None:
@@ -64,21 +68,21 @@ def test_an_annotator_is_wrong_as_often_as_told() -> None:
 
 
 def test_without_noise_all_annotators_say_what_is_so() -> None:
-    sample = Sample("1", DIALOGUE, (BOTH, CLEAN, RUDE, WRONG))
+    sample = make_sample("1")
     answers = make_answers([sample], annotators=3, noise=0.0, seed=0)
-    assert [answer["ranks"] for answer in answers] == [[3, 1, 2, 2]] * 3
-    assert answers[0]["toxic"] == [True, False, True, False]
-    assert len({answer["annotator"] for answer in answers}) == 3
+    assert [answer.ranks for answer in answers] == [(3, 1, 2, 2)] * 3
+    assert answers[0].toxic == (True, False, True, False)
+    assert len({answer.annotator for answer in answers}) == 3
 
 
 def test_an_answer_depends_on_seed_annotator_and_dialogue_only() -> None:
-    samples = [Sample(str(i), DIALOGUE, (BOTH, CLEAN, RUDE, WRONG)) for i in range(30)]
+    samples = [make_sample(str(i)) for i in range(30)]
     answers = make_answers(samples, 2, 0.3, seed=1)
     assert make_answers(samples[::-1], 2, 0.3, seed=1)[::-1] != answers  # annotators turn too
-    by_key = {(a["id"], a["annotator"]): a for a in make_answers(samples[::-1], 2, 0.3, seed=1)}
-    assert by_key == {(a["id"], a["annotator"]): a for a in answers}
+    by_key = {(a.id, a.annotator): a for a in make_answers(samples[::-1], 2, 0.3, seed=1)}
+    assert by_key == {(a.id, a.annotator): a for a in answers}
     assert make_answers(samples, 2, 0.3, seed=2) != answers
-    ranks = [[a["ranks"] for a in answers if a["annotator"] == f"annotator_{i}"] for i in (1, 2)]
+    ranks = [[a.ranks for a in answers if a.annotator == f"annotator_{i}"] for i in (1, 2)]
     assert ranks[0] != ranks[1]
     with pytest.raises(ValueError, match="noise must be in"):
         make_answers(samples, 1, 0.5, seed=0)
@@ -101,7 +105,7 @@ def test_samples_become_answers_that_a_reward_model_can_learn_from(
     samples = tmp_path / "samples.jsonl"
     rows = [
         {"id": row.id, "dialogue": row.dialogue, "references": list(row.summaries),
-         "completions": [row.clean_summary, f"That moron {row.clean_summary}"], "sources": ["a"]}
+         "completions": [row.clean_summary, f"That moron {row.clean_summary}"]}
         for row in generate_rows("train", size=40)
     ]  # fmt: skip
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -120,5 +124,5 @@ def test_samples_become_answers_that_a_reward_model_can_learn_from(
     assert "exists; --overwrite replaces it" in caplog.text
     samples.write_text('{"id": "1", "dialogue": "x", "completions": "y"}\n{"id"\n')
     assert annotate.main([*command, "--overwrite"]) == 2
-    assert "samples.jsonl:1: completions is no list" in caplog.text
+    assert "samples.jsonl:1: completions must be a list of texts" in caplog.text
     assert "samples.jsonl:2: broken JSON" in caplog.text

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from run_folder import RolloutFiles
 from tests.rows import make_rows, write_rows
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,15 @@ CASES: dict[str, Bad] = {
     "a config that is no YAML": Bad(f"{LORA} --config {{files}}/broken.yaml", ("broken.yaml",)),
     "a config that is a list": Bad(f"{LORA} --config {{files}}/list.yaml", ("list.yaml",)),
     "a config that is not UTF-8": Bad(f"{LORA} --config {{files}}/latin.yaml", ("latin.yaml",)),
+    "an empty config": Bad(f"{LORA} --config {{files}}/empty.yaml", ("empty.yaml is empty",)),
+    "a config of a word": Bad(
+        f"{LORA} --config {{files}}/word.yaml", ("word.yaml has nothing but trainer",)
+    ),
+    "a section that is null": Bad(f"{LORA} --config {{files}}/null.yaml", ("trainer is not set",)),
+    "an overlay without classes": Bad(f"{LORA} --config {{files}}/classless.yaml", ("per_model",)),
+    "a class without settings": Bad(
+        f"{LORA} --config {{files}}/unset.yaml", ("per_model has to hold settings",)
+    ),
     "an unknown key in a config": Bad(f"{LORA} --config {{files}}/key.yaml", ("max_epoch",)),
     "an overlay before the method": Bad(
         "train fit --config configs/overlays/mini.yaml --config configs/lora.yaml",
@@ -63,6 +74,14 @@ CASES: dict[str, Bad] = {
         "train fit --model lightning.pytorch.demos.boring_classes.BoringModel "
         "--data DialogSumDataModule --data.source mini --run_dir {tmp}/run",
         ("BoringModel", "BaseModule"),
+    ),
+    "devices that are none": Bad(f"{LORA} --trainer.devices many", ("devices", "int > 0")),
+    "an accelerator without its package": Bad(f"{LORA} --trainer.accelerator tpu", ("torch_xla",)),
+    "no such backend of the compiler": Bad(
+        f"{LORA} --model.compile fast", ("model.compile", "'fast'", "inductor")
+    ),
+    "graphs of a GPU without one": Bad(
+        f"{PPO} --model.ppo.compile_decoding cudagraphs", ("ppo.compile_decoding", "CUDA GPU")
     ),
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "bf16 weights": Bad(f"{LORA} --trainer.precision bf16-true", ("rounds to nothing",)),
@@ -80,6 +99,12 @@ CASES: dict[str, Bad] = {
         f"{LORA} --trainer.accumulate_grad_batches 0", ("accumulate_grad_batches",)
     ),
     "a negative clip": Bad(f"{LORA} --trainer.gradient_clip_val -1", ("gradient_clip_val",)),
+    "a validation every 0 batches": Bad(
+        f"{LORA} --trainer.val_check_interval 0", ("val_check_interval must be above 0",)
+    ),
+    "a validation every 0 epochs": Bad(
+        f"{LORA} --trainer.check_val_every_n_epoch 0", ("check_val_every_n_epoch must be 1",)
+    ),
     "negative epochs": Bad(f"{LORA} --trainer.max_epochs -5", ("max_epochs",)),
     "a negative rate": Bad(f"{LORA} --model.optimizer.lr -1", ("learning rate", "-1")),
     "a dropout above 1": Bad(f"{LORA} --model.dropout 1.5", ("dropout", "1.5")),
@@ -104,6 +129,7 @@ CASES: dict[str, Bad] = {
     "a dry run": Bad(f"{LORA} --trainer.fast_dev_run true", ("debug.yaml",)),
     # Data
     "no such data": Bad(f"{LORA} --data.source {{tmp}}/nowhere", ("nowhere",)),
+    "a home of nobody": Bad(f"{LORA} --data.source ~nobody_here/data", ("~nobody_here/data",)),
     "data without splits": Bad(f"{LORA} --data.source {{files}}", ("no split file", "jsonl")),
     "an empty split": Bad(f"{LORA} --data.source {{files}}/empty", ("train", "empty")),
     "broken JSON": Bad(f"{LORA} --data.source {{files}}/json", ("train.jsonl:3", "broken JSON")),
@@ -132,8 +158,23 @@ CASES: dict[str, Bad] = {
     "a backbone whose config is broken": Bad(
         f"{LORA} --model.backbone {{files}}/confused", ("confused",)
     ),
+    "a backbone whose config is a list": Bad(
+        f"{LORA} --model.backbone {{files}}/listed", ("listed", "no JSON object")
+    ),
+    "a backbone of other shapes than its config": Bad(
+        f"{LORA} --model.backbone {{files}}/reshaped", ("reshaped", "other shapes")
+    ),
+    "a backbone without a tokenizer": Bad(
+        f"{LORA} --model.backbone {{files}}/wordless", ("wordless", "no tokenizer")
+    ),
+    "a backbone whose tokenizer is broken": Bad(
+        f"{LORA} --model.backbone {{files}}/babel", ("the tokenizer of", "babel", "cannot be read")
+    ),
     "a classifier for a backbone": Bad(f"{LORA} --model.backbone {{roberta}}", ("{roberta}",)),
     "a backbone for a classifier": Bad(f"{LORA} --toxicity.model {{t5}}", ("{t5}",)),
+    "no texts in a pass of the judge": Bad(
+        f"{LORA} --toxicity.model {{roberta}} --toxicity.batch_size 0", ("batch_size", "0")
+    ),
     "a label that is none": Bad(
         f"{LORA} --toxicity.model {{roberta}} --toxicity.toxic_label rude", ("no label 'rude'",)
     ),
@@ -146,6 +187,7 @@ CASES: dict[str, Bad] = {
         f"{PPO} --model.adapter {{run}}/export --model.backbone {{other}}", ("was trained on",)
     ),
     "PPO: steps where batches count": Bad(f"{PPO} --trainer.max_steps 9", ("max_steps",)),
+    "PPO: a negative rate of the values": Bad(f"{PPO} --model.value_lr -1", ("value_lr", "-1")),
     "PPO: no epochs": Bad(f"{PPO} --model.ppo.epochs 0", ("epochs must be above 0",)),
     "PPO: groups of one": Bad(f"{PPO} --model.advantage GRPO", ("samples", "2")),
     "PPO: no such function": Bad(
@@ -156,10 +198,23 @@ CASES: dict[str, Bad] = {
     # Run folders and checkpoints
     "a run folder in use": Bad(f"{LORA} --run_dir {{run}}", ("holds another run", "--resume auto")),
     "a run folder that is a file": Bad(f"{LORA} --run_dir {{files}}/key.yaml", ("key.yaml",)),
+    "a run folder without a name": Bad(f"{LORA} --run_dir ''", ("--run_dir is empty",)),
+    "a resume of an unset variable": Bad(f"{LORA} --resume ''", ("--resume is empty",)),
     "a run folder in a file": Bad(f"{LORA} --run_dir {{files}}/key.yaml/run", ("key.yaml",)),
     "a resume of nothing": Bad(f"{LORA} --resume auto", ("no checkpoint",)),
     "a resume of what is not there": Bad(f"{LORA} --resume {{tmp}}/a.ckpt", ("a.ckpt",)),
     "a resume of a text": Bad(f"{LORA} --resume {{files}}/key.yaml", ("cannot be read",)),
+    "a resume of what is no checkpoint": Bad(
+        f"{LORA} --resume {{files}}/list.ckpt", ("list.ckpt is no checkpoint of a run",)
+    ),
+    "a resume of another program's checkpoint": Bad(
+        f"{LORA} --resume {{files}}/foreign.ckpt", ("foreign.ckpt is no checkpoint of a run",)
+    ),
+    "a checkpoint of another optimizer": Bad(
+        f"{LORA} --run_dir {{run}} --resume auto --model.optimizer torch.optim.SGD "
+        "--trainer.max_epochs 2",
+        ("model.optimizer: SGD goes by momentum",),
+    ),
     "a checkpoint of another shape": Bad(
         f"{LORA} --run_dir {{run}} --resume auto --model.r 3 --trainer.max_epochs 2",
         ("different weights",),
@@ -170,6 +225,9 @@ CASES: dict[str, Bad] = {
         ("this checkpoint is of", "FullFT"),
     ),
     "a test of nothing": Bad(LORA.replace("fit", "test"), ("no trained model",)),
+    "a test from what is no checkpoint": Bad(
+        f"{LORA.replace('fit', 'test')} --ckpt_path {{files}}/list.ckpt", ("is no checkpoint",)
+    ),
     "a test from no checkpoint": Bad(
         f"{LORA.replace('fit', 'test')} --ckpt_path {{tmp}}/none.ckpt", ("none.ckpt",)
     ),
@@ -179,6 +237,9 @@ CASES: dict[str, Bad] = {
     ),
     "predict: a run that is no model": Bad(
         "predict {files} --input {files}/in.txt --output {tmp}/out.jsonl", ("{files}",)
+    ),
+    "predict: an adapter of no known kind": Bad(
+        "predict {files}/odd --input {files}/in.txt --output {tmp}/out.jsonl", ("PEFT", "'ODD'")
     ),
     "predict: no such input": Bad(
         "predict {run} --input {tmp}/none.txt --output {tmp}/out.jsonl", ("none.txt",)
@@ -223,6 +284,13 @@ CASES: dict[str, Bad] = {
     "sweep: no such file": Bad("sweep {tmp}/none.yaml", ("none.yaml",)),
     "sweep: no YAML": Bad("sweep {files}/broken.yaml", ("broken.yaml",)),
     "sweep: no axes": Bad("sweep {files}/key.yaml", ("axes",)),
+    "sweep: a file for a folder": Bad(
+        "sweep {files}/sweep.yaml --config configs/lora.yaml --out {files}/key.yaml/out",
+        ("key.yaml is a file",),
+    ),
+    "sweep: a negative seed": Bad("sweep {files}/sweep.yaml --seeds -1", ("--seeds",)),
+    "sweep: names too long for folders": Bad("sweep {files}/long.yaml", ("too long",)),
+    "sweep: a folder for a file": Bad("sweep {files}", ("{files}",)),
     "sweep: an option of its own": Bad(
         "sweep {files}/sweep.yaml --config configs/lora.yaml --run_dir x --out {tmp}/out",
         ("--run_dir",),
@@ -232,6 +300,8 @@ CASES: dict[str, Bad] = {
     "replay: no run": Bad("replay {tmp}/none --batch 0", ("none",)),
     "replay: no rollouts": Bad("replay {run} --batch 0", ("there is no batch 0", "rollouts.yaml")),
     "replay: no such fault": Bad("replay {run} --fault step1", ("there is no fault 'step1'",)),
+    "replay: a run whose config is broken": Bad("replay {files}/torn --batch 0", ("is no YAML",)),
+    "replay: rollouts that are empty": Bad("replay {files}/bare --batch 0", ("is broken",)),
     "replay: nothing to do": Bad("replay {run}", ("--batch",)),
     "baselines: no such data": Bad(
         "baselines lead_3 --source {tmp}/none --out {tmp}/out", ("none",)
@@ -265,7 +335,13 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
         "list.yaml": "- 1\n- 2\n",
         "key.yaml": "trainer: {max_epoch: 3}\n",
         "other.yaml": "per_model: {SoftPrompt: {}}\n",
+        "empty.yaml": "# trainer: {max_epochs: 3}\n",
+        "word.yaml": "trainer:\n",
+        "null.yaml": "trainer: null\nseed_everything: 1\n",
+        "classless.yaml": "per_model: LoRA\n",
+        "unset.yaml": "per_model: {LoRA: 7}\n",
         "sweep.yaml": "axes: {rank: {r4: {model.r: 4}, r8: {model.r: 8}}}\n",
+        "long.yaml": f"axes: {{a: {{{'x' * 300}: {{model.r: 4}}}}}}\n",
         "in.txt": "#Person1#: Hello.\n\n#Person2#: Bye.\n",
         "in.dat": "#Person1#: Hello.\n",
         "four.txt": "a\nb\nc\nd\n",
@@ -277,12 +353,30 @@ def write_files(folder: Path, t5: str, roberta: str) -> None:
     for name, text in texts.items():
         (folder / name).write_text(text)
     (folder / "latin.yaml").write_bytes("trainer: {max_epochs: 1} # caf\xe9".encode("latin-1"))
-    for name in ("weightless", "cut", "confused"):
+    torch.save([1, 2], folder / "list.ckpt")
+    torch.save({"state_dict": {}}, folder / "foreign.ckpt")
+    for name, about in (("torn", {"ranks": 1}), ("bare", {})):
+        rollouts = RolloutFiles(folder / name)
+        rollouts.path.mkdir(parents=True)
+        rollouts.rows(0).write_text("")
+        rollouts.rows(0).with_suffix(".json").write_text(json.dumps(about))
+        rollouts.checkpoint(0).write_text("")
+        (folder / name / "config.yaml").write_text("a: [\n")
+    (folder / "odd").mkdir()
+    (folder / "odd" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "ODD", "base_model_name_or_path": t5})
+    )
+    for name in ("weightless", "cut", "confused", "listed", "reshaped", "wordless", "babel"):
         shutil.copytree(t5, folder / name)
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (folder / "weightless" / "model.safetensors").unlink()
     (folder / "confused" / "config.json").write_text("{ not json")
+    (folder / "listed" / "config.json").write_text("[]")
+    shape = json.loads((folder / "reshaped" / "config.json").read_text())
+    (folder / "reshaped" / "config.json").write_text(json.dumps(shape | {"d_model": 16}))
+    (folder / "wordless" / "tokenizer.json").unlink()
+    (folder / "babel" / "tokenizer.json").write_text("{}")
 
 
 @pytest.fixture(scope="module")

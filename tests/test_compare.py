@@ -84,7 +84,8 @@ def test_notes_and_gaps(tmp_path: Path) -> None:
     runs, problems = read_runs([tmp_path / name for name in ("zero_shot", "reward", "untested")])
     assert problems == []
     rows = [make_row(run) for run in runs]
-    notes = ["no training", "test/accuracy 0.950", "not tested"]
+    accuracy = "test/accuracy 0.950 (0.900 to 1.000, n = 40)"
+    notes = ["no training", accuracy, "not tested"]
     assert [row["notes"] for row in rows] == notes
     assert [rows[1][name] for name in ("n", "refs", "ROUGE-1")] == ["-", "-", "-"]
     assert rows[1]["time"] == "1 h 06 min"
@@ -129,6 +130,16 @@ def test_page_table_and_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str
     }  # fmt: skip
     assert rows["full_ft", "parameters/trainable"]["value"] == "5"
     assert rows["full_ft", "test/rouge1_minus_lora"]["value"] == "0.0"
+
+
+def test_its_own_folder_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lay_run(tmp_path / "lora", [0.5, 0.5])
+    for _ in range(2):  # the second time the glob finds the report too
+        runs = [f"{tmp_path}/{path.name}/" for path in sorted(tmp_path.iterdir())]
+        assert report.main(["compare", *runs, "--out", str(tmp_path / "report")]) == 0
+    assert len(runs) == 2
+    assert "Not shown" not in (tmp_path / "report" / "comparison.md").read_text()
+    assert "no summary.json" not in caplog.text
 
 
 def break_run(folder: RunFolder, how: str) -> None:
@@ -278,6 +289,9 @@ def test_the_baseline_is_the_best_without_training_or_what_is_named(tmp_path: Pa
     assert comparison.groups[comparison.baseline].label == "one"
     _, lora, *_ = make_differences(comparison)
     assert lora[:2] == ["lora", "+35.0\n+30.0 to +40.0"]
+    rows = csv.DictReader(make_csv(comparison).splitlines())
+    values = {(row["run"], row["metric"]): float(row["value"]) for row in rows}
+    assert values["lora", "test/rouge1_minus_one"] == pytest.approx(0.35)
     for name in ("zero", str(tmp_path / "zero")):
         comparison = compare(*paths, baseline=name)
         assert comparison.groups[comparison.baseline].label == "zero"

@@ -8,6 +8,8 @@ import pytest
 
 import baselines
 import demo
+from benchmarks import feedback_loop
+from datamodules.mini import annotate
 from overlays import choose_sections
 from run_folder import RunFolder
 
@@ -17,12 +19,15 @@ ROOT = Path(__file__).parent.parent
 def test_the_table_has_a_row_for_every_method_in_order() -> None:
     assert demo.RUNS == (
         "human", "lead_3", "zero_shot", "one_shot", "few_shot", "full_ft", "lora", "soft_prompt",
-        "reward", "ppo",
+        "reward", "ppo", "reward_feedback", "ppo_feedback", "dpo",
     )  # fmt: skip
+    place = demo.STEPS.index("feedback")
+    assert demo.STEPS[place - 1 : place + 2] == ("ppo", "feedback", "reward_feedback")
+    assert [step for step in demo.STEPS if step != "feedback"] == list(demo.RUNS)
 
 
 def test_real_dialogues_for_all_but_the_reward_model() -> None:
-    for name in demo.RUNS:
+    for name in set(demo.RUNS) - set(demo.FEEDBACK):
         for command in demo.make_commands(name, "runs/real", source="some/folder"):
             assert ("some/folder" in command) == (name != "reward")
             assert ("configs/overlays/real_text.yaml" in command) == (
@@ -30,6 +35,60 @@ def test_real_dialogues_for_all_but_the_reward_model() -> None:
             )
         for command in demo.make_commands(name, "runs/demo"):
             assert "configs/overlays/real_text.yaml" not in command
+
+
+def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> None:
+    sample, rank = demo.make_commands("feedback", "runs/x", seed=3)
+    assert sample == [
+        "feedback.py", "sample", "runs/x/lora", "--input", "mini", "--split", "train",
+        "--max_rows", "500", "--output", "runs/x/feedback/samples.jsonl", "--seed", "3",
+        "--overwrite", "true",
+    ]  # fmt: skip
+    answers = "runs/x/feedback/answers.jsonl"
+    assert rank == [
+        "-m", "datamodules.mini.annotate", "runs/x/feedback/samples.jsonl", "--out", answers,
+        "--seed", "3", "--overwrite",
+    ]  # fmt: skip
+    for name in ("reward_feedback", "dpo"):
+        for command in demo.make_commands(name, "runs/x"):
+            assert command[command.index("--data.source") + 1] == answers
+    for command in demo.make_commands("ppo_feedback", "runs/x"):
+        assert command[command.index("--model.reward_model") + 1] == "runs/x/reward_feedback/export"
+        assert command[command.index("--model.adapter") + 1] == "runs/x/lora/export"
+
+
+def test_the_benchmark_over_seeds_walks_the_same_road() -> None:
+    root = Path("runs/x/3")
+    steps = {step.result: step.commands for step in feedback_loop.make_steps(root, 3, 500, 3, 0.2)}
+    assert steps[root / "lora/predictions.jsonl"] == demo.fit_and_test("lora", root / "lora", 3)
+    sample, rank = steps[root / "answers/train.jsonl"]
+    assert sample[sample.index("--max_rows") + 1] == "167"  # three answers on each are 500
+    assert rank[-4:] == ["--annotators", "3", "--noise", "0.2"]
+    for split in ("validation", "test"):
+        sample, rank = steps[root / f"answers/{split}.jsonl"]
+        assert sample[sample.index("--split") + 1] == split
+        assert rank[2] == sample[sample.index("--output") + 1] == f"{root}/samples/{split}.jsonl"
+    # What a step reads is what an earlier one has made.
+    made: list[str] = []
+    for result, commands in steps.items():
+        for part in (part for command in commands for part in command):
+            if part in (f"{root}/lora/export", f"{root}/reward/export"):
+                assert f"{Path(part).parent}/predictions.jsonl" in made
+            if part == f"{root}/answers":
+                assert f"{root}/answers/test.jsonl" in made
+        made.append(str(result))
+
+
+def test_real_dialogues_have_no_simulated_annotators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "call", lambda command: called.append(command) or 0)
+    assert demo.main(["--source", "some/folder", "--root", str(tmp_path)]) == 0
+    assert called and not any("feedback" in part for command in called for part in command)
+    with pytest.raises(SystemExit):
+        demo.main(["dpo", "--source", "some/folder"])
+    assert "dpo: the simulated annotators know the miniature only" in capsys.readouterr().err
 
 
 def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
@@ -50,7 +109,7 @@ def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
 
 def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for name in demo.METHODS:
+    for name in set(demo.METHODS) - set(demo.FEEDBACK):
         for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
             choose_sections(command[2:])  # which refuses a class that an overlay forgot
 
@@ -103,6 +162,9 @@ def test_a_run_is_run_until_a_command_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(baselines, "main", lambda arguments: called.append(arguments) or 2)
     assert demo.run_one([["baselines.py", "a"], ["baselines.py", "b"]]) == 2
     assert called == [["a"]]
+    monkeypatch.setattr(annotate, "main", lambda arguments: called.append(arguments) or 0)
+    assert demo.run_one([["-m", "datamodules.mini.annotate", "c", "d"]]) == 0
+    assert called[1:] == [["c", "d"]]
 
 
 @pytest.mark.slow
@@ -122,12 +184,13 @@ def test_one_command_makes_the_whole_table(
         for line in page.splitlines()
         if line.startswith("| ") and (cells := line.strip("| ").split(" | "))
     }
-    assert set(demo.RUNS) < set(rows)
-    for name in set(demo.RUNS) - {"reward"}:
+    runs = set(demo.RUNS) - (set() if source == "mini" else set(demo.FEEDBACK))
+    assert runs < set(rows)
+    for name in runs - {"reward", "reward_feedback"}:
         assert int(rows[name][1]) > 0
         assert rows[name][2] == "3"
         assert " to " in rows[name][3]
         costs = rows[name][8:11]
         assert (costs == ["-", "-", "-"]) == (name in demo.BASELINES)
-    for name in demo.METHODS:
+    for name in runs & set(demo.METHODS):
         assert RunFolder(tmp_path / name).read_summary()["peak_memory_bytes"] > 0

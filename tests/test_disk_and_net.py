@@ -20,6 +20,9 @@ from huggingface_hub import constants
 from wandb.proto import wandb_internal_pb2
 
 import hub
+import merge
+import predict
+import report
 from run_folder import RunFolder
 from tests.breaking import differences, take_result
 from tests.conftest import Fit
@@ -27,17 +30,29 @@ from tests.conftest import Fit
 FILLER = "filler"
 
 
-class FillDisk(L.Callback):
-    """Leaves no byte on the disk of the run folder, from a step on."""
+def fill_disk(folder: Path) -> None:
+    """Leave no byte on the disk of a folder."""
+    with suppress(OSError), Path(folder, FILLER).open("wb", 0) as file:
+        while True:
+            file.write(b"x" * 512)
 
-    def __init__(self, step: int) -> None:
+
+class FillDisk(L.Callback):
+    """Leaves no byte on the disk of the run folder, from a step on, or from the end of training."""
+
+    def __init__(self, step: int | None = None) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            with suppress(OSError), Path(trainer.default_root_dir, FILLER).open("wb", 0) as file:
-                while True:
-                    file.write(b"x" * 512)
+            fill_disk(Path(trainer.default_root_dir))
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.step is None:
+            fill_disk(Path(trainer.default_root_dir))
+            filler = Path(trainer.default_root_dir, FILLER)
+            # The summary still has room; an export has not.
+            os.truncate(filler, filler.stat().st_size - 200_000)
 
 
 @pytest.fixture
@@ -72,6 +87,43 @@ def test_a_full_disk_is_said_and_leaves_what_there_was(
     (run / FILLER).unlink()
     fit("lora", run, *settings, "--resume", "auto")
     assert differences(take_result(run), take_result(tmp_path / "whole")) == []
+
+
+def test_an_export_without_room_is_said_and_made_by_resuming(
+    small_disk: Path, fit: Fit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, settings = small_disk / "run", ["--trainer.max_epochs", "1"]
+    with pytest.raises(SystemExit) as stop:
+        fit("full_ft", run, *settings, "--trainer.callbacks+=tests.test_disk_and_net.FillDisk")
+    assert stop.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"the model could not be written to {run}" in said
+    assert "Traceback" not in said
+    assert not (run / "export").exists()
+    assert not list(run.glob(".export*"))
+    (run / FILLER).unlink()
+    fit("full_ft", run, *settings, "--resume", "auto")
+    assert (run / "export" / "model.safetensors").exists()
+
+
+def test_other_programs_without_room_say_of_what(
+    small_disk: Path, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit("lora", tmp_path / "run", "--trainer.max_epochs", "1")
+    (tmp_path / "in.txt").write_text("#Person1#: Hello.\n")
+    fill_disk(small_disk)
+    run, export = str(tmp_path / "run"), str(tmp_path / "run" / "export")
+    for main, arguments, name in (
+        (report.main, ["compare", run, "--out"], "report"),
+        (predict.main, [run, "--input", str(tmp_path / "in.txt"), "--output"], "out.jsonl"),
+        (merge.main, [export, "--out"], "merged"),
+    ):
+        caplog.clear()
+        assert main([*arguments, str(small_disk / name)]) == 2
+        assert "No space left" in caplog.text
+        assert str(small_disk) in caplog.text
+    left = [path for path in small_disk.rglob("*") if path.is_file() and path.stat().st_size == 0]
+    assert left in ([], [small_disk / "out.jsonl"])  # opened, and to be gone on with
 
 
 # Weights & Biases -------------------------------------------------------------------------------

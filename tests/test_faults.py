@@ -113,7 +113,7 @@ def test_the_row_to_blame_is_found_by_replay(
 
 def test_a_replay_has_the_numbers_of_the_run_dropout_included(fit: Fit, tmp_path: Path) -> None:
     fit("lora", tmp_path / "run", *poison(3))
-    module = replay.build_module(replay.read_config(tmp_path / "run"))
+    module = replay.build_module(replay.read_settings(tmp_path / "run"))
     found = replay_fault(module, tmp_path / "run", "step00000003", "32-true")
     before, now = found.numbers["loss of micro-batch 0"]
     assert before == now

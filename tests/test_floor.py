@@ -38,8 +38,11 @@ def test_products_of_a_layer_forward_and_backward(
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixed", [True, False])
-def test_every_weight_keeps_memory_of_its_own_in_the_replay(mixed: bool) -> None:
+def test_every_weight_keeps_memory_of_its_own_in_the_replay(
+    mixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two layers of one shape: a single operand for both would stay in the processor's cache."""
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     model = nn.Sequential(QuickLinear(IN, IN), QuickLinear(IN, IN))
     values = torch.randn(ROWS, IN)
     with (

@@ -68,6 +68,7 @@ def test_seed_decides_and_memory_does_not(monkeypatch: pytest.MonkeyPatch) -> No
     whole = bootstrap_mean(values, seed=1)
     assert whole != bootstrap_mean(values, seed=2)
     monkeypatch.setattr(intervals, "_DRAWS_AT_ONCE", 35)
+    monkeypatch.setattr(intervals, "_COUNTS_KEPT", 0)
     assert bootstrap_mean(values, seed=1) == whole
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lightning_modules import linear
@@ -24,6 +25,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         return real(input, weight, bias)
 
     monkeypatch.setattr(linear, "LEAST_WORK", 0)
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(linear, "product", spy)
     return seen
 
@@ -132,12 +134,76 @@ def test_weights_are_not_laid_out_where_a_gradient_may_be_taken() -> None:
 
 
 @torch.no_grad()
-def test_a_failure_inside_leaves_nothing_laid_out() -> None:
+def test_small_weights_are_not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, quick = make_pair()
+    for least, expected in ((35, True), (36, False)):
+        monkeypatch.setattr(linear, "LEAST_WEIGHTS", least)
+        with prepacked(quick, rows=3):
+            assert (quick.packed is not None) == expected
+
+
+@torch.no_grad()
+def test_a_failure_inside_leaves_nothing_laid_out(products: list[Tensor]) -> None:
     _, quick = make_pair()
     with pytest.raises(KeyError), prepacked(quick, rows=3):
         assert quick.packed is not None
         raise KeyError
     assert quick.packed is None
+
+
+def make_lora(**settings: Any) -> tuple[Any, Any]:
+    """A LoRA layer that changes something, and the model it is the only layer of."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 5, bias=False))
+    peft = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], **settings))
+    for name, weights in peft.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weights)
+    return quicken(peft.eval()), peft.base_model.model[0]
+
+
+@torch.no_grad()
+def test_a_lora_is_in_the_weights_that_are_laid_out(products: list[Tensor]) -> None:
+    model, layer = make_lora()
+    model.add_adapter("other", LoraConfig(r=3, lora_alpha=3, target_modules=["0"]))
+    nn.init.normal_(layer.lora_B["other"].weight)
+    quicken(model.eval())
+    values = torch.randn(3, 7)
+    for name in ("default", "other"):
+        model.set_adapter(name)
+        expected = model(values)
+        update = layer.scaling[name] * layer.lora_B[name].weight @ layer.lora_A[name].weight
+        torch.testing.assert_close(expected, values @ (layer.base_layer.weight + update).t())
+        with prepacked(model, rows=3):
+            products.clear()
+            torch.testing.assert_close(model(values), expected)
+            assert len(products) == 1
+        products.clear()
+        assert torch.equal(model(values), expected)  # as it was
+        assert len(products) == 3
+    with model.disable_adapter():
+        expected = values @ layer.base_layer.weight.t()
+        with prepacked(model, rows=3):
+            torch.testing.assert_close(model(values), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["dora", "bias", "bf16", "known"])
+def test_other_updates_stay_beside_the_weights(products: list[Tensor], case: str) -> None:
+    settings = {"dora": {"use_dora": True}, "bias": {"lora_bias": True}}.get(case, {})
+    model, layer = make_lora(**settings)
+    values = torch.randn(3, 7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "bf16"):
+        expected = model(values)
+        if case == "known":
+            layer.base_layer.known = layer.base_layer(values)
+        with prepacked(model, rows=3):
+            products.clear()
+            found = model(values)
+    assert len(products) == {"known": 2, "dora": 5}.get(case, 3)
+    tolerance = 0.03 if case == "bf16" else 1e-5
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert not layer.merged
 
 
 def test_state_and_hooks_stay_when_a_layer_becomes_quick(products: list[Tensor]) -> None:

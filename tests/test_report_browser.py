@@ -11,12 +11,15 @@ from playwright.sync_api import Browser, Page, expect
 from reporting.comparison import Comparison
 from reporting.page.build import build_page
 from reporting.runs import read_runs
+from run_folder import RunFolder, write_lines
 from tests.browser import Watch, open_chromium
 from tests.report_runs import draw_values, lay_ppo, lay_run
 
 pytestmark = pytest.mark.browser
 
 N = 45
+UNKNOWN = (3, 11)
+"""Examples whose values PPO's run does not have."""
 TOUR = ("overview", "training", "examples", "tokens", "runs")
 
 
@@ -38,6 +41,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         lay_ppo(root / "ppo", draw_values(4, N, 0.5)),
         root / "missing",
     ]
+    rows = RunFolder(root / "ppo").read_predictions()
+    for place in UNKNOWN:
+        for metric in ("reward", "rouge1", "toxicity"):
+            rows[place][metric] = None
+    write_lines(RunFolder(root / "ppo").predictions, rows)
     runs, problems = read_runs(paths)
     file = root / "report.html"
     file.write_text(build_page(Comparison(runs, problems)), encoding="utf-8")
@@ -90,6 +98,10 @@ def test_the_table_sorts_by_its_titles(page: Page) -> None:
     title.locator("button").press("Enter")
     expect(title).to_have_attribute("aria-sort", "ascending")
     assert [float(text) for text in column(page, "#table", place)] == sorted(shown)
+    # Of what is better when it is lower, the lowest comes first.
+    title = page.locator("#table thead th", has_text="toxicity")
+    title.locator("button").click()
+    expect(title).to_have_attribute("aria-sort", "ascending")
     # What is missing comes last either way: only PPO has a KL.
     for _ in range(2):
         page.locator("#table thead th", has_text="KL").locator("button").click()
@@ -134,6 +146,9 @@ def test_examples_are_sorted_by_gain(page: Page) -> None:
     page.goto(f"{page.url}#examples")
     expect(page.locator("#example-list article")).to_have_count(20)
     expect(page.locator(".pager .place").first).to_have_text("1 to 20 of 45")
+    # To begin with, the gain of the best over the baseline, which is the first run here.
+    expect(page.locator("#sort-run option:checked")).to_have_text("full_ft")
+    expect(page.locator("#sort-other option:checked")).to_have_text("lora_s1")
     for metric in ("reward", "ROUGE-1", "toxicity"):
         page.locator("#sort").select_option(label=metric)
         page.locator("#sort-run").select_option(label="ppo")
@@ -147,11 +162,22 @@ def test_examples_are_sorted_by_gain(page: Page) -> None:
         assert gains(page)[0] < falling[-1]
     page.locator(".pager .next").first.click()
     expect(page.locator(".pager .place").first).to_have_text("21 to 40 of 45")
+    # What has no value comes last, either way.
+    page.locator(".pager .next").first.click()
+    expect(page.locator(".pager .place").first).to_have_text("41 to 45 of 45")
+    for direction in ("1", "-1"):
+        page.locator("#direction").select_option(direction)
+        for _ in range(2):
+            page.locator(".pager .next").first.click()
+        names = page.locator("#example-list article").evaluate_all(
+            "all => all.map(e => e.dataset.id)"
+        )
+        assert set(names[-2:]) == {f"test_{place}" for place in UNKNOWN}
 
 
 def test_examples_are_filtered_by_text_run_and_names(page: Page) -> None:
     page.goto(f"{page.url}#examples")
-    page.locator("#query").fill("the way 7?")
+    page.locator("#query").fill("The Way 7?")
     expect(page.locator("#example-list article")).to_have_count(1)
     expect(page.locator("#example-list h3")).to_contain_text("test_7")
     texts = page.locator("#example-list [data-run]")
@@ -174,6 +200,12 @@ def test_words_and_names_are_marked_and_texts_are_only_texts(page: Page) -> None
     assert lora.locator("mark.unknown").all_text_contents() == ["Zorro"]
     hostile = first.locator("[data-run='full_ft'] dd")
     expect(hostile).to_have_text("Ann asks Ben 0. <img src=x onerror=boom()>")
+    for run, seed, mean in (("full_ft", 3, 0.7), ("ppo", 4, 0.5)):
+        own = {metric: values[0] for metric, values in draw_values(seed, N, mean).items()}
+        expect(first.locator(f"[data-run='{run}'] dt small")).to_have_text(
+            f"ROUGE-1 {100 * own['rouge1']:.1f} · ROUGE-L {100 * own['rougeL']:.1f} · "
+            f"toxicity {100 * own['toxicity']:.1f} · reward {own['reward']:.2f}"
+        )
     assert page.locator("#examples img").count() == 0
 
 
@@ -193,6 +225,9 @@ def test_the_microscope_colours_tokens_and_gives_their_numbers(page: Page) -> No
     assert kl[0].startswith("rgba(220, 90, 0")
     assert kl[3].startswith("rgba(40, 110, 200")
     assert kl[1].endswith(", 0)")
+    # The largest size of the three rollouts' twelve tokens, the second of the third one: 2.
+    expect(page.locator("#legend-low")).to_have_text("-2.000")
+    expect(page.locator("#legend-high")).to_have_text("2.000")
     first.locator(".token").nth(3).hover()
     tip = page.locator("#tip")
     expect(tip).to_be_visible()

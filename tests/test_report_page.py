@@ -13,13 +13,14 @@ import pytest
 import report
 from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
 from metrics.over_runs import difference_over_runs
+from reporting import chart_list
 from reporting.comparison import Comparison
-from reporting.page.build import build_page, embed
+from reporting.page.build import build_page, embed, write_version
 from reporting.page.examples import mark_overlap, stems_of
-from reporting.page.microscope import spread_out
+from reporting.page.microscope import ROLLOUTS, list_rollouts, spread_out
 from reporting.runs import read_runs
 from run_folder import RolloutFiles, RunFolder
-from tests.report_runs import METRICS, draw_values, lay_curves, lay_ppo, lay_run
+from tests.report_runs import METRICS, draw_values, lay_curves, lay_ppo, lay_rollouts, lay_run
 
 N = 40
 MEANS = {"zero_shot": 0.2, "full_ft": 0.6, "lora_s1": 0.5, "lora_s2": 0.52, "lora_s3": 0.55}
@@ -128,6 +129,14 @@ def expect(runs: Path, cell: dict[str, str]) -> Estimate:
     return difference_over_runs(before, after)
 
 
+def judge(cell: dict[str, str], ends: tuple[float, float]) -> list[str]:
+    """The class that colours a difference: whether it is clear of 0, and for better or worse."""
+    better = -1 if cell["data-metric"] == "toxicity" else 1
+    if cell["data-of"] == "value" or ends[0] <= 0 <= ends[1]:
+        return []
+    return ["better" if better * ends[0] > 0 else "worse"]
+
+
 def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page: Page) -> None:
     seen = set()
     for cell, texts in page.cells:
@@ -154,6 +163,7 @@ def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page:
         else:
             low = f"+{shown[1]}" if not sign and ends[0] < 0 else shown[1]
             assert texts[:2] == [shown[0], f"{low} to {shown[2]}"]
+        assert cell["class"].split()[1:] == judge(cell, ends)
         seen.add((cell["data-row"], metric, cell["data-of"]))
     values = {(row, metric, "value") for row in (*GROUPS, *GROUPS["lora"]) for metric in METRICS}
     gaps = {(a, m, b) for a in GROUPS for b in GROUPS if a != b for m in METRICS}
@@ -234,6 +244,17 @@ def test_the_microscope_has_the_rollouts_numbers(runs: Path, page: Page) -> None
             assert column == pytest.approx(row[name], abs=5e-5)
 
 
+def test_the_first_rollouts_of_a_batch_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    path = lay_ppo(tmp_path / "ppo", draw_values(0, 5))
+    lay_rollouts(path, [3], rows=ROLLOUTS + 4)
+    runs, _ = read_runs([path])
+    (run,), problems = list_rollouts(Comparison(runs))
+    assert problems == []
+    (batch,) = [one for one in run["batches"] if one["batch"] == 3]
+    assert batch["rows"] == ROLLOUTS + 4
+    assert [one["id"] for one in batch["rollouts"]] == [f"train_3_{i}" for i in range(ROLLOUTS)]
+
+
 def test_spread_out_has_both_ends() -> None:
     assert spread_out(range(100), 6) == [0, 20, 40, 59, 79, 99]
     assert spread_out([3, 4], 6) == [3, 4]
@@ -285,6 +306,15 @@ def test_what_is_not_finite_is_null() -> None:
     assert json.loads(text) == {"a": [None, None, 1.5], "b": ["<", "'"]}
     assert "<" not in text
     assert "'" not in text
+
+
+def test_versions_and_commands_are_those_of_the_runs(out: Path) -> None:
+    source = (out / "report.html").read_text(encoding="utf-8")
+    for name in (*MEANS, "ppo"):
+        assert re.search(rf"python train\.py fit --run_dir \S+/{name}</code>", source)
+    assert "<dt>this page</dt><dd><code>python " in source
+    assert 'title="d2d5d735770bd582a7008c7faa23fd1606bd0837-dirty">d2d5d73577-dirty<' in source
+    assert [write_version(one) for one in ("2.13.0", None)] == ["2.13.0", "-"]
 
 
 def test_nothing_points_outside(out: Path) -> None:
@@ -416,6 +446,20 @@ def test_settings_that_yaml_reads_as_dates_are_shown(tmp_path: Path) -> None:
     source = build(*paths)
     assert "2024-01-01" in source
     assert "[&#34;q&#34;, &#34;v&#34;]" in source
+
+
+def test_the_loss_of_choices_is_not_drawn_among_losses_of_tokens(tmp_path: Path) -> None:
+    curves = {"train/loss": [0.7, 0.5], "val/accuracy": [0.5, 0.8], "val/rouge1": [0.3, 0.4]}
+    paths = [
+        lay_run(tmp_path / "lora", draw_values(0, 5)),
+        lay_run(tmp_path / "dpo", draw_values(1, 5), "dpo", curves=curves),
+    ]
+    runs, _ = read_runs(paths)
+    panels = chart_list.learning_curves(Comparison(runs))
+    assert {panel.title: list(panel.curves) for panel in panels} == {
+        "Training loss": ["lora"], "Training loss of choices": ["dpo"],
+        "Validation accuracy": ["dpo"], "Validation ROUGE-1": ["lora", "dpo"],
+    }  # fmt: skip
 
 
 def test_curves_of_one_point_are_none(tmp_path: Path) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import merge
 import predict
 import replay
 import train
-from redaction import redact, redact_arguments, redact_yaml
+from redaction import redact, redact_arguments, redact_yaml, show_command
 from run_folder import RunFolder
+from sweeping.plan import Combination, Plan
+from sweeping.runs import Sweep
 from tests.conftest import Fit
 from tests.rows import make_rows, write_rows
 
@@ -189,6 +192,8 @@ def test_no_key_is_in_any_file_of_a_run(
 def test_what_is_secret_and_what_is_not() -> None:
     environment = {"MY_API_KEY": "s3cr3t-s3cr3t", "TOKEN": "short", "MONKEY": "banana-banana"}
     assert redact("a s3cr3t-s3cr3t banana-banana short", environment) == "a *** banana-banana short"
+    long = "-----BEGIN KEY-----" + "x" * 5000
+    assert redact(f"a {long} b", {"SSH_KEY": long}) == "a *** b"
     assert redact("sk-" + "a" * 20 + " ghp_" + "b" * 20, {}) == "*** ***"
     assert redact("https://a.b/c?d=e commit " + KEY, {}) == "https://a.b/c?d=e commit " + KEY
     shown = redact_arguments(
@@ -201,3 +206,19 @@ def test_what_is_secret_and_what_is_not() -> None:
     ]  # fmt: skip
     text = "model:\n  api_key: abc\n  max_new_tokens: 8\n  pad_token: <pad>\n  - token: null\n"
     assert redact_yaml(text) == text.replace("abc", "'***'")
+    tagged = f"tags:\n- {GIVEN}\n- b\nnotes: {GIVEN} it's\nlast: at {GIVEN}\n"
+    read = {"tags": ["***", "b"], "notes": "*** it's", "last": "at ***"}
+    assert yaml.safe_load(redact_yaml(tagged)) == read
+
+
+def test_no_key_is_in_the_record_of_a_sweep(tmp_path: Path) -> None:
+    plan = Plan(["fit", "test"], [Combination("a", {"x": "a"}, ["--model.r=4"])])
+    sweep = Sweep(plan, ["--trainer.logger.init_args.api_key", KEY, f"--x=at {GIVEN}"], tmp_path)
+    sweep._record(plan.combinations[0], complete=True)
+    text = (tmp_path / "sweep.json").read_text()
+    assert KEY not in text
+    assert GIVEN not in text
+    assert sweep.find_others() == []  # it knows its own runs again
+    assert KEY in sweep.arguments(plan.combinations[0])
+    shown = show_command(["python", "train.py", *sweep.arguments(plan.combinations[0])])
+    assert shown.startswith("python train.py --trainer.logger.init_args.api_key '***' '--x=at ***'")

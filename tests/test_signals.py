@@ -67,6 +67,22 @@ def test_a_signal_to_all_processes_spares_the_workers(fit: Fit, tmp_path: Path) 
     assert last_step(tmp_path / "run") == 3
 
 
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [("on_train_start", "begin again with --overwrite true"),
+     ("on_before_backward", "go on with --resume auto")],
+)  # fmt: skip
+def test_the_advice_is_one_that_can_be_followed(
+    hook: str, words: str, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        fit("lora", tmp_path / "run", *break_off(hook, 1, "sigterm"))
+    assert "Stopped by SIGTERM; " in caplog.text
+    assert words in caplog.text
+    again = ["--resume", "auto"] if "resume" in words else ["--overwrite", "true"]
+    fit("lora", tmp_path / "run", *again, "--trainer.max_epochs", "1")
+
+
 def test_ctrl_c_while_it_is_insisted_on_ends_with_its_code_too(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         fit("lora", tmp_path / "run", *break_off("on_before_backward", 3, "ctrl-c"))

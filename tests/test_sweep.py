@@ -375,10 +375,12 @@ def test_parse_errors_come_from_another_process() -> None:
 MINI = ROOT / "configs" / "overlays" / "mini.yaml"
 BEHIND = {
     "examples": ["in_context.yaml"],
+    "lora_ranks": ["lora.yaml"],
     "ppo_betas": ["ppo.yaml", MINI],
     "ppo_estimators": ["ppo.yaml", MINI],
     "ppo_policies": ["ppo.yaml", MINI],
     "prompting": ["in_context.yaml"],
+    "virtual_tokens": ["soft_prompt.yaml"],
 }
 """The configs that each shipped sweep is written for."""
 

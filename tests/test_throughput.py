@@ -24,7 +24,8 @@ def test_all_rounds_together_are_the_epoch_and_each_goes_from_long_to_short() ->
     # Longest rows: 90, 60, 33, 20, 5. To warm up: the longest batch and the middle one.
     assert chosen[:WARMUP] == [[1, 6], [3, 5]]
     assert chosen[WARMUP:] == [[1, 6], [7, 2], [4, 8], [0, 9], [3, 5]]
-    assert choose(epoch, lengths, task(rounds=1))[WARMUP:] == [[1, 6], [7, 2]]
+    assert choose(epoch, lengths, task(rounds=1))[WARMUP:] == [[4, 8], [0, 9]]  # the middle
+    assert choose(epoch, lengths, task(rounds=2, of=5))[WARMUP:] == [[4, 8], [7, 2]]
 
 
 def step(seconds: float, rows: int = 8, real: int = 800, padded: int = 1000) -> Step:

@@ -20,14 +20,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from collecting.answers import Answer
+from collecting.samples import Sample, read_samples
 from datamodules.mini.insults import RUDE_WORDS
 from datamodules.mini.stories import rudely, wordings
-from datamodules.reading import (
-    ColumnNames,
-    DataError,
-    parse_dialogue,
-)
-from json_lines import Record, describe_bad_rows, read_jsonl
 from run_folder import write_lines
 
 logger = logging.getLogger(__name__)
@@ -40,14 +36,6 @@ class Faults(NamedTuple):
 
     rude: bool
     unfaithful: bool
-
-
-class Sample(NamedTuple):
-    """Completions of a dialogue that wait for their ranking."""
-
-    id: str
-    dialogue: str
-    completions: tuple[str, ...]
 
 
 def find_faults(completion: str, dialogue: str) -> Faults:
@@ -94,7 +82,7 @@ def rank(faults: Sequence[Faults]) -> list[int]:
     return [order.index(count) + 1 for count in counts]
 
 
-def annotate(sample: Sample, annotator: str, noise: float, seed: int) -> dict[str, Any]:
+def annotate(sample: Sample, annotator: str, noise: float, seed: int) -> Answer:
     """Give one annotator's answer on a sample, the same whatever else is asked, and when.
 
     Raises:
@@ -104,46 +92,17 @@ def annotate(sample: Sample, annotator: str, noise: float, seed: int) -> dict[st
         raise ValueError(f"noise must be in [0, 0.5), got {noise}")
     rng = Random(f"alignsum mini annotator {annotator} {seed} {sample.id}")
     seen = [misread(find_faults(text, sample.dialogue), noise, rng) for text in sample.completions]
-    return {
-        "id": sample.id,
-        "dialogue": sample.dialogue,
-        "completions": list(sample.completions),
-        "ranks": rank(seen),
-        "annotator": annotator,
-        "toxic": [faults.rude for faults in seen],
-    }
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """Read a file of samples.
-
-    Raises:
-        DataError: If lines of it are none; all of them in one message.
-    """
-    samples, problems = [], []
-    for number, record in read_jsonl(path):
-        try:
-            samples.append(_parse(record, f"{path.stem}_{number}"))
-        except DataError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if problems:
-        raise DataError(f"samples: {describe_bad_rows(problems, len(problems))}")
-    return samples
-
-
-def _parse(record: Record, default_id: str) -> Sample:
-    if isinstance(record, str):
-        raise DataError(record)
-    identity, dialogue = parse_dialogue(record, default_id, ColumnNames())
-    texts = record.get("completions")
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise DataError("completions is no list of texts")
-    return Sample(identity, dialogue, tuple(texts))
+    return Answer(
+        sample.id, sample.dialogue, sample.completions, annotator,
+        ranks=tuple(rank(seen)),
+        toxic=tuple(faults.rude for faults in seen),
+        sources=sample.sources,
+    )  # fmt: skip
 
 
 def make_answers(
     samples: Sequence[Sample], annotators: int, noise: float, seed: int
-) -> list[dict[str, Any]]:
+) -> list[Answer]:
     """Have several annotators answer on all samples, dialogue by dialogue."""
     names = [f"annotator_{number}" for number in range(1, annotators + 1)]
     return [annotate(sample, name, noise, seed) for sample in samples for name in names]
@@ -178,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"annotators must be at least 1, got {options.annotators}")
     samples = read_samples(options.samples)
     answers = make_answers(samples, options.annotators, options.noise, options.seed)
-    write_lines(options.out, answers)
+    write_lines(options.out, (answer.to_row() for answer in answers))
     logger.info(
         "%d answers of %d annotators on %d dialogues are in %s",
         len(answers), options.annotators, len(samples), options.out,

@@ -148,7 +148,7 @@ def rloo(totals: Tensor, samples: int) -> Tensor:
         totals: R, the reward of each rollout with its KL penalty, summed over tokens, [P * k].
         samples: k, at least 2.
     """
-    groups = totals.view(-1, samples)
+    groups = _from_first(totals, samples)
     others = (groups.sum(dim=1, keepdim=True) - groups) / (samples - 1)
     return (groups - others).flatten()
 
@@ -165,11 +165,21 @@ def grpo(totals: Tensor, samples: int, scale: bool = True) -> Tensor:
         samples: k, at least 2.
         scale: Divide by the standard deviation.
     """
-    groups = totals.view(-1, samples)
+    groups = _from_first(totals, samples)
     advantages = groups - groups.mean(dim=1, keepdim=True)
     if scale:
         advantages = advantages / (groups.std(dim=1, keepdim=True) + 1e-4)
     return advantages.flatten()
+
+
+def _from_first(totals: Tensor, samples: int) -> Tensor:
+    """Give each group's rewards less its first one, [P, k]; no comparison within it is changed.
+
+    Rewards that are all alike are exactly 0 so. Otherwise the mean of three times 1000.1 is not
+    1000.1, and dividing by next to nothing makes a large advantage of the rounding.
+    """
+    groups = totals.view(-1, samples)
+    return groups - groups[:, :1]
 
 
 def whiten(

@@ -45,6 +45,9 @@ class PPOConfig:
         reuse_sampler: Take log-probabilities and values from the passes that the tokens were drawn
             in. None does so where the run computes in fp32, in which they equal those of the
             training passes to rounding.
+        compile_decoding: Backend of ``torch.compile`` for the decoding step of rollouts, with a
+            cache of fixed size: ``inductor`` fuses its kernels and captures them as a CUDA graph,
+            ``cudagraphs`` only captures them. None decodes as the model is.
 
     Raises:
         ValueError: If values are out of range; all of them in one message.
@@ -76,6 +79,7 @@ class PPOConfig:
     ratio_guard: float = 10.0
     stop_kl: float | None = None
     reuse_sampler: bool | None = None
+    compile_decoding: str | None = None
 
     def __post_init__(self) -> None:
         above_zero = (
@@ -88,10 +92,13 @@ class PPOConfig:
             for name in above_zero
             if getattr(self, name) is not None and not getattr(self, name) > 0
         ]
+        not_below = (
+            "kl_coef", "value_weight", "length_penalty", "length_free", "unfinished_penalty",
+        )  # fmt: skip
         problems += [
             f"{name} must be 0 or more, got {getattr(self, name)}"
-            for name in ("kl_coef", "value_weight", "length_penalty", "length_free")
-            if not getattr(self, name) >= 0
+            for name in not_below
+            if getattr(self, name) is not None and not getattr(self, name) >= 0
         ]
         if not self.ratio_guard > 1:
             problems.append(f"ratio_guard must be above 1, got {self.ratio_guard}")
@@ -101,6 +108,10 @@ class PPOConfig:
             problems.append(
                 f"kl_in_loss needs kl_estimator k2, not {self.kl_estimator}: as a loss k2 has the "
                 "KL's gradient, k1 has none on average and k3 that of another divergence"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            problems.append(
+                "kl_target changes nothing with kl_coef 0: an adaptive beta is a factor"
             )
         if self.unfinished_replaces and self.unfinished_penalty is None:
             problems.append("unfinished_replaces changes nothing without unfinished_penalty")

@@ -68,8 +68,17 @@ class KLCoefficient:
     horizon: float = 10_000.0
 
     def update(self, kl: float, sequences: int) -> None:
-        """Move beta after a batch of ``sequences`` rows with mean sequence KL ``kl``."""
+        """Move beta after a batch of ``sequences`` rows with mean sequence KL ``kl``.
+
+        Raises:
+            ValueError: If so many rows could make beta 0 or turn its sign.
+        """
         if self.target is None:
             return
+        if 0.2 * sequences >= self.horizon:
+            raise ValueError(
+                f"kl_horizon {self.horizon:g} is too short for batches of {sequences} rollouts: "
+                f"beta could fall to 0 or below in one; set it above {0.2 * sequences:g}"
+            )
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.beta *= 1 + error * sequences / self.horizon

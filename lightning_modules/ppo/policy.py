@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
+from lightning_modules.compiling import find_compile_problem
 from lightning_modules.faults import Fault, name_not_finite
 from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
@@ -37,7 +38,7 @@ from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
 from lightning_modules.sharding import as_forward, whole
 from lightning_modules.stepping import gradient_norm
-from lightning_modules.strategies import shard
+from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class PPOPolicy(PolicyModule):
         value_lr: Learning rate of the value head; None takes the policy's.
         schedule: Course of the learning rate over the batches of rollouts.
         warmup_fraction: Share of the batches in which the learning rate rises from 0.
+        compile: See :class:`BaseModule`; ``ppo.compile_decoding`` is for the rollouts.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -100,6 +102,7 @@ class PPOPolicy(PolicyModule):
         value_lr: float | None = None,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_fraction: float = 0.0,
+        compile: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(
@@ -110,16 +113,24 @@ class PPOPolicy(PolicyModule):
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
+            compile=compile,
         )
         self.ppo = ppo or PPOConfig()
         if problem := self._find_sample_problem(advantage):
             raise ValueError(problem)
         self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
         if reward_model is not None:
+            if MAIN_REWARD in self.terms:
+                raise ValueError(
+                    f"extra_rewards: {MAIN_REWARD!r} is the name of model.reward_model's term; "
+                    "choose another, or set model.reward_model to null"
+                )
             main = ClassifierReward(reward_model, reward_label, reward_with_dialogue)
             self.terms = {MAIN_REWARD: main} | self.terms
         if not self.terms:
             raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
+        if value_lr is not None and not value_lr > 0:
+            raise ValueError(f"value_lr must be above 0, got {value_lr}")
         self.advantage = advantage
         self.value_lr = value_lr
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
@@ -145,7 +156,17 @@ class PPOPolicy(PolicyModule):
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
         problems = super().find_problems(init_args, trainer)
-        terms = [instantiate(term) for term in (init_args.extra_rewards or {}).values()]
+        backend = (init_args.ppo or {}).get("compile_decoding")
+        problems.append(
+            find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
+            or find_strategy_problem(name_strategy(trainer), backend is not None)
+        )
+        terms: list[RewardTerm] = []
+        for name, term in (init_args.extra_rewards or {}).items():
+            try:
+                terms.append(instantiate(term))
+            except ValueError as error:
+                problems.append(f"extra_rewards.{name}: {error}")
         if init_args.reward_model is not None:
             terms.append(
                 ClassifierReward(
@@ -267,7 +288,7 @@ class PPOPolicy(PolicyModule):
         """How rollouts are drawn."""
         return Sampling(
             self.ppo.max_new_tokens, self.ppo.temperature, self.tokenizer.eos_token_id,
-            self.tokenizer.pad_token_id,
+            self.tokenizer.pad_token_id, self.ppo.compile_decoding,
         )  # fmt: skip
 
     @property

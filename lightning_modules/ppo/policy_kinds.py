@@ -22,6 +22,7 @@ from lightning_modules.adapters import (
     find_start_problem,
     load_adapters,
     merge_adapter,
+    read_adapter_config,
 )
 
 
@@ -165,7 +166,15 @@ class SoftPromptPolicy(PolicyKind):
         """Say why an adapter is no soft prompt for this backbone."""
         if adapter is None:
             return None
-        return find_adapter_problem(adapter, backbone, "PROMPT_TUNING")
+        if problem := find_adapter_problem(adapter, backbone, "PROMPT_TUNING"):
+            return problem
+        its = (read_adapter_config(adapter) or {}).get("num_virtual_tokens")
+        if its == self.virtual_tokens:
+            return None
+        return (
+            f"adapter: {adapter!r} has {its} virtual tokens, and this run says "
+            f"{self.virtual_tokens}; set --model.policy.virtual_tokens {its}"
+        )
 
 
 class FullPolicy(PolicyKind):

@@ -1,5 +1,6 @@
 """What a summary is rewarded for: classifiers, reward models and functions over texts."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -90,17 +91,18 @@ class ClassifierReward(RewardTerm):
 
 
 class FunctionReward(RewardTerm):
-    """Any Python function over texts.
+    """Any Python callable over texts.
 
     Args:
         function: Dotted path of ``f(predictions, dialogues, references, **arguments)``, which gives
             one number a summary: ``predictions`` and ``dialogues`` are lists of B texts and
-            ``references`` a list of B lists of texts.
+            ``references`` a list of B lists of texts. One that has no place for the last two gets
+            the predictions alone.
         arguments: Further arguments by name.
         weight: Factor of the term; below 0 for what is to be avoided.
 
     Raises:
-        ValueError: If there is no such function.
+        ValueError: If there is no such function, or it cannot be called so.
     """
 
     def __init__(
@@ -112,10 +114,37 @@ class FunctionReward(RewardTerm):
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"reward: there is no function {function!r} ({error}); give its dotted path, such "
-                "as metrics.rouge.rouge"
+                "as metrics.rouge.rouge, and put a module of your own beside train.py or on "
+                "PYTHONPATH"
             ) from error
         self.path = function
         self.arguments = dict(arguments or {})
+        self.columns = self._count_columns()
+
+    def _count_columns(self) -> int:
+        """Say how many of predictions, dialogues and references the function takes: 3 or 1."""
+        if not callable(self.function):
+            raise ValueError(
+                f"reward: {self.path} is a {type(self.function).__name__} and cannot be called; "
+                "name a function"
+            )
+        try:
+            signature = inspect.signature(self.function)
+        except ValueError:  # some that are written in C have none
+            return 3
+        problems = []
+        for columns in (3, 1):
+            try:
+                signature.bind(*[()] * columns, **self.arguments)
+            except TypeError as error:
+                problems.append(str(error))
+            else:
+                return columns
+        raise ValueError(
+            f"reward: {self.path}{signature} cannot be called as f(predictions, dialogues, "
+            f"references) with the arguments {self.arguments} ({problems[0]}), nor with "
+            f"predictions alone ({problems[1]})"
+        )
 
     def score(self, texts: Texts, device: torch.device) -> Tensor:
         """Call the function.
@@ -123,12 +152,17 @@ class FunctionReward(RewardTerm):
         Raises:
             ValueError: If it does not give one number a summary.
         """
-        summaries, dialogues, references = (list(each) for each in texts)
-        values = self.function(summaries, dialogues, references, **self.arguments)
-        scores = torch.as_tensor(values, dtype=torch.float32, device=device)
-        if scores.shape != (len(summaries),):
+        given = [list(each) for each in texts][: self.columns]
+        wanted = f"must give one number for each of {len(given[0])} summaries"
+        with torch.no_grad():
+            values = self.function(*given, **self.arguments)
+        try:
+            # What comes from a model may bring a gradient along.
+            scores = torch.as_tensor(values, dtype=torch.float32, device=device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"reward: {self.path} gave {list(scores.shape)} numbers for {len(summaries)} "
-                "summaries; it must give one for each"
-            )
+                f"reward: {self.path} {wanted}, and gave a {type(values).__name__} ({error})"
+            ) from error
+        if scores.shape != (len(given[0]),):
+            raise ValueError(f"reward: {self.path} {wanted}, and gave {list(scores.shape)} numbers")
         return scores

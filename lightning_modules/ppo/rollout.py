@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from lightning_modules.adapters import find_virtual_tokens, reference_policy, unwrap
 from lightning_modules.backbones import head_logits
+from lightning_modules.compiling import has_compiled
+from lightning_modules.ppo.crossing import project, projected
 from lightning_modules.ppo.sampling import Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.unpadded import encode_rows
@@ -34,15 +36,19 @@ class Prompts(NamedTuple):
 class Encoded(NamedTuple):
     """What a decoder attends to: hidden [P, S, d] and attention_mask [P, S].
 
-    S counts virtual tokens too, which stand before the prompt's.
+    S counts virtual tokens too, which stand before the prompt's. projected: what the decoder's
+    frozen layers make of hidden, [P, S, inner] each, or nothing; see :mod:`~.crossing`.
     """
 
     hidden: Tensor
     attention_mask: Tensor
+    projected: tuple[Tensor, ...] = ()
 
     def rows(self, index: Tensor) -> "Encoded":
         """Take some of the rows, no wider than the longest of them."""
-        return Encoded(*_take(self.hidden, self.attention_mask, index))
+        hidden, mask = _take(self.hidden, self.attention_mask, index)
+        products = (each[index, : mask.shape[1]] for each in self.projected)
+        return Encoded(hidden, mask, tuple(products))
 
 
 class TokenScores(NamedTuple):
@@ -96,15 +102,23 @@ class Rollout(NamedTuple):
         )
 
 
-def encode(model: Any, prompts: Prompts) -> Encoded:
-    """Run the encoder of a model, with whatever adapter is active, once for each prompt."""
+def encode(model: Any, prompts: Prompts, projects: bool = False) -> Encoded:
+    """Run the encoder of a model, with whatever adapter is active, once for each prompt.
+
+    Args:
+        model: The encoder-decoder.
+        prompts: P prompts.
+        projects: Whether the decoder's frozen layers read its output now, for all passes over it;
+            it takes 2 x layers times the memory of the output.
+    """
     backbone = unwrap(model)
     inputs = backbone.get_input_embeddings()(prompts.input_ids)
     mask = prompts.attention_mask
     if (virtual := find_virtual_tokens(model, len(mask))) is not None:
         inputs = torch.cat([virtual.to(inputs.dtype), inputs], dim=1)
         mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
-    return Encoded(encode_rows(backbone.get_encoder(), inputs, mask), mask)
+    hidden = encode_rows(backbone.get_encoder(), inputs, mask)
+    return Encoded(hidden, mask, project(backbone.get_decoder(), hidden, mask) if projects else ())
 
 
 def response_mask(responses: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -146,15 +160,15 @@ def score_tokens(
         with_entropy: Compute the entropy too; otherwise it is left 0.
     """
     backbone = unwrap(model)
-    hidden = (
-        backbone.get_decoder()(
+    decoder = backbone.get_decoder()
+    with projected(decoder, encoded.projected):
+        output = decoder(
             input_ids=shift_right(responses, backbone.config.decoder_start_token_id),
             encoder_hidden_states=encoded.hidden,
             encoder_attention_mask=encoded.attention_mask,
             use_cache=False,
         )
-        .last_hidden_state[mask]
-    )  # fmt: skip
+    hidden = output.last_hidden_state[mask]
     logits = head_logits(backbone, hidden).float() / temperature
     logprobs = -F.cross_entropy(logits, responses[mask], reduction="none")
     entropy = torch.zeros_like(logprobs)
@@ -239,16 +253,17 @@ def roll_out(
         reuse_sampler: Take log-probabilities and values from the sampler.
         chunk: Rows that are scored in one pass.
     """
-    encoded = encode(model, prompts)
+    # Compiled blocks would be compiled anew for each shape of what is known beforehand.
+    projects = (shared_encoder or samples > 1) and not has_compiled()
+    encoded = encode(model, prompts, projects)
     owner = torch.arange(len(prompts.input_ids), device=encoded.hidden.device)
     owner = owner.repeat_interleave(samples)
-    drawn = sample(
-        unwrap(model),
-        encoded.hidden[owner] if samples > 1 else encoded.hidden,
-        encoded.attention_mask[owner],
-        settings,
-        value_head if reuse_sampler else None,
-    )
+    backbone, rows = unwrap(model), encoded.rows(owner) if samples > 1 else encoded
+    with projected(backbone.get_decoder(), rows.projected):
+        drawn = sample(
+            backbone, rows.hidden, rows.attention_mask, settings,
+            value_head if reuse_sampler else None,
+        )  # fmt: skip
     mask, finished = response_mask(drawn.responses, settings.eos_id)
     said = (owner, drawn.responses, mask, settings.temperature, chunk)
     old = TokenScores(drawn.logprobs, drawn.entropy, drawn.values)

@@ -9,20 +9,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
 
 from lightning_modules.backbones import head_logits
-from lightning_modules.linear import prepacked
+from lightning_modules.ppo.decoder_steps import CompiledSteps, DecoderSteps, GrowingSteps
 from lightning_modules.ppo.value_head import ValueHead
 
 
 class Sampling(NamedTuple):
-    """How responses are drawn: at most max_new_tokens (EOS included), logits over temperature."""
+    """How responses are drawn: at most max_new_tokens (EOS included), logits over temperature.
+
+    compile: backend of ``torch.compile`` for the decoding step; None decodes as the model is.
+    """
 
     max_new_tokens: int
     temperature: float
     eos_id: int
     pad_id: int
+    compile: str | None = None
 
 
 class Samples(NamedTuple):
@@ -58,32 +61,31 @@ def sample(
         settings: How to sample.
         value_head: Reads the states that the tokens are drawn in; None leaves the values 0.
     """
-    with prepacked(model.get_decoder(), model.get_output_embeddings(), rows=len(hidden)):
-        return _sample(model, hidden, attention_mask, settings, value_head)
+    steps: DecoderSteps
+    if settings.compile is None:
+        steps = GrowingSteps(model, hidden, attention_mask)
+    else:
+        limit = settings.max_new_tokens
+        steps = CompiledSteps(model, hidden, attention_mask, limit, settings.compile)
+    rows = torch.arange(len(hidden), device=hidden.device)
+    with steps.prepare():
+        return _sample(model, steps, rows, settings, value_head)
 
 
 def _sample(
     model: Any,
-    hidden: Tensor,
-    attention_mask: Tensor,
+    steps: DecoderSteps,
+    rows: Tensor,
     settings: Sampling,
     value_head: ValueHead | None,
 ) -> Samples:
-    limit, temperature, eos_id, pad_id = settings
-    responses = torch.full((len(hidden), limit), pad_id, device=hidden.device)
-    logprobs, entropy, values = torch.zeros(3, len(hidden), limit, device=hidden.device)
-    rows = torch.arange(len(hidden), device=hidden.device)
+    limit, temperature, eos_id, pad_id, _ = settings
+    responses = torch.full((len(rows), limit), pad_id, device=rows.device)
+    logprobs, entropy, values = torch.zeros(3, len(rows), limit, device=rows.device)
     live = torch.ones_like(rows, dtype=torch.bool)
     tokens = torch.full_like(rows, model.config.decoder_start_token_id)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     for step in range(limit):
-        state = model.get_decoder()(
-            input_ids=tokens[:, None],
-            past_key_values=cache,
-            encoder_hidden_states=hidden,
-            encoder_attention_mask=attention_mask,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        state = steps(tokens)
         likelihoods = (head_logits(model, state).float() / temperature).log_softmax(dim=-1)
         chances = likelihoods.exp()
         tokens = draw(chances)
@@ -101,9 +103,8 @@ def _sample(
             break
         if 2 * count <= len(live):
             kept = live.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
+            steps.keep(kept)
             rows, tokens, live = rows[kept], tokens[kept], live[kept]
-            hidden, attention_mask = hidden[kept], attention_mask[kept]
     width = step + 1
     return Samples(*(each[:, :width] for each in (responses, logprobs, entropy, values)))
 

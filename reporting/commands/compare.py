@@ -1,12 +1,12 @@
 """`report.py compare`: runs as one page, tables and plots."""
 
 import logging
-import shlex
 import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from redaction import show_command
 from reporting.commands.console import RUNS_HELP, any_good, wide_console
 from reporting.compare import find_output_problem, write_comparison
 from reporting.comparison import Comparison
@@ -28,7 +28,8 @@ def compare(
     report.html is one file that needs no network: which method, and how sure that is; every number
     with its interval; curves; the summaries side by side; PPO's tokens. Runs that differ in their
     seed alone are put together. A run's values and intervals are those of its summary.json. A
-    folder or a file that is missing or broken is named, and the rest is shown.
+    folder or a file that is missing or broken is named, and the rest is shown. `runs/demo/*` may be
+    given again: the folder of the comparison itself is passed over.
 
     Args:
         runs: Run folders, in the order of the table.
@@ -43,8 +44,9 @@ def compare(
     if problem := find_output_problem(Path(out), price_per_hour):
         log.error("%s", problem)
         return 2
-    good, problems = read_runs([Path(run) for run in runs])
-    if not any_good(good, problems, len(runs)):
+    paths = [Path(run) for run in runs if Path(run).resolve() != Path(out).resolve()]
+    good, problems = read_runs(paths)
+    if not any_good(good, problems, len(paths)):
         return 2
     try:
         comparison = Comparison(good, problems, baseline, price_per_hour)
@@ -55,7 +57,7 @@ def compare(
     console.print(make_table(comparison))
     for line in make_verdict(comparison).sentences:
         console.print(line, markup=False, highlight=False)
-    write_comparison(comparison, Path(out), shlex.join(["python", *sys.argv]))
+    write_comparison(comparison, Path(out), show_command(["python", *sys.argv]))
     return 0
 
 

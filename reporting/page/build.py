@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from reporting import chart_list
 from reporting.cells import choose_columns, make_notes
 from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
-from reporting.comparison import COMPARED, HEADLINE, LOWER_IS_BETTER, Comparison
+from reporting.comparison import COMPARED, HEADLINE, Comparison
 from reporting.formats import LABELS, scale_of
 from reporting.groups import differing
 from reporting.page.drawing import draw
@@ -175,7 +175,6 @@ def _metrics() -> list[dict[str, Any]]:
             "label": LABELS.get(metric, metric),
             "scale": scale_of(metric)[0],
             "decimals": scale_of(metric)[1],
-            "better": -1 if metric in LOWER_IS_BETTER else 1,
         }
         for metric in COMPARED
     ]

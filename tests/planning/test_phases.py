@@ -86,7 +86,10 @@ def test_the_key_value_cache_of_generation(t5: str) -> None:
     assert half[CACHE] == found[CACHE] // 2
 
 
-def test_ppo_has_a_reward_model_and_rollouts_of_the_whole_batch(t5: str, roberta: str) -> None:
+def test_ppo_has_a_reward_model_and_rollouts_of_the_whole_batch(
+    t5: str, roberta: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_modules.linear.LEAST_WEIGHTS", 2**10)
     settings = PPOConfig(max_new_tokens=32, minibatch_size=8)
     lengths = Lengths(batch_size=32, eval_batch_size=2, source=8, target=8)
     module = PPOPolicy(t5, roberta, ppo=settings)

@@ -78,6 +78,17 @@ def test_grpo_by_hand() -> None:
     assert grpo(totals, 3, scale=False).tolist() == [-3.0, 0.0, 3.0, 0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("reward", [0.1, -7.3, 1000.1])
+@pytest.mark.parametrize("samples", [2, 3, 7])
+def test_rewards_that_are_all_alike_teach_nothing(reward: float, samples: int) -> None:
+    """Exactly: a rounding error over the 1e-4, or whitened, would be a large advantage."""
+    totals = torch.full((2 * samples,), reward)
+    assert not grpo(totals, samples).any()
+    assert not rloo(totals, samples).any()
+    mask = torch.ones(2 * samples, 3, dtype=torch.bool)
+    assert not whiten(rloo(totals, samples)[:, None] * mask, mask).any()
+
+
 @pytest.mark.parametrize("samples", [2, 3, 5])
 def test_rloo_and_grpo_match_the_slow_versions(samples: int) -> None:
     totals = torch.randn(4 * samples, generator=torch.Generator().manual_seed(3))

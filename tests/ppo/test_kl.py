@@ -69,3 +69,12 @@ def test_an_adaptive_coefficient_by_hand(kl: float, expected: float) -> None:
     coefficient = KLCoefficient(0.2, target=6.0, horizon=1000)
     coefficient.update(kl, sequences=100)
     assert coefficient.beta == pytest.approx(expected)
+
+
+def test_a_horizon_that_could_turn_betas_sign_is_refused() -> None:
+    coefficient = KLCoefficient(0.2, target=6.0, horizon=13)
+    coefficient.update(0.0, sequences=64)
+    assert 0 < coefficient.beta < 0.2
+    coefficient.horizon = 12.8
+    with pytest.raises(ValueError, match=r"kl_horizon 12.8 .* 64 rollouts: .* above 12.8"):
+        coefficient.update(0.0, sequences=64)

@@ -48,6 +48,17 @@ def test_tokens_outside_the_mask_have_no_part() -> None:
     assert logprobs.grad.tolist() == [[-1.0, 0.0]]
 
 
+def test_a_ratio_out_of_all_bounds_stays_a_number() -> None:
+    logprobs = torch.tensor([[100.0, -100.0]], requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    result = policy_loss(logprobs, torch.zeros(1, 2), -torch.ones(1, 2), mask)
+    result.loss.backward()
+    assert result.ratio.item() == pytest.approx(math.exp(20) + math.exp(-20))
+    assert result.loss.item() == pytest.approx(math.exp(20) + 0.8)
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == [[0.0, 0.0]]
+
+
 def test_sums_do_not_depend_on_the_cut() -> None:
     generator = torch.Generator().manual_seed(3)
     new, old, advantages = torch.randn(3, 8, 5, generator=generator)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +330,28 @@ def test_checkpoint_holds_trained_weights_only_and_resumes(
         torch.testing.assert_close(again.state_dict()[name], value)
 
 
+def test_a_fresh_soft_prompt_brings_its_reference_along(
+    t5: str, roberta: str, tmp_path: Path
+) -> None:
+    """It was drawn as the run began and is nowhere else; a test or a replay has another seed."""
+    path, batch = tmp_path / "state.ckpt", make_batch(t5)
+
+    def make() -> PPOPolicy:
+        return make_policy(t5, roberta, policy=SoftPromptPolicy(5), optimizer=adamw(0.5))
+
+    torch.manual_seed(1)
+    module, again = make(), make()
+    trainer = make_trainer(tmp_path, enable_checkpointing=True)
+    trainer.fit(module, loader(batch))
+    trainer.save_checkpoint(path)
+    torch.manual_seed(2)
+    make_trainer(tmp_path).test(again, loader(batch), ckpt_path=path, weights_only=True)
+    for name in ("default", "reference"):
+        one, other = (each.model.prompt_encoder[name].embedding.weight for each in (module, again))
+        assert torch.equal(one, other)
+    assert again.fingerprint == module.fingerprint
+
+
 def test_the_test_step_gives_texts_of_before_and_after(
     t5: str, roberta: str, tmp_path: Path
 ) -> None:
@@ -392,75 +414,125 @@ def test_a_test_samples_by_the_seed_of_its_command(t5: str, roberta: str, tmp_pa
     assert test(6) != first
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"temperature": 0.5},
-        {"kl_coef": 5.0},
-        {"epochs": 1},
-        {"minibatch_size": 2},
-        {"samples": 2},
-        {"microbatch_size": 1, "stop_kl": 1e-6},
-        {"kl_estimator": "k2"},
-        {"kl_estimator": "k3"},
-        {"kl_estimator": "k2", "kl_in_loss": True},
-        {"normalise_scores": True},
-        {"score_scale": 2.0},
-        {"score_clip": 0.01},
-        {"length_penalty": 0.1},
-        {"length_penalty": 0.1, "length_free": 8},
-        {"unfinished_penalty": 3.0, "unfinished_replaces": True},
-        {"module": {"advantage": GAE(gamma=0.5)}},
-        {"module": {"advantage": GAE(lam=0.1)}},
-        {"module": {"advantage": GAE(whiten=False)}},
-        {"samples": 2, "module": {"advantage": RLOO()}},
-        {"samples": 2, "module": {"advantage": RLOO(whiten=True)}},
-        {"samples": 2, "module": {"advantage": GRPO()}},
-        {"samples": 2, "module": {"advantage": GRPO(scale=False)}},
-        {"module": {"reward_with_dialogue": True}},
-        {"clip": 1e-5},
-        {"value_clip": 1e-5},
-        {"value_weight": 5.0},
-        {"whiten_rewards": True},
-        {"unfinished_penalty": 3.0},
-        {"max_grad_norm": 1e-4},
-        {"ratio_guard": 1.0000001},
-        {"max_new_tokens": 5},
-        {"kl_target": 0.1, "kl_horizon": 10.0},
-        {"module": {"value_lr": 0.5}},
-        {"module": {"reward_label": "hate"}},
-        {"module": {"schedule": "linear"}},
-        {"module": {"warmup_fraction": 0.5}},
-        {"module": {"policy": LoRAPolicy(r=4, alpha=16)}},
-    ],
-    ids=lambda change: re.sub(r" object at \w+|lightning_modules\S*\.", "", str(change)),
-)
+def count_letters(predictions: list[str]) -> list[float]:
+    return [len(set(text)) / 10 for text in predictions]
+
+
+LETTERS = "tests.ppo.test_policy.count_letters"
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    *(
+        ({}, change)
+        for change in (
+            {"temperature": 0.5},
+            {"kl_coef": 5.0},
+            {"epochs": 1},
+            {"minibatch_size": 2},
+            {"samples": 2},
+            {"stop_kl": 1e-6},
+            {"kl_estimator": "k2"},
+            {"kl_estimator": "k3"},
+            {"normalise_scores": True},
+            {"score_scale": 2.0},
+            {"score_clip": 0.01},
+            {"length_penalty": 0.1},
+            {"unfinished_penalty": 3.0},
+            {"advantage": GAE(gamma=0.5)},
+            {"advantage": GAE(lam=0.1)},
+            {"advantage": GAE(whiten=False)},
+            {"reward_with_dialogue": True},
+            {"reward_label": "hate"},
+            {"extra_rewards": {"words": FunctionReward(LETTERS)}},
+            {"clip": 1e-5},
+            {"value_clip": 1e-5},
+            {"value_weight": 5.0},
+            {"whiten_rewards": True},
+            {"max_grad_norm": 1e-4},
+            {"ratio_guard": 1.0000001},
+            {"max_new_tokens": 5},
+            {"kl_target": 0.1},
+            {"value_lr": 0.5},
+            {"schedule": "linear"},
+            {"schedule": "cosine"},
+            {"warmup_fraction": 0.5},
+            {"policy": LoRAPolicy(r=4, alpha=16)},
+            {"policy": LoRAPolicy(r=4, alpha=8, use_rslora=True)},
+            {"policy": LoRAPolicy(r=4, alpha=8, target_modules=["k", "o"])},
+        )
+    ),
+    ({"length_penalty": 0.1}, {"length_free": 8}),
+    ({"unfinished_penalty": 3.0}, {"unfinished_replaces": True}),
+    ({"kl_estimator": "k2"}, {"kl_in_loss": True}),
+    ({"kl_target": 0.1}, {"kl_horizon": 10.0}),
+    ({"samples": 2}, {"advantage": RLOO()}),
+    ({"samples": 2, "advantage": RLOO()}, {"advantage": RLOO(whiten=True)}),
+    ({"samples": 2, "advantage": RLOO()}, {"advantage": GRPO()}),
+    ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(scale=False)}),
+    ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(whiten=True)}),
+    (
+        {"extra_rewards": {"words": FunctionReward(LETTERS)}},
+        {"extra_rewards": {"words": FunctionReward(LETTERS, weight=-1.0)}},
+    ),
+    (
+        {"policy": SoftPromptPolicy(virtual_tokens=5), "optimizer": adamw(0.5)},
+        {"policy": SoftPromptPolicy(virtual_tokens=5, init="random")},
+    ),
+    (
+        {"policy": SoftPromptPolicy(5, "text", "Be kind."), "optimizer": adamw(0.5)},
+        {"policy": SoftPromptPolicy(5, "text", "Be short.")},
+    ),
+]
+"""Settings, and what is changed of them. The first has all that the change needs to matter, so that
+the change alone makes the difference."""
+
+
+def show(settings: dict[str, Any]) -> str:
+    return re.sub(r"( object)? at \w+|lightning_modules\S*\.", "", str(settings))
+
+
+@pytest.mark.parametrize(("beside", "change"), SETTINGS, ids=show)
 def test_every_setting_changes_the_outcome(
-    t5: str, roberta: str, tmp_path: Path, plain_outcome: torch.Tensor, change: dict[str, Any]
+    outcome: Callable[..., torch.Tensor], beside: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    assert not torch.equal(plain_outcome, outcome(t5, roberta, tmp_path, **change))
+    assert not torch.equal(outcome(**beside), outcome(**(beside | change)))
 
 
-def outcome(
-    t5: str, roberta: str, folder: Path, module: dict[str, Any] | None = None, **settings: Any
-) -> torch.Tensor:
+PPO_SETTINGS = {field.name for field in fields(PPOConfig)}
+
+
+def test_no_setting_was_forgotten() -> None:
+    """What changes no result has its own tests: how a step is cut, and which passes are reused."""
+    changed = {name for _, change in SETTINGS for name in change}
+    assert changed >= PPO_SETTINGS - {"microbatch_size", "reuse_sampler"}
+
+
+def make_outcome(t5: str, roberta: str, folder: Path, **settings: Any) -> torch.Tensor:
     """Weights after two batches of rollouts."""
-    torch.manual_seed(7)
     batch = make_batch(t5)
-    ppo = PPOConfig(**({"max_new_tokens": 10, "minibatch_size": 4, "epochs": 2} | settings))
-    arguments = {"ppo": ppo, "optimizer": adamw(0.02)} | (module or {})
-    policy = settle(make_policy(t5, roberta, **arguments))
+    own = {name: value for name, value in settings.items() if name in PPO_SETTINGS}
+    ppo = PPOConfig(**({"max_new_tokens": 10, "minibatch_size": 4, "epochs": 2} | own))
+    others = {name: value for name, value in settings.items() if name not in PPO_SETTINGS}
+    policy = settle(make_policy(t5, roberta, **({"optimizer": adamw(0.02)} | others), ppo=ppo))
     torch.manual_seed(8)
     make_trainer(folder).fit(policy, loader(batch, batch))
     return torch.cat([p.detach().flatten() for p in policy.parameters() if p.requires_grad])
 
 
 @pytest.fixture(scope="module")
-def plain_outcome(t5: str, roberta: str, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
-    """What comes out without a change; the same each time."""
-    found = outcome(t5, roberta, tmp_path_factory.mktemp("plain"))
-    assert torch.equal(found, outcome(t5, roberta, tmp_path_factory.mktemp("again")))
-    return found
+def outcome(
+    t5: str, roberta: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., torch.Tensor]:
+    """Give what comes out of settings, which is the same each time."""
+    known: dict[str, torch.Tensor] = {}
+
+    def find(**settings: Any) -> torch.Tensor:
+        if str(settings) not in known:
+            folder = tmp_path_factory.mktemp("outcome")
+            known[str(settings)] = make_outcome(t5, roberta, folder, **settings)
+        return known[str(settings)]
+
+    plain = make_outcome(t5, roberta, tmp_path_factory.mktemp("again"))
+    assert torch.equal(find(), plain)
+    return find
 
 
 @kinds_and_estimators
@@ -520,6 +592,16 @@ def test_every_term_of_the_reward_is_logged_and_weighed(
     assert found["objective/reward"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_term_does_not_take_the_place_of_another(t5: str, roberta: str) -> None:
+    extra = {"reward_model": FunctionReward(LETTERS)}
+    with pytest.raises(ValueError, match="'reward_model' is the name of"):
+        make_policy(t5, roberta, extra_rewards=extra)
+    alone = PPOPolicy(t5, None, extra_rewards=extra)
+    assert list(alone.terms) == ["reward_model"]
+    with pytest.raises(ValueError, match="PPO needs a reward"):
+        PPOPolicy(t5, None)
+
+
 def count_words(
     predictions: list[str], dialogues: list[str], references: list[list[str]], factor: int
 ) -> list[float]:
@@ -548,9 +630,11 @@ def test_a_nan_score_stops_the_run_with_its_text(
         ({"unfinished_replaces": True}, "unfinished_replaces changes nothing"),
         ({"length_free": 5}, "length_free changes nothing"),
         ({"microbatch_size": 0}, "microbatch_size must be above 0"),
-        ({"kl_target": 0.0}, "kl_target"),
+        ({"kl_target": 0.0}, "kl_target must be above 0"),
+        ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target changes nothing with kl_coef 0"),
         ({"ratio_guard": 0.5}, "ratio_guard"),
         ({"kl_coef": -0.1}, "kl_coef must be 0 or more"),
+        ({"unfinished_penalty": -1.0}, "unfinished_penalty must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -559,9 +643,13 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 
 def test_an_adapter_that_does_not_fit_is_refused(
-    t5: str, roberta: str, trained_adapter: str, tmp_path: Path
+    t5: str, roberta: str, trained_adapter: str, trained_soft_prompt: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"no adapter_config\.json"):
         make_policy(t5, roberta, adapter=str(tmp_path))
     with pytest.raises(ValueError, match="was trained on"):
         make_policy("google/flan-t5-base", roberta, adapter=trained_adapter)
+    with pytest.raises(ValueError, match=r"5 virtual tokens, and this run says 7; set .* 5"):
+        make_policy(t5, roberta, adapter=trained_soft_prompt, policy=SoftPromptPolicy(7))
+    with pytest.raises(ValueError, match="is a LORA adapter; here PROMPT_TUNING is wanted"):
+        make_policy(t5, roberta, adapter=trained_adapter, policy=SoftPromptPolicy(5))

@@ -1,8 +1,13 @@
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+import train
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward, Texts
 from lightning_modules.ppo.rewards import (
     RunningMoments,
@@ -117,16 +122,108 @@ def test_rouge_and_the_faithfulness_checks_are_rewards() -> None:
         score("metrics.rouge.rouge", key="rouge9")
 
 
+class Judge:
+    """Callable, as a model that is loaded once may be."""
+
+    def __call__(self, texts: list[str], dialogues: Any, references: Any) -> Any:
+        return np.array([len(text) for text in texts])
+
+
+judge = Judge()
+
+
+def length(texts: list[str], unit: float = 1.0) -> list[float]:
+    return [len(text) / unit for text in texts]
+
+
+WEIGHT = torch.nn.Parameter(torch.tensor(2.0))
+
+
+def with_gradient(texts: list[str], *_: Any) -> Tensor:
+    assert not torch.is_grad_enabled()
+    return WEIGHT.expand(len(texts))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "scores"),
+    [
+        ("judge", {}, [3.0, 1.0]),
+        ("length", {}, [3.0, 1.0]),
+        ("length", {"unit": 2.0}, [1.5, 0.5]),
+        ("with_gradient", {}, [2.0, 2.0]),
+    ],
+)
+def test_callables_and_numbers_of_many_kinds_are_taken(
+    function: str, arguments: dict[str, Any], scores: list[float]
+) -> None:
+    texts = Texts(["a b", "c"], ["", ""], [["x"], ["y"]])
+    found = FunctionReward(f"{__name__}.{function}", arguments).score(texts, CPU)
+    assert found.tolist() == scores
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+
+
 @pytest.mark.parametrize("path", ["no_such_module.f", "tests.ppo.test_rewards.no_such", "words"])
 def test_a_function_that_is_not_there_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="there is no function"):
         FunctionReward(path)
 
 
-def one_number(predictions: list[str], dialogues: list[str], references: list[list[str]]) -> float:
-    return 1.0
+def two(texts: list[str], references: list[list[str]]) -> list[float]:
+    return [1.0, 1.0]
 
 
-def test_a_function_must_give_one_number_a_summary() -> None:
-    with pytest.raises(ValueError, match=r"gave \[\] numbers for 2 summaries"):
-        FunctionReward(f"{__name__}.one_number").score(Texts(["a", "b"], ["", ""], [[], []]), CPU)
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("CPU", {}, r"test_rewards\.CPU is a device and cannot be called"),
+        ("two", {}, r"two\(texts: .* cannot be called as .*too many.* predictions alone \(missing"),
+        ("words", {"factor": 2}, "unexpected keyword argument 'factor'"),
+    ],
+)
+def test_what_cannot_be_called_so_is_refused_before_the_run(
+    function: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        FunctionReward(f"{__name__}.{function}", arguments)
+
+
+def give(predictions: list[str], dialogues: Any, references: Any, what: str) -> Any:
+    return {
+        "one": 1.0, "three": [1.0] * 3, "column": np.ones((2, 1)), "dict": {"a": [1.0, 2.0]},
+        "none": [None, None], "text": ["1", "2"], "generator": (1.0 for _ in predictions),
+    }[what]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("one", r"and gave \[\] numbers"),
+        ("three", r"and gave \[3\] numbers"),
+        ("column", r"and gave \[2, 1\] numbers"),
+        ("dict", "and gave a dict"),
+        ("none", "and gave a list"),
+        ("text", "and gave a list"),
+        ("generator", "and gave a generator"),
+    ],
+)
+def test_a_function_must_give_one_number_a_summary(what: str, message: str) -> None:
+    reward = FunctionReward(f"{__name__}.give", {"what": what})
+    with pytest.raises(ValueError, match=f"one number for each of 2 summaries, {message}"):
+        reward.score(Texts(["a", "b"], ["", ""], [[], []]), CPU)
+
+
+def test_a_run_names_all_that_is_wrong_with_its_rewards_at_once(
+    tiny_ppo: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terms = {
+        "gone": {"class_path": "FunctionReward", "init_args": {"function": "no.such"}},
+        "two": {"class_path": "FunctionReward", "init_args": {"function": f"{__name__}.two"}},
+    }
+    bad = ["--model.extra_rewards", json.dumps(terms), "--data.source", str(tmp_path / "nowhere")]
+    with pytest.raises(SystemExit):
+        train.main(["fit", *tiny_ppo, *bad, "--run_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert "for 3 reason(s)" in said
+    for words in ("extra_rewards.gone: reward: there is no function", "extra_rewards.two", "data:"):
+        assert words in said

@@ -118,6 +118,9 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
             for run in (each, alone)
         )
         assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        for name in ("kl_coef", "moments"):
+            assert each["loop"][name] == pytest.approx(alone["loop"][name], rel=1e-5)
+    assert alone["loop"]["kl_coef"] != ppo.kl_coef
     norm = torch.nn.utils.get_total_norm(alone["gradients"].values())
     assert float(norm) == pytest.approx(0.3, rel=1e-3), "nothing is clipped"
     assert distance(start, alone["weights"]) > 1e-3

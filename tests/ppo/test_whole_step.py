@@ -1,0 +1,249 @@
+"""A whole training step against one that is written out: token by token, row by row, by autograd.
+
+The parts are tested by themselves. Here it is how they are put together: which temperature, which
+log-probabilities, which sign and which weight each of them gets.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_modules import PPOPolicy
+from lightning_modules.adapters import reference_policy
+from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
+from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.policy_kinds import LoRAPolicy
+from lightning_modules.ppo.reward_terms import FunctionReward
+from tests.batches import loader, make_batch, make_trainer, settle
+
+RATE, VALUE_RATE, EPOCHS = 0.5, 0.05, 2
+
+
+def count_letters(predictions: list[str], *_: Any) -> list[float]:
+    return [len(text) / 5 for text in predictions]
+
+
+def count_kinds(predictions: list[str], *_: Any) -> list[float]:
+    return [len(set(text)) / 3 for text in predictions]
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "gae": {
+        "advantage": GAE(gamma=0.9, lam=0.8),
+        "ppo": {
+            "temperature": 0.7, "kl_coef": 0.3, "whiten_rewards": True, "unfinished_penalty": 0.5,
+            "length_penalty": 0.05, "length_free": 4, "score_scale": 0.5, "score_clip": 1.0,
+            "max_grad_norm": 0.2, "value_weight": 0.4, "value_clip": 0.01, "clip": 0.02,
+        },
+    },
+    "rloo": {
+        "advantage": RLOO(whiten=True),
+        "ppo": {"samples": 2, "kl_estimator": "k3", "temperature": 1.4, "kl_coef": 0.2,
+                "clip": 0.02, "unfinished_penalty": 2.0, "unfinished_replaces": True},
+    },
+    "grpo": {
+        "advantage": GRPO(),
+        "ppo": {"samples": 3, "kl_estimator": "k2", "kl_in_loss": True, "kl_coef": 0.7,
+                "temperature": 0.7, "microbatch_size": 5, "normalise_scores": True},
+    },
+}  # fmt: skip
+
+
+class Moved(PPOPolicy):
+    """Starts away from its reference, so that there is a KL from the first batch on."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        torch.manual_seed(3)
+        for name, parameter in self.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        # One token in ten ends a response.
+        bias = torch.zeros(self.model.get_base_model().lm_head.weight.shape[0])
+        bias[1] = 2.5
+        self.model.get_base_model().lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        self.gate_passed = True
+
+
+class Keep(L.Callback):
+    outputs: Any
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+        self.outputs = outputs
+
+
+def make(t5: str, case: dict[str, Any]) -> Any:
+    ppo = {"max_new_tokens": 8, "epochs": EPOCHS, "minibatch_size": 100} | case["ppo"]
+    terms = {
+        "letters": FunctionReward(f"{__name__}.count_letters", weight=0.5),
+        "kinds": FunctionReward(f"{__name__}.count_kinds", weight=-1.0),
+    }
+    module = Moved(
+        backbone=t5, reward_model=None, extra_rewards=terms, policy=LoRAPolicy(r=4, alpha=8),
+        advantage=case["advantage"], ppo=PPOConfig(**ppo), value_lr=VALUE_RATE,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=RATE),
+    )  # fmt: skip
+    return settle(module)
+
+
+class Row(NamedTuple):
+    """A response of n tokens as the slow step knows it; numbers of tokens are lists of n."""
+
+    prompt: Tensor
+    tokens: list[int]
+    text: str
+    old: list[float]
+    reference: list[float]
+    old_values: list[float]
+
+
+class SlowStep:
+    """Two epochs of one minibatch, from the definitions in docs/ppo.md."""
+
+    def __init__(self, module: Any, rows: list[Row], advantage: Any) -> None:
+        self.module, self.rows, self.advantage, self.config = module, rows, advantage, module.ppo
+
+    def scores(self) -> list[float]:
+        c = self.config
+        texts = [row.text for row in self.rows]
+        pairs = zip(count_letters(texts), count_kinds(texts), strict=True)
+        scores = [0.5 * letters - kinds for letters, kinds in pairs]
+        if c.normalise_scores:
+            mean = sum(scores) / len(scores)
+            std = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
+            scores = [(s - mean) / std for s in scores]
+        scores = [s * c.score_scale for s in scores]
+        if c.score_clip is not None:
+            scores = [min(max(s, -c.score_clip), c.score_clip) for s in scores]
+        for i, row in enumerate(self.rows):
+            if row.tokens[-1] != 1 and c.unfinished_penalty is not None:
+                kept = 0.0 if c.unfinished_replaces else scores[i]
+                scores[i] = kept - c.unfinished_penalty
+            scores[i] -= c.length_penalty * max(len(row.tokens) - c.length_free, 0)
+        return scores
+
+    def rewards(self) -> list[list[float]]:
+        c = self.config
+        beta = 0.0 if c.kl_in_loss else c.kl_coef
+        rewards = []
+        for row, score in zip(self.rows, self.scores(), strict=True):
+            gaps = torch.tensor(row.old) - torch.tensor(row.reference)
+            estimate = {
+                "k1": gaps, "k2": gaps**2 / 2, "k3": torch.exp(-gaps) - 1 + gaps
+            }[c.kl_estimator]  # fmt: skip
+            own = (-beta * estimate).tolist()
+            own[-1] += score
+            rewards.append(own)
+        return whiten(rewards, keep_mean=True) if c.whiten_rewards else rewards
+
+    def credit(self) -> tuple[list[list[float]], list[list[float]]]:
+        rewards, k = self.rewards(), self.config.samples
+        advantages, returns = [], []
+        for i, row in enumerate(self.rows):
+            if isinstance(self.advantage, GAE):
+                own, running, after = [], 0.0, 0.0
+                for r, v in zip(reversed(rewards[i]), reversed(row.old_values), strict=True):
+                    running = r + 0.9 * after - v + 0.9 * 0.8 * running
+                    own.insert(0, running)
+                    after = v
+            else:
+                totals = [sum(rewards[j]) for j in range(i // k * k, i // k * k + k)]
+                others = (sum(totals) - totals[i % k]) / (k - 1)
+                value = totals[i % k] - others
+                if isinstance(self.advantage, GRPO):
+                    std = torch.tensor(totals).std().item()
+                    value = (totals[i % k] - sum(totals) / k) / (std + 1e-4)
+                own = [value] * len(row.tokens)
+            advantages.append(own)
+            returns.append([a + v for a, v in zip(own, row.old_values, strict=True)])
+        return whiten(advantages) if self.advantage.whiten else advantages, returns
+
+    def loss(self, advantages: list[list[float]], returns: list[list[float]]) -> Tensor:
+        c, total = self.config, torch.zeros(())
+        for row, own, target in zip(self.rows, advantages, returns, strict=True):
+            new, values = read(self.module, row.prompt, row.tokens)
+            for t in range(len(row.tokens)):
+                ratio = (new[t] - row.old[t]).exp()
+                near = ratio.clamp(1 - c.clip, 1 + c.clip)
+                total = total - torch.minimum(own[t] * ratio, own[t] * near)
+                if self.module.value_head is not None:
+                    moved = (values[t] - row.old_values[t]).clamp(-c.value_clip, c.value_clip)
+                    worse = torch.maximum(
+                        (values[t] - target[t]) ** 2, (row.old_values[t] + moved - target[t]) ** 2
+                    )
+                    total = total + c.value_weight * worse / 2
+                if c.kl_in_loss:
+                    total = total + c.kl_coef * (new[t] - row.reference[t]) ** 2 / 2
+        return total / sum(len(row.tokens) for row in self.rows)
+
+    def learn(self) -> None:
+        credit = self.credit()
+        named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+        for _ in range(EPOCHS):
+            gradients = torch.autograd.grad(self.loss(*credit), [p for _, p in named])
+            norm = sum(float((g**2).sum()) for g in gradients) ** 0.5
+            factor = min(1.0, self.config.max_grad_norm / norm)
+            with torch.no_grad():
+                for (name, p), gradient in zip(named, gradients, strict=True):
+                    rate = VALUE_RATE if name.startswith("value_head") else RATE
+                    p -= rate * factor * gradient
+
+
+def whiten(values: list[list[float]], keep_mean: bool = False) -> list[list[float]]:
+    flat = [each for own in values for each in own]
+    mean = sum(flat) / len(flat)
+    std = (sum((each - mean) ** 2 for each in flat) / len(flat) + 1e-8) ** 0.5
+    return [[(each - mean) / std + mean * keep_mean for each in own] for own in values]
+
+
+def read(module: Any, prompt: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a response and values, by the model's own forward pass of one row."""
+    output = module.model(
+        input_ids=prompt[None], decoder_input_ids=torch.tensor([[0, *tokens[:-1]]]),
+        output_hidden_states=True,
+    )  # fmt: skip
+    logprobs = (output.logits[0] / module.ppo.temperature).log_softmax(-1)
+    own = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
+    if module.value_head is None:
+        return own, torch.zeros(len(tokens))
+    return own, module.value_head(output.decoder_hidden_states[-1])[0]
+
+
+@torch.no_grad()
+def read_rows(module: Any, outputs: Any) -> list[Row]:
+    rollout = outputs["experience"].rollout
+    rows = []
+    for i, owner in enumerate(rollout.owner.tolist()):
+        prompt = rollout.prompts.input_ids[owner]
+        prompt = prompt[rollout.prompts.attention_mask[owner].bool()]
+        tokens = rollout.responses[i].tolist()
+        tokens = tokens[: tokens.index(1) + 1] if 1 in tokens else tokens
+        old, values = read(module, prompt, tokens)
+        with reference_policy(module.model):
+            reference, _ = read(module, prompt, tokens)
+        text = outputs["texts"][i]
+        rows.append(Row(prompt, tokens, text, old.tolist(), reference.tolist(), values.tolist()))
+    return rows
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_is_the_one_that_is_written_out(t5: str, tmp_path: Path, case: str) -> None:
+    keep, fast, slow = Keep(), make(t5, CASES[case]), make(t5, CASES[case])
+    start = {n: p.detach().clone() for n, p in fast.named_parameters() if p.requires_grad}
+    torch.manual_seed(11)
+    make_trainer(tmp_path, callbacks=[keep]).fit(fast, loader(make_batch(t5)))
+    rows = read_rows(slow, keep.outputs)
+    ends = [row.tokens[-1] == 1 for row in rows]
+    assert any(ends) and not all(ends)
+    SlowStep(slow, rows, CASES[case]["advantage"]).learn()
+    own = dict(fast.named_parameters())
+    moved = torch.cat([(own[n] - value).flatten() for n, value in start.items()]).detach()
+    wanted = torch.cat(
+        [(p - start[n]).flatten() for n, p in slow.named_parameters() if n in start]
+    ).detach()
+    assert wanted.norm() > 1e-2
+    assert (moved - wanted).norm() < 1e-4 * wanted.norm()
