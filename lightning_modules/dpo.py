@@ -1,5 +1,6 @@
 """DPO: a policy trained on preferred completions directly, without a reward model."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ class DPO(PolicyModule):
         Raises:
             GateError: If policy and reference differ before the first update.
         """
-        scores = as_forward(self.model, lambda: self.score(batch))
+        scores = self.score(batch)
         if self._trainer is not None:  # none where the step is only planned
             for name, value in self.measure(scores, batch).items():
                 self.log(
@@ -118,14 +119,11 @@ class DPO(PolicyModule):
 
     def score(self, batch: ComparisonBatch) -> Scores:
         """Score the completions of a batch under the policy and under the reference."""
-        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with torch.no_grad(), reference_policy(self.model, self.reference) as start:
-            encoded = encode(start, prompts)
-            reference = token_scores(start, encoded, batch)
+            encoded, reference = as_forward(start, partial(score_completions, start, batch))
         # Where nothing in the encoder is trained, its output serves both.
-        if not self.shares_encoder:
-            encoded = encode(self.model, prompts)
-        policy = token_scores(self.model, encoded, batch)
+        known = encoded if self.shares_encoder else None
+        _, policy = as_forward(self.model, partial(score_completions, self.model, batch, known))
         return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
@@ -205,16 +203,23 @@ class DPO(PolicyModule):
             )  # fmt: skip
 
 
-def token_scores(model: Any, encoded: Encoded, batch: ComparisonBatch) -> Tensor:
-    """Give the log-probabilities of all completions' tokens, nats, 0 on padding: [N, T].
+def score_completions(
+    model: Any, batch: ComparisonBatch, encoded: Encoded | None = None
+) -> tuple[Encoded, Tensor]:
+    """Encode the B prompts, and give the log-probabilities of all completions' tokens.
 
     Args:
         model: The encoder-decoder, with the adapter of the wanted policy active.
-        encoded: Its encoder's output for the B prompts.
         batch: The completions.
+        encoded: Its encoder's output for the prompts, where that is known.
+
+    Returns:
+        The encoder's output; and log-probabilities in nats, 0 on padding, [N, T].
     """
-    rows = encoded.rows(batch["owner"])
-    return score_tokens(model, rows, batch["responses"], batch["mask"], temperature=1.0).logprobs
+    if encoded is None:
+        encoded = encode(model, Prompts(batch["input_ids"], batch["attention_mask"]))
+    rows, mask = encoded.rows(batch["owner"]), batch["mask"]
+    return encoded, score_tokens(model, rows, batch["responses"], mask, temperature=1.0).logprobs
 
 
 def check_start(ratios: Tensor) -> None:

@@ -46,9 +46,9 @@ def objective(
     rollout: Rollout,
     scores: Tensor,
     shaped: Tensor,
-    terms: Mapping[str, Tensor],
     beta: float,
-    sum_over_ranks: SumOverRanks,
+    terms: Mapping[str, Tensor] | None = None,
+    sum_over_ranks: SumOverRanks = lambda t: t,
 ) -> dict[str, Tensor | float]:
     """Give what PPO is after, and the shape of its rollouts: means over the batch.
 
@@ -60,8 +60,8 @@ def objective(
         rollout: B responses.
         scores: Weighted sum of the reward's terms, [B].
         shaped: What was made of them, [B].
-        terms: The terms by themselves, [B] each.
         beta: Weight of the KL.
+        terms: The terms by themselves, [B] each.
         sum_over_ranks: Sums a tensor over the ranks.
     """
     logprobs, reference, mask = rollout.logprobs, rollout.ref_logprobs, rollout.mask
@@ -70,7 +70,7 @@ def objective(
         "objective/score": shaped,
         "objective/kl": per_sequence(k1(logprobs, reference), mask),
         "objective/kl_k3": per_sequence(k3(logprobs, reference), mask),
-        **{f"objective/rewards/{name}": values for name, values in terms.items()},
+        **{f"objective/rewards/{name}": values for name, values in (terms or {}).items()},
         "rollout/length": mask.sum(dim=1),
         "rollout/eos_rate": rollout.finished.float(),
     }
@@ -81,7 +81,9 @@ def objective(
     return {**means, "objective/kl_coef": beta, "objective/rlhf_reward": rlhf_reward}
 
 
-def estimates(rollout: Rollout, credit: Credit, sum_over_ranks: SumOverRanks) -> dict[str, Tensor]:
+def estimates(
+    rollout: Rollout, credit: Credit, sum_over_ranks: SumOverRanks = lambda t: t
+) -> dict[str, Tensor]:
     """Give means of advantages (before whitening) and returns, and how the value head fits.
 
     Args:

@@ -268,7 +268,7 @@ class PPOPolicy(PolicyModule):
         update = self.update(experience)
         times.append(time.perf_counter())
 
-        found = figures.objective(rollout, scores, shaped, terms, beta, self.sum_over_ranks)
+        found = figures.objective(rollout, scores, shaped, beta, terms, self.sum_over_ranks)
         found |= figures.estimates(rollout, credit, self.sum_over_ranks) | update.figures
         found |= figures.speed(rollout, times)
         self._logged = list(found)
