@@ -59,7 +59,7 @@ def choose(totals: Sequence[float], settings: Sequence[Setting], room: float) ->
             # A copy of the gradients more: what fits one device alone may not fit it under DDP.
             return "one device, or DDP" if totals[1] <= room else "one device; several by FSDP2"
         return "DDP" if setting.strategy == "ddp" else f"FSDP2 x {setting.devices}"
-    return "more devices, or less at a time"
+    return "none of these: a LoRA, or less at a time"
 
 
 def make_rows(devices: int, room: float) -> Iterator[str]:
