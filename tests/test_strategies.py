@@ -163,7 +163,8 @@ def test_micro_batches_under_sharding_are_one_step(run: Run) -> None:
     assert distance(shared.moments, alone.moments) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["full_ft", pytest.param("soft_prompt", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full_ft", "soft_prompt"])
 def test_a_sharded_test_gives_the_texts_of_one_rank(method: str, run: Run) -> None:
     lively = ["--model.optimizer.lr", "0.05"]  # enough to change every text
     run("fit", method, "run", "fsdp2", *lively)
