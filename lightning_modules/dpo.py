@@ -197,10 +197,8 @@ class DPO(PolicyModule):
             "margin": found["rewards/margin"],
         }
         for name, value in values.items():
-            self.log(
-                f"{stage}/{name}", value, batch_size=count, sync_dist=True,
-                add_dataloader_idx=False, prog_bar=f"{stage}/{name}" == "val/accuracy",
-            )  # fmt: skip
+            shown = f"{stage}/{name}" == "val/accuracy"
+            self.log_mean(f"{stage}/{name}", value, count, add_dataloader_idx=False, prog_bar=shown)
 
 
 def score_completions(

@@ -60,7 +60,10 @@ def as_forward(model: Any, work: Callable[[], Result]) -> Result:
         model: Divided or not.
         work: Gives tensors, or tuples of them.
     """
-    return model.compute(work) if isinstance(model, FSDPModule) else work()
+    if not isinstance(model, FSDPModule):
+        return work()
+    divided: Any = model  # which divide gave the method
+    return divided.compute(work)
 
 
 @contextmanager

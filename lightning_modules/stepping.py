@@ -171,6 +171,21 @@ class SteppingModule(L.LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.half_updated = True
 
+    def log_mean(self, name: str, value: Tensor, count: int, **settings: Any) -> None:
+        """Log the mean over all that is counted, in all batches of an evaluation, on all ranks.
+
+        Lightning averages the counts over the ranks, and rounds that down. Times ranks, the average
+        is their sum, which is whole.
+
+        Args:
+            name: Of the metric.
+            value: The batch's mean on this rank.
+            count: How many values are in it.
+            **settings: See ``log``.
+        """
+        ranks = 1 if self._trainer is None else self._trainer.world_size
+        self.log(name, value, batch_size=count * ranks, sync_dist=True, **settings)
+
     def describe_rows(self, batch: Any) -> list[Row]:
         """Give the rows of a batch as values for people to read, for the record of a fault."""
         return readable_rows(batch)

@@ -50,7 +50,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
     # Whole weights in evaluations ---------------------------------------------------------------
 
     def _begin_evaluation(self) -> None:
-        self._evaluation.enter_context(whole(self.lightning_module))
+        module: Any = self.lightning_module
+        self._evaluation.enter_context(whole(module))
 
     def _end_evaluation(self) -> None:
         self._evaluation.close()

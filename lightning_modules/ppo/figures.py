@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """This rank's part of a mean: the sum of its values, and how many they are, scalars."""
 
     total: Tensor
-    count: Tensor
+    number: Tensor
 
 
 def over_rows(values: Tensor) -> Part:
