@@ -225,6 +225,7 @@ def make_whole(module: Any) -> Any:
     if module.global_rank != 0:
         return None
     twin = copy.copy(module)
+    twin._trainer = module.trainer  # which a copy of a LightningModule leaves behind
     twin._modules = {}
     twin.model = None
     twin.load_model()
