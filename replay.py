@@ -110,7 +110,8 @@ class Replay(L.LightningModule):
                 )
             experience = experience._replace(rollout=rollout)
         credit = policy.advantage(recorded.rewards, rollout.values, rollout.mask, recorded.samples)
-        found = figures.estimates(rollout, credit) | policy.update(experience).figures
+        found = figures.estimates(rollout, credit, policy.sum_over_ranks)
+        found |= policy.update(experience).figures
         policy.batches_done += 1
         self.found = {name: (recorded.figures[name], float(value)) for name, value in found.items()}
 

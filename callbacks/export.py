@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import hub
+from lightning_modules.strategies import make_whole
 from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -35,21 +36,24 @@ class ExportCallback(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the best checkpoint's weights (on every rank) and export them (on rank 0)."""
         source = load_best(trainer, pl_module)
-        if trainer.is_global_zero:
-            self._export(trainer, pl_module, source)
+        self._export(trainer, make_whole(pl_module), source)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the tested weights where no export is there yet."""
-        if trainer.is_global_zero and not RunFolder(trainer.default_root_dir).export.exists():
-            self._export(trainer, pl_module, "the weights that were tested")
+        is_there = RunFolder(trainer.default_root_dir).export.exists()
+        if not trainer.strategy.broadcast(is_there):
+            self._export(trainer, make_whole(pl_module), "the weights that were tested")
 
-    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, source: str) -> None:
+    def _export(self, trainer: L.Trainer, pl_module: Any, source: str) -> None:
+        """Write the folder, on rank 0; the module may be missing on the others."""
+        if not trainer.is_global_zero:
+            return
         folder = RunFolder(trainer.default_root_dir)
         partial = folder.path / ".export.partial"
         shutil.rmtree(partial, ignore_errors=True)
         folder.path.mkdir(parents=True, exist_ok=True)
         with hub.writing(partial):
-            about: dict[str, Any] = pl_module.export(partial)  # type: ignore[operator]
+            about: dict[str, Any] = pl_module.export(partial)
         replace_folder(partial, folder.export)
         if about:
             folder.update_summary(**about)
@@ -68,7 +72,7 @@ def load_best(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
         return "the last weights (this run kept no checkpoint)"
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     pl_module.on_load_checkpoint(checkpoint)
-    pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+    trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
     monitor = getattr(callback, "monitor", None)
     score = getattr(callback, "best_model_score", None)
     if monitor is None or score is None:

@@ -22,6 +22,7 @@ from lightning_modules.backbones import (
 from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
+from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class BaseModule(PiecewiseModule):
         return [
             hub.find_model_problem(name, "backbone", cls.kind),
             find_compile_problem("model.compile", backend, trainer.accelerator),
+            find_strategy_problem(name_strategy(trainer), backend is not None),
         ]
 
     # What a subclass says -----------------------------------------------------------------------
@@ -131,9 +133,13 @@ class BaseModule(PiecewiseModule):
         super().setup(stage)
 
     def configure_model(self) -> None:
-        """Load the tokenizer and the backbone, and attach what is trained; does so once."""
-        if self.model is not None:
-            return
+        """Load what there is to load, and divide it among ranks that share it; does so once."""
+        if self.model is None:
+            self.load_model()
+            shard(self)
+
+    def load_model(self) -> None:
+        """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
         model: Any = self.model  # which it now has

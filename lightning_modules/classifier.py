@@ -86,5 +86,5 @@ class Classifier(BaseModule):
         """Log ``<stage>/loss``, and give ``loss`` and ``probabilities``, B lists, one a label."""
         logits, count = self.logits(batch), len(batch["ids"])
         loss = self.loss(logits, batch) / count
-        self.log(f"{stage}/loss", loss, batch_size=count, sync_dist=True)
+        self.log_mean(f"{stage}/loss", loss, count)
         return {"loss": loss, "probabilities": logits.softmax(dim=-1).tolist()}

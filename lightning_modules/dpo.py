@@ -1,5 +1,6 @@
 """DPO: a policy trained on preferred completions directly, without a reward model."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from lightning_modules.ppo.invariants import GateError
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
 from lightning_modules.ppo.rollout import Encoded, Prompts, encode, score_tokens
 from lightning_modules.preference_losses import dpo_loss
+from lightning_modules.sharding import as_forward
 from lightning_modules.summarization import Decoding
 
 START_TOLERANCE = 1e-4
@@ -106,7 +108,10 @@ class DPO(PolicyModule):
         scores = self.score(batch)
         if self._trainer is not None:  # none where the step is only planned
             for name, value in self.measure(scores, batch).items():
-                self.log(name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]))
+                self.log(
+                    name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]),
+                    sync_dist=True,
+                )  # fmt: skip
             if self.training and self.global_step == 0:
                 check_start(scores.ratios)
         loss = self.loss(scores, batch)
@@ -114,14 +119,11 @@ class DPO(PolicyModule):
 
     def score(self, batch: ComparisonBatch) -> Scores:
         """Score the completions of a batch under the policy and under the reference."""
-        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with torch.no_grad(), reference_policy(self.model, self.reference) as start:
-            encoded = encode(start, prompts)
-            reference = token_scores(start, encoded, batch)
+            encoded, reference = as_forward(start, partial(score_completions, start, batch))
         # Where nothing in the encoder is trained, its output serves both.
-        if not self.shares_encoder:
-            encoded = encode(self.model, prompts)
-        policy = token_scores(self.model, encoded, batch)
+        known = encoded if self.shares_encoder else None
+        _, policy = as_forward(self.model, partial(score_completions, self.model, batch, known))
         return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
@@ -195,22 +197,27 @@ class DPO(PolicyModule):
             "margin": found["rewards/margin"],
         }
         for name, value in values.items():
-            self.log(
-                f"{stage}/{name}", value, batch_size=count, sync_dist=True,
-                add_dataloader_idx=False, prog_bar=f"{stage}/{name}" == "val/accuracy",
-            )  # fmt: skip
+            shown = f"{stage}/{name}" == "val/accuracy"
+            self.log_mean(f"{stage}/{name}", value, count, add_dataloader_idx=False, prog_bar=shown)
 
 
-def token_scores(model: Any, encoded: Encoded, batch: ComparisonBatch) -> Tensor:
-    """Give the log-probabilities of all completions' tokens, nats, 0 on padding: [N, T].
+def score_completions(
+    model: Any, batch: ComparisonBatch, encoded: Encoded | None = None
+) -> tuple[Encoded, Tensor]:
+    """Encode the B prompts, and give the log-probabilities of all completions' tokens.
 
     Args:
         model: The encoder-decoder, with the adapter of the wanted policy active.
-        encoded: Its encoder's output for the B prompts.
         batch: The completions.
+        encoded: Its encoder's output for the prompts, where that is known.
+
+    Returns:
+        The encoder's output; and log-probabilities in nats, 0 on padding, [N, T].
     """
-    rows = encoded.rows(batch["owner"])
-    return score_tokens(model, rows, batch["responses"], batch["mask"], temperature=1.0).logprobs
+    if encoded is None:
+        encoded = encode(model, Prompts(batch["input_ids"], batch["attention_mask"]))
+    rows, mask = encoded.rows(batch["owner"]), batch["mask"]
+    return encoded, score_tokens(model, rows, batch["responses"], mask, temperature=1.0).logprobs
 
 
 def check_start(ratios: Tensor) -> None:

@@ -240,7 +240,7 @@ class RewardModel(BaseModule):
         """Give ``{"loss": scalar, "rewards": a list for each ranking}``; log ``<stage>/loss``."""
         rewards, count = self.rewards(batch), len(batch["ids"])
         loss = self.loss(rewards, batch) / count
-        self.log(f"{stage}/loss", loss, batch_size=count, sync_dist=True)
+        self.log_mean(f"{stage}/loss", loss, count)
         sizes = [len(ranking.completions) for ranking in batch["rankings"]]
         return {"loss": loss, "rewards": [part.tolist() for part in rewards.split(sizes)]}
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_modules.accumulation import StepLoss
 from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
 from lightning_modules.randomness import seed_at
+from lightning_modules.sharding import full
+from lightning_modules.strategies import find_rows_problem, find_strategy_problem
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 """What random numbers are for: others for each."""
@@ -49,17 +51,14 @@ class SteppingModule(L.LightningModule):
         return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy that would average over micro-batches; note the seed.
+        """Refuse a strategy that would take other steps; note the seed.
 
         Raises:
             ValueError: If it would.
         """
-        strategy = self.trainer.strategy
-        if strategy.handles_gradient_accumulation:
-            raise ValueError(
-                f"trainer.strategy: {type(strategy).__name__} accumulates gradients itself, and "
-                "would weigh every micro-batch alike, however many tokens are in it; use ddp"
-            )
+        problem = find_strategy_problem(self.trainer.strategy) or find_rows_problem(self.trainer)
+        if problem:
+            raise ValueError(problem)
         self.seed = torch.initial_seed()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -160,7 +159,7 @@ class SteppingModule(L.LightningModule):
         """
         found = {
             "train/loss": self.step_loss.mean,
-            "train/grad_norm": torch.nn.utils.get_total_norm(gradients(optimizer)),
+            "train/grad_norm": gradient_norm(optimizer),
         }
         for name, value in found.items():
             shown = name == "train/loss"
@@ -171,6 +170,21 @@ class SteppingModule(L.LightningModule):
             return
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.half_updated = True
+
+    def log_mean(self, name: str, value: Tensor, count: int, **settings: Any) -> None:
+        """Log the mean over all that is counted, in all batches of an evaluation, on all ranks.
+
+        Lightning averages the counts over the ranks, and rounds that down. Times ranks, the average
+        is their sum, which is whole.
+
+        Args:
+            name: Of the metric.
+            value: The batch's mean on this rank.
+            count: How many values are in it.
+            **settings: See ``log``.
+        """
+        ranks = 1 if self._trainer is None else self._trainer.world_size
+        self.log(name, value, batch_size=count * ranks, sync_dist=True, **settings)
 
     def describe_rows(self, batch: Any) -> list[Row]:
         """Give the rows of a batch as values for people to read, for the record of a fault."""
@@ -197,3 +211,8 @@ def gradients(optimizer: Any) -> list[Tensor]:
     """Give the gradients of all weights that an optimizer trains and that have one."""
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     return [weight.grad for weight in weights if weight.grad is not None]
+
+
+def gradient_norm(optimizer: Any) -> Tensor:
+    """Give the norm of all gradients together, over all ranks that share them: a scalar."""
+    return full(torch.nn.utils.get_total_norm(gradients(optimizer)))

@@ -158,7 +158,7 @@ class SummarizationModule(BaseModule):
         """
         loss_sum, tokens = self.token_loss(batch)
         loss = loss_sum / tokens
-        self.log(f"{stage}/loss", loss, batch_size=int(tokens), sync_dist=True)
+        self.log_mean(f"{stage}/loss", loss, int(tokens))
         return {"loss": loss, "predictions": self.generate(batch)}
 
     def token_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from lightning_modules.compiling import eagerly
 from lightning_modules.kernels import ATTENTION
+from lightning_modules.sharding import is_sharded
 
 
 def encode_rows(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
@@ -16,8 +17,9 @@ def encode_rows(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
     :func:`~lightning_modules.kernels.quicken` has seen are put one behind the other instead: all
     layers but attention look at one token at a time, and attention looks at each row by itself. The
     position bias of a T5 depends on distances only, so that all rows share it. Other encoders add
-    positions to their inputs, and a GPU had rather wait for padding than for a row at a time; these
-    make a padded pass.
+    positions to their inputs, a GPU had rather wait for padding than for a row at a time, and the
+    bias of a model that is divided among ranks is there in its block only; these make a padded
+    pass.
 
     Args:
         encoder: With its adapters active.
@@ -25,7 +27,7 @@ def encode_rows(encoder: Any, inputs: Tensor, mask: Tensor) -> Tensor:
         mask: [P, S], 1 at the real tokens of each row, which stand together.
     """
     quick = isinstance(encoder, T5Stack) and encoder.config._attn_implementation == ATTENTION
-    if not quick or inputs.device.type != "cpu":
+    if not quick or inputs.device.type != "cpu" or is_sharded(encoder):
         return encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     real = mask.bool()
     lengths = real.sum(dim=1).tolist()

@@ -21,6 +21,7 @@ from lightning_modules import (
     SoftPrompt,
 )
 from lightning_modules.base import BaseModule
+from lightning_modules.strategies import name_strategy
 from planning.measure import resident_bytes
 from planning.memory import Plan, Setting
 from planning.parts import Computation, Lengths
@@ -158,9 +159,8 @@ def find_setting(trainer: Any) -> Setting:
     asked = str(trainer.accelerator).lower()
     gpu = torch.cuda.is_available() if asked == "auto" else asked not in ("cpu", "tpu")
     devices = _count_devices(trainer.devices, gpu) * int(trainer.num_nodes or 1)
-    strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
     computation = Computation(bf16=str(trainer.precision) == "bf16-mixed", gpu=gpu)
-    return Setting(computation, find_strategy(str(strategy), devices), devices)
+    return Setting(computation, find_strategy(name_strategy(trainer), devices), devices)
 
 
 def find_lengths(datamodule: Any) -> Lengths:

@@ -54,7 +54,7 @@ class Plan:
     @property
     def phases(self) -> dict[str, dict[str, int]]:
         """Bytes by part at the peak of each phase, what a strategy and the process add included."""
-        return {name: self._complete(parts) for name, parts in self.traced.phases.items()}
+        return {name: self._complete(name, parts) for name, parts in self.traced.phases.items()}
 
     @property
     def peak(self) -> str:
@@ -72,11 +72,9 @@ class Plan:
         """Bytes of the peak."""
         return sum(self.parts.values())
 
-    def _complete(self, parts: Mapping[str, int]) -> dict[str, int]:
+    def _complete(self, phase: str, parts: Mapping[str, int]) -> dict[str, int]:
         setting = self.setting
-        found = place_on_devices(
-            parts, self.traced.size, setting.strategy, setting.devices, setting.computation.bf16
-        )
+        found = place_on_devices(parts, self.traced.size, setting.strategy, setting.devices, phase)
         if not setting.computation.gpu:
             passing = sum(size for part, size in found.items() if part not in LASTING)
             found[HEAP] = int(HEAP_SHARE * passing)

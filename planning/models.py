@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, MergedPolicy
 from lightning_modules.ppo.reward_terms import ClassifierReward
+from lightning_modules.sharding import find_blocks
 from planning.shapes import build_classifier, build_seq2seq, find_blueprint
 
 
@@ -61,15 +62,21 @@ def build_judge(name: str) -> nn.Module:
     return judge.eval().requires_grad_(False)
 
 
-def find_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Give the units that a sharded strategy gathers one after the other: blocks, embeddings."""
-    for child in model.modules():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        elif isinstance(child, nn.Embedding):
-            yield child
+def count_units(model: nn.Module) -> tuple[int, int, int, int]:
+    """Count the bytes of what a sharded strategy gathers at a time.
+
+    Returns:
+        Of the root, of the largest block, and of the trained weights in each.
+    """
+    blocks = find_blocks(model)
+    in_blocks = {id(weight) for block in blocks for weight in block.parameters()}
+    root = [weight for weight in model.parameters() if id(weight) not in in_blocks]
+    largest = max((list(block.parameters()) for block in blocks), key=count_bytes, default=[])
+    trained = ([each for each in part if each.requires_grad] for part in (root, largest))
+    counts = [count_bytes(part) for part in (root, largest, *trained)]
+    return counts[0], counts[1], counts[2], counts[3]
 
 
-def count_bytes(module: nn.Module) -> int:
-    """Count the bytes of a module's weights."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+def count_bytes(weights: Iterable[nn.Parameter]) -> int:
+    """Count the bytes of weights."""
+    return sum(weight.numel() * weight.element_size() for weight in weights)

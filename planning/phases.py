@@ -20,7 +20,7 @@ from lightning_modules.ppo.update import minibatch_loss
 from planning.batches import find_chunk, make_batch, make_experience, make_prompts
 from planning.decoding import reckon_decoding
 from planning.gpu import FusedKernels, slow_down
-from planning.models import build_judge, build_module, build_rewards, count_bytes, find_layers
+from planning.models import build_judge, build_module, build_rewards, count_units
 from planning.parts import (
     ATTENTION,
     COPIES,
@@ -87,8 +87,7 @@ def trace_module(
             trace.train(rewards)
         trace.evaluate(judges)
     trainable, total = count_parameters(trial)
-    layers = [count_bytes(layer) for layer in find_layers(trial.model)]
-    return Traced(total, Size(trainable, max(layers, default=0)), trace.phases)
+    return Traced(total, Size(trainable, *count_units(trial.model)), trace.phases)
 
 
 class _Trace:

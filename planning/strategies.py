@@ -3,65 +3,71 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from lightning_modules.strategies import divides, find_strategy_problem
 from planning.parts import BUFFERS, GRADIENTS, OPTIMIZER, WEIGHTS
 
 Name = Literal["single", "ddp", "fsdp"]
 
-LABELS: dict[Name, str] = {"single": "single device", "ddp": "DDP", "fsdp": "FSDP"}
+LABELS: dict[Name, str] = {"single": "single device", "ddp": "DDP", "fsdp": "FSDP2"}
+
+ON_WHOLE_WEIGHTS = ("evaluation", "rollout, sampling", "rollout, scoring")
+"""How the names of those phases begin for which sharded weights are gathered as a whole."""
 
 
 class Size(NamedTuple):
-    """What a strategy needs to know of a model.
+    """What a strategy needs to know of a model; all in bytes of fp32 but the first.
 
-    trainable: trained parameters. largest_layer: bytes of its largest repeated layer, or of its
-    embedding where that is larger, in fp32.
+    trainable: trained parameters. root: weights outside of the blocks (embeddings, output head).
+    block: weights of the largest block. root_gradients, block_gradients: the trained part of them.
     """
 
     trainable: int
-    largest_layer: int
+    root: int
+    block: int
+    root_gradients: int
+    block_gradients: int
 
 
 def find_strategy(text: str, devices: int) -> Name:
     """Recognise Lightning's name (or class path) of a strategy.
 
     Args:
-        text: Such as ``auto``, ``ddp_find_unused_parameters_true``, ``fsdp`` or
-            ``lightning.pytorch.strategies.FSDPStrategy``.
+        text: Such as ``auto``, ``ddp_find_unused_parameters_true``, ``fsdp2`` or
+            ``lightning_modules.strategies.FullyShardedStrategy``.
         devices: Number of devices; ``auto`` is DDP on several.
 
     Raises:
         ValueError: If training refuses it.
     """
-    text = text.lower()
-    if "deepspeed" in text:
-        raise ValueError(
-            "trainer.strategy: DeepSpeed accumulates gradients itself, which training here refuses "
-            "(see SteppingModule.setup); plan for ddp or fsdp"
-        )
-    if "fsdp" in text:
+    if problem := find_strategy_problem(text):
+        raise ValueError(problem)
+    if divides(text):
         return "fsdp"
     return "ddp" if devices > 1 else "single"
 
 
 def place_on_devices(
-    parts: Mapping[str, int], size: Size, strategy: Name, devices: int, bf16: bool
+    parts: Mapping[str, int], size: Size, strategy: Name, devices: int, phase: str
 ) -> dict[str, int]:
     """Turn the parts of a phase on a single device into those on one of several.
 
-    The batch is one device's already, so activations stay as they are. Judges are not sharded.
+    The batch is one device's already, so activations stay as they are. Judges count whole: the
+    toxicity classifier is, and a sharded reward model is while it scores.
 
     - DDP: an additional copy of the gradients, in its buckets (Li et al. 2020, "PyTorch
       Distributed", section 4.2), unless ``gradient_as_bucket_view`` is set.
-    - FSDP (Zhao et al. 2023): weights, gradients and optimizer state are divided, as in ZeRO's
-      stage 3 (Rajbhandari et al. 2020, section 5); two layers are whole at a time, the one that
-      computes and the next, and the gradients of one before they are summed.
+    - FSDP2 (Zhao et al. 2023): weights, gradients and optimizer state are divided, as in ZeRO's
+      stage 3 (Rajbhandari et al. 2020, section 5). In training the root is whole for all of a
+      pass, and two blocks are at a time, the one that computes and the next; so are the gradients
+      of root and block before they are summed. Evaluation and rollouts gather all weights, in a
+      buffer of the largest unit, beside each device's share.
 
     Args:
         parts: Bytes by part.
         size: The model's size.
         strategy: The strategy.
         devices: Number of devices.
-        bf16: Whether layers are gathered in bf16.
+        phase: Name of the phase.
     """
     found = dict(parts)
     trains = found[OPTIMIZER] > 0
@@ -70,6 +76,10 @@ def place_on_devices(
     if strategy == "fsdp":
         for part in (WEIGHTS, GRADIENTS, OPTIMIZER):
             found[part] //= devices
-        layer = size.largest_layer // (2 if bf16 else 1)
-        found[BUFFERS] = (3 if trains else 2) * layer
+        if phase.startswith(ON_WHOLE_WEIGHTS):
+            found[WEIGHTS] += parts[WEIGHTS]
+            found[BUFFERS] = max(size.root, size.block)
+        else:
+            gradients = size.root_gradients + size.block_gradients
+            found[BUFFERS] = size.root + 2 * size.block + gradients
     return found

@@ -109,11 +109,12 @@ def give_advice(plan: Plan, vocabulary: int) -> str:
     largest = max(parts, key=lambda part: parts[part])
     shorter = _find_remedy(plan)
     texts = {
-        WEIGHTS: "the weights, which every method needs: a smaller backbone, or FSDP",
+        WEIGHTS: "the weights, which every method needs: a smaller backbone, or, where it is not "
+        "for an evaluation or rollouts, FSDP2 (--config configs/overlays/fsdp.yaml)",
         JUDGES: "the frozen classifiers: smaller ones",
-        GRADIENTS: "the gradients: train fewer weights (LoRA, a soft prompt), or FSDP",
+        GRADIENTS: "the gradients: train fewer weights (LoRA, a soft prompt), or FSDP2",
         OPTIMIZER: "the optimizer's state: train fewer weights (LoRA, a soft prompt), an optimizer "
-        "that keeps less (Adafactor), or FSDP",
+        "that keeps less (Adafactor), or FSDP2",
         COPIES: "copies of the weights: --trainer.precision 32-true has none in bf16, but larger "
         "activations",
         LOGITS: f"the logits of {vocabulary:,} tokens: {shorter}",

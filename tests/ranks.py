@@ -1,15 +1,19 @@
 """What a rank does in a test, in a file of its own: each rank imports all that is here."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from torch.distributed.tensor import DTensor
 
 from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.sharding import full
 from metrics.rouge import Rouge
 
 MAT = "the cat sat on the mat"
@@ -42,8 +46,8 @@ class FixedRollouts(PPOPolicy):
     """Learns from rollouts in a file, each rank from its share of the rows, and keeps what it did.
 
     Args:
-        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with its gradients, its
-            figures and what the loop remembers.
+        folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with the weights,
+            gradients and figures of its last step, and what the loop remembers.
         shares: Rows of each rank.
         **settings: See :class:`PPOPolicy`.
     """
@@ -53,10 +57,10 @@ class FixedRollouts(PPOPolicy):
         self.folder, self.shares = folder, shares
         self.gate_passed = True
 
-    def configure_model(self) -> None:
-        """Start alike on every rank, from a LoRA that changes something."""
+    def load_model(self) -> None:
+        """Start alike in every run, from a LoRA that changes something."""
         torch.manual_seed(0)
-        super().configure_model()
+        super().load_model()
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -68,8 +72,13 @@ class FixedRollouts(PPOPolicy):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write what the step left."""
-        gradients = {name: p.grad for name, p in self.named_parameters() if p.requires_grad}
-        kept = {"gradients": gradients, "figures": outputs["figures"], "loop": self._loop_state()}
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        kept = {
+            "gradients": {name: full(p.grad) for name, p in trained.items()},
+            "weights": {name: full(p.detach()) for name, p in trained.items()},
+            "figures": outputs["figures"],
+            "loop": self._loop_state(),
+        }
         torch.save(kept, self.folder / f"{self.global_rank}.pt")
 
 
@@ -78,3 +87,20 @@ def count_letters(
 ) -> list[float]:
     """A reward that tells texts apart."""
     return [len(set(text)) / 10 for text in predictions]
+
+
+class SeenRows(L.Callback):
+    """Writes down for each training batch of this rank its rows and its share of the model.
+
+    In ``seen<rank>.jsonl``; the share is taken behind the optimizer's step.
+    """
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        path = Path(trainer.default_root_dir, f"seen{trainer.global_rank}.jsonl")
+        weights = list(pl_module.parameters())
+        here = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
+        seen = {"ids": batch["ids"], "share": here / sum(w.numel() for w in weights)}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(seen) + "\n")

@@ -85,6 +85,14 @@ CASES: dict[str, Bad] = {
     ),
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "bf16 weights": Bad(f"{LORA} --trainer.precision bf16-true", ("rounds to nothing",)),
+    "DeepSpeed": Bad(
+        f"{LORA} --trainer.strategy deepspeed_stage_2", ("accumulates", "take ddp, or fsdp2")
+    ),
+    "Lightning's own FSDP": Bad(f"{LORA} --trainer.strategy fsdp", ("take ddp, or fsdp2",)),
+    "ranks without rows": Bad(
+        f"{LORA} --trainer.strategy fsdp2 --data.batch_size 1 --trainer.accumulate_grad_batches 2",
+        ("data.batch_size 1", "2 or more"),
+    ),
     "no rows in a batch": Bad(f"{LORA} --data.batch_size 0", ("batch_size", "0")),
     "a negative batch": Bad(f"{LORA} --data.batch_size -4", ("batch_size", "-4")),
     "no accumulation": Bad(

@@ -47,7 +47,9 @@ def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
-    assert {file.stem for file in OVERLAYS} == {"debug", "mini", "real_text", "rollouts", "wandb"}
+    assert {file.stem for file in OVERLAYS} == {
+        "ddp", "debug", "fsdp", "mini", "real_text", "rollouts", "wandb",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda file: file and file.stem)

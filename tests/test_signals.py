@@ -127,19 +127,21 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(
     assert differences(parts, whole) == []
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_run_goes_on_with_more_ranks_or_fewer(
-    fit: Fit, fit_ranks: Callable[..., list[int]], tmp_path: Path
+    strategy: str, fit: Fit, fit_ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     even = ["--model.lora_dropout", "0", "--model.dropout", "0"]
+    shared = [*even, "--trainer.strategy", strategy]
     one, parts = ["--data.batch_size", "4", *even], tmp_path / "parts"
     fit("lora", tmp_path / "whole", *one)
     first = break_off("on_before_backward", 3, "sigterm", rank=1)
-    assert fit_ranks("parts", *even, *first) == [143, 143]
+    assert fit_ranks("parts", *shared, *first) == [143, 143], said_by(0, tmp_path)
     assert last_step(parts) == 3
     with pytest.raises(SystemExit):  # on one rank, into the second epoch
         fit("lora", parts, *one, *break_off("on_before_backward", 5, "sigterm"), "--resume", "auto")
     assert last_step(parts) == 8
-    assert fit_ranks("parts", *even, "--resume", "auto") == [0, 0]
+    assert fit_ranks("parts", *shared, "--resume", "auto") == [0, 0], said_by(0, tmp_path)
     logged = [
         [float(row["train/loss"]) for row in RunFolder(run).read_metrics_csv() if row["train/loss"]]
         for run in (tmp_path / "whole", parts)

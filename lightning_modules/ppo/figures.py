@@ -1,5 +1,12 @@
-"""The numbers that tell how PPO is doing, by the names under which they are logged."""
+"""The numbers that tell how PPO is doing, by the names under which they are logged.
 
+All but times and speed are over the rows, or the tokens, of all ranks together.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from lightning_modules.ppo.advantages import Credit
@@ -8,14 +15,40 @@ from lightning_modules.ppo.losses import explained_variance
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.update import Sums
 
+SumOverRanks = Callable[[Tensor], Tensor]
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Average [B, T] over the real tokens: a scalar."""
-    return (values * mask).sum() / mask.sum()
+
+class Part(NamedTuple):
+    """This rank's part of a mean: the sum of its values, and how many they are, scalars."""
+
+    total: Tensor
+    number: Tensor
+
+
+def over_rows(values: Tensor) -> Part:
+    """Average [B] over the rows."""
+    return Part(values.sum(), values.new_tensor(len(values)))
+
+
+def over_tokens(values: Tensor, mask: Tensor) -> Part:
+    """Average [B, T] over the real tokens."""
+    return Part((values * mask).sum(), mask.sum())
+
+
+def unite(parts: Mapping[str, Part], sum_over_ranks: SumOverRanks) -> dict[str, Tensor]:
+    """Give the means over all ranks, by one sum for all of them: scalars."""
+    table = torch.stack([torch.stack([each.double() for each in part]) for part in parts.values()])
+    totals, counts = sum_over_ranks(table).unbind(dim=1)
+    return dict(zip(parts, (totals / counts).float(), strict=True))
 
 
 def objective(
-    rollout: Rollout, scores: Tensor, shaped: Tensor, beta: float
+    rollout: Rollout,
+    scores: Tensor,
+    shaped: Tensor,
+    beta: float,
+    terms: Mapping[str, Tensor] | None = None,
+    sum_over_ranks: SumOverRanks = lambda t: t,
 ) -> dict[str, Tensor | float]:
     """Give what PPO is after, and the shape of its rollouts: means over the batch.
 
@@ -28,37 +61,43 @@ def objective(
         scores: Weighted sum of the reward's terms, [B].
         shaped: What was made of them, [B].
         beta: Weight of the KL.
+        terms: The terms by themselves, [B] each.
+        sum_over_ranks: Sums a tensor over the ranks.
     """
     logprobs, reference, mask = rollout.logprobs, rollout.ref_logprobs, rollout.mask
-    kl = per_sequence(k1(logprobs, reference), mask).mean()
-    score = shaped.mean()
-    return {
-        "objective/reward": scores.mean(),
-        "objective/score": score,
-        "objective/kl": kl,
-        "objective/kl_k3": per_sequence(k3(logprobs, reference), mask).mean(),
-        "objective/entropy": masked_mean(rollout.entropy, mask),
-        "objective/kl_coef": beta,
-        "objective/rlhf_reward": score - beta * kl,
-        "rollout/length": mask.sum(dim=1).float().mean(),
-        "rollout/eos_rate": rollout.finished.float().mean(),
+    rows = {
+        "objective/reward": scores,
+        "objective/score": shaped,
+        "objective/kl": per_sequence(k1(logprobs, reference), mask),
+        "objective/kl_k3": per_sequence(k3(logprobs, reference), mask),
+        **{f"objective/rewards/{name}": values for name, values in (terms or {}).items()},
+        "rollout/length": mask.sum(dim=1),
+        "rollout/eos_rate": rollout.finished.float(),
     }
+    parts = {name: over_rows(values) for name, values in rows.items()}
+    parts["objective/entropy"] = over_tokens(rollout.entropy, mask)
+    means = unite(parts, sum_over_ranks)
+    rlhf_reward = means["objective/score"] - beta * means["objective/kl"]
+    return {**means, "objective/kl_coef": beta, "objective/rlhf_reward": rlhf_reward}
 
 
-def estimates(rollout: Rollout, credit: Credit) -> dict[str, Tensor]:
+def estimates(
+    rollout: Rollout, credit: Credit, sum_over_ranks: SumOverRanks = lambda t: t
+) -> dict[str, Tensor]:
     """Give means of advantages (before whitening) and returns, and how the value head fits.
 
     Args:
         rollout: B responses of up to T tokens.
         credit: Their advantages and, with a value head, returns.
+        sum_over_ranks: Sums a tensor over the ranks.
     """
-    found = {"ppo/advantages/mean": masked_mean(credit.advantages, rollout.mask)}
-    if credit.returns is not None:
-        found["ppo/returns/mean"] = masked_mean(credit.returns, rollout.mask)
-        found["ppo/val/explained_variance"] = explained_variance(
-            rollout.values, credit.returns, rollout.mask
-        )
-    return found
+    mask = rollout.mask
+    parts = {"ppo/advantages/mean": over_tokens(credit.advantages, mask)}
+    if credit.returns is None:
+        return unite(parts, sum_over_ranks)
+    parts["ppo/returns/mean"] = over_tokens(credit.returns, mask)
+    explained = explained_variance(rollout.values, credit.returns, mask, sum_over_ranks)
+    return unite(parts, sum_over_ranks) | {"ppo/val/explained_variance": explained}
 
 
 def losses(sums: Sums) -> dict[str, Tensor]:

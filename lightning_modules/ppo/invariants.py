@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_modules.ppo.kl import k1, per_sequence
 from lightning_modules.ppo.rollout import Prompts, encode, roll_out, score_tokens
 from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.sharding import full
 
 
 class StepZero(NamedTuple):
@@ -114,7 +115,7 @@ def fingerprint(model: Any, reference: Any) -> str:
     for name, weights in (model if reference is None else reference).named_parameters():
         if not weights.requires_grad:
             digest.update(name.encode())
-            digest.update(weights.detach().cpu().contiguous().numpy().data)
+            digest.update(full(weights.detach()).cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

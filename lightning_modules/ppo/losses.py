@@ -4,6 +4,7 @@ Sums, so that the caller divides by the number of real tokens over all ranks: th
 not depend on how a batch is cut.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -73,13 +74,22 @@ def value_loss(
     return 0.5 * (worse * mask).sum()
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(
+    values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
+) -> Tensor:
     """Say which share of the returns' variance the values explain: 1 all, 0 none, below 0 worse.
 
     Args:
         values: V_t, [B, T].
         returns: R_t, [B, T].
         mask: True at real tokens, [B, T].
+        sum_over_ranks: Sums a tensor over the ranks; the variances are over all of them.
     """
-    y, residual = returns[mask], (returns - values)[mask]
-    return 1 - residual.var(unbiased=False) / y.var(unbiased=False).clamp_min(1e-8)
+    both = torch.stack([returns[mask], (returns - values)[mask]]).double()
+    count = sum_over_ranks(mask.sum())
+    mean = sum_over_ranks(both.sum(dim=1)) / count
+    of_returns, of_residual = sum_over_ranks((both - mean[:, None]).square().sum(dim=1)) / count
+    return (1 - of_residual / of_returns.clamp_min(1e-8)).float()

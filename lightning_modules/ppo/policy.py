@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,9 @@ from lightning_modules.ppo.update import (
 )
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
-from lightning_modules.stepping import gradients
+from lightning_modules.sharding import as_forward, whole
+from lightning_modules.stepping import gradient_norm
+from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
@@ -156,6 +159,7 @@ class PPOPolicy(PolicyModule):
         backend = (init_args.ppo or {}).get("compile_decoding")
         problems.append(
             find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
+            or find_strategy_problem(name_strategy(trainer), backend is not None)
         )
         terms: list[RewardTerm] = []
         for name, term in (init_args.extra_rewards or {}).items():
@@ -192,7 +196,7 @@ class PPOPolicy(PolicyModule):
         super().configure_model()
         for term in self.terms.values():
             if isinstance(term, ClassifierReward):
-                term.load()
+                shard(self, term.load().model)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make policy, reference and value head from the backbone."""
@@ -219,16 +223,17 @@ class PPOPolicy(PolicyModule):
             What callbacks may watch: kl (k1, nats), score (the weighted sum of the terms), shaped
             (what was made of it) and length of each rollout, [B] each; the experience that was
             learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
-            term's scores [B]; texts, the B summaries; beta; figures, this rank's share of all that
-            was logged; and batch, the number of batches of rollouts before this one. None where the
-            batch was skipped.
+            term's scores [B]; texts, the B summaries; beta; figures, all that was logged, times and
+            speed of this rank; and batch, the number of batches of rollouts before this one. None
+            where the batch was skipped.
         """
         self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        self.pass_gate(prompts)
-        times = [time.perf_counter()]
+        with whole(self):
+            self.pass_gate(prompts)
+            times = [time.perf_counter()]
 
-        rollout = self.roll_out(prompts)
+            rollout = self.roll_out(prompts)
         times.append(time.perf_counter())
 
         texts = self.read(rollout, batch)
@@ -263,9 +268,8 @@ class PPOPolicy(PolicyModule):
         update = self.update(experience)
         times.append(time.perf_counter())
 
-        found = figures.objective(rollout, scores, shaped, beta)
-        found |= {f"objective/rewards/{name}": each.mean() for name, each in terms.items()}
-        found |= figures.estimates(rollout, credit) | update.figures
+        found = figures.objective(rollout, scores, shaped, beta, terms, self.sum_over_ranks)
+        found |= figures.estimates(rollout, credit, self.sum_over_ranks) | update.figures
         found |= figures.speed(rollout, times)
         self._logged = list(found)
         self.log_step(found)
@@ -440,8 +444,10 @@ class PPOPolicy(PolicyModule):
             optimizer.zero_grad()
             logprobs_now.clear()
             for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
-                loss, sums, found = minibatch_loss(
-                    self.model, self.value_head, experience.rows(part), self.ppo
+                scored = experience.rows(part)
+                loss, sums, found = as_forward(
+                    self.model,
+                    partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
                 )
                 logprobs_now.append((part, found))
                 # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
@@ -451,7 +457,7 @@ class PPOPolicy(PolicyModule):
 
         longest = max(map(len, parts))
         total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
-        means, norm = Sums(*total), torch.nn.utils.get_total_norm(gradients(optimizer))
+        means, norm = Sums(*total), gradient_norm(optimizer)
         losses = means.loss + means.value_loss + means.kl_loss
         if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
             self.on_fault(self._make_minibatch_fault(what, experience, rows))
@@ -493,7 +499,7 @@ class PPOPolicy(PolicyModule):
         self.kl_coef.update(float(total / rows), int(rows))
 
     def log_step(self, values: Mapping[str, Any]) -> None:
-        """Log scalars of this training step, averaged over ranks; reward and KL on the bar."""
+        """Log scalars of this training step, those of a rank averaged; reward and KL on the bar."""
         shown = ("objective/reward", "objective/kl")
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)

@@ -32,7 +32,7 @@ class Recorded(NamedTuple):
     token. terms: scores of each term, [B]. scores [B]: their weighted sum. shaped [B]: what was
     made of it. beta: weight of the KL. batch: batches of rollouts before this one. rank, ranks:
     whose rows they are, of how many. learning_rates: of each group of parameters in this update.
-    figures: that rank's share of what was logged.
+    figures: what was logged; times and speed are that rank's.
     """
 
     experience: Experience

@@ -11,6 +11,7 @@ from torch import Tensor
 import hub
 from imports import import_object
 from lightning_modules.reward_model import RewardScorer, find_scorer_problem
+from lightning_modules.sharding import whole
 
 
 class Texts(NamedTuple):
@@ -85,7 +86,8 @@ class ClassifierReward(RewardTerm):
         """Ask the classifier."""
         scorer = self.load().to(device)
         asked = scorer.wants_dialogue if self.with_dialogue is None else self.with_dialogue
-        return scorer.logits(texts.summaries, texts.dialogues if asked else None)
+        with whole(scorer):
+            return scorer.logits(texts.summaries, texts.dialogues if asked else None)
 
 
 class FunctionReward(RewardTerm):

@@ -49,7 +49,7 @@ def test_every_config_is_planned_and_nothing_written(
     methods = [names.get(config.stem, config.stem.replace("_", " "))]
     if config.stem == "lora":
         methods = ["full", "LoRA *", "soft prompt", "PPO"]
-    for name in (*methods, "weights", "gradients", "optimizer state", "DDP x 8", "FSDP x 8"):
+    for name in (*methods, "weights", "gradients", "optimizer state", "DDP x 8", "FSDP2 x 8"):
         assert name in said
     assert "GiB go to" in said
     assert "Rule of thumb for 1,616,384" in said or config.stem != "lora"  # without the adapter's
@@ -83,7 +83,7 @@ def test_a_plan_needs_neither_hub_nor_data(
             ("--model.backbone", "./no_such_folder"),
             "backbone: there is no folder './no_such_folder'",
         ),
-        (("--trainer.strategy", "deepspeed"), "ddp or fsdp"),
+        (("--trainer.strategy", "deepspeed"), "take ddp, or fsdp2"),
         (("--model.target_modules", "[nothing]"), "nothing"),
         (("--data.batch_size", "0"), "batch_size must be at least 1"),
     ],
@@ -127,7 +127,8 @@ class Settings:
 
 
 def test_the_setting_is_read_from_the_trainers() -> None:
-    setting = find_setting(Settings(accelerator="gpu", devices="0,1", num_nodes=2, strategy="fsdp"))
+    where = Settings(accelerator="gpu", devices="0,1", num_nodes=2, strategy="fsdp2")
+    setting = find_setting(where)
     assert (setting.devices, setting.strategy, setting.computation.gpu) == (4, "fsdp", True)
     setting = find_setting(Settings(devices=[3], precision="bf16-mixed"))
     assert (setting.devices, setting.strategy) == (1, "single")

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from transformers import T5ForConditionalGeneration
 
 from lightning_modules import FullFT
 from planning.memory import HEAP_SHARE, Plan, Setting
+from planning.models import count_units
 from planning.parts import (
     BUFFERS,
     CACHE,
@@ -31,32 +33,46 @@ HUNDRED = {
 """Of 100 parameters, all trained by Adam in fp32."""
 
 
-def placed(strategy: Any, bf16: bool = False) -> dict[str, int]:
-    return place_on_devices(HUNDRED, Size(100, largest_layer=40), strategy, 4, bf16)
+def placed(strategy: Any, phase: str = "forward and backward") -> dict[str, int]:
+    size = Size(100, root=60, block=40, root_gradients=50, block_gradients=30)
+    return place_on_devices(HUNDRED, size, strategy, 4, phase)
 
 
 def test_strategies_divide_what_they_say() -> None:
     assert placed("single") == HUNDRED
     assert placed("ddp") == HUNDRED | {BUFFERS: 400}
-    whole = {WEIGHTS: 100, GRADIENTS: 100, OPTIMIZER: 200}
-    assert placed("fsdp") == HUNDRED | whole | {BUFFERS: 3 * 40}
-    assert placed("fsdp", bf16=True) == HUNDRED | whole | {BUFFERS: 3 * 20}
+    shares = {WEIGHTS: 100, GRADIENTS: 100, OPTIMIZER: 200}
+    assert placed("fsdp") == HUNDRED | shares | {BUFFERS: 60 + 2 * 40 + 50 + 30}
+    for phase in ("evaluation", "evaluation, generating", "rollout, sampling"):
+        assert placed("fsdp", phase) == HUNDRED | shares | {WEIGHTS: 400 + 100, BUFFERS: 60}
+
+
+def test_units_are_those_that_are_gathered(t5: str) -> None:
+    model = T5ForConditionalGeneration.from_pretrained(t5)
+    model.lm_head.requires_grad_(False)
+    # 259 tokens, width 32, and one norm for encoder and decoder each.
+    root, head = 4 * (2 * 259 * 32 + 2 * 32), 4 * 259 * 32
+    # The first decoder block: self- and cross-attention, three feed-forward matrices, three norms,
+    # and the bias of 32 buckets for 4 heads.
+    block = 4 * (2 * 4 * 32 * 32 + 3 * 32 * 64 + 3 * 32 + 32 * 4)
+    assert count_units(model) == (root, block, root - head, block)
 
 
 @pytest.mark.parametrize(
     ("text", "devices", "name"),
     [
         ("auto", 1, "single"), ("auto", 2, "ddp"), ("ddp_find_unused_parameters_true", 2, "ddp"),
-        ("fsdp", 2, "fsdp"), ("lightning.pytorch.strategies.FSDPStrategy", 8, "fsdp"),
+        ("fsdp2", 2, "fsdp"), ("lightning_modules.strategies.FullyShardedStrategy", 8, "fsdp"),
     ],
 )  # fmt: skip
 def test_strategies_are_known_by_lightnings_names(text: str, devices: int, name: str) -> None:
     assert find_strategy(text, devices) == name
 
 
-def test_a_strategy_that_training_refuses_is_refused() -> None:
-    with pytest.raises(ValueError, match="ddp or fsdp"):
-        find_strategy("deepspeed_stage_2", 2)
+@pytest.mark.parametrize("name", ["deepspeed_stage_2", "fsdp", "ModelParallelStrategy"])
+def test_a_strategy_that_training_refuses_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="take ddp, or fsdp2"):
+        find_strategy(name, 2)
 
 
 def test_the_heap_and_the_process_are_a_cpus(t5: str) -> None:
@@ -86,7 +102,7 @@ def advice(part: str, method: str = "full", phase: str = "forward and backward")
 
         peak = phase
 
-    return give_advice(Fixed(method, Traced(0, Size(0, 0), {}), Setting(FP32), SHORT, 0), 259)
+    return give_advice(Fixed(method, Traced(0, Size(*[0] * 5), {}), Setting(FP32), SHORT, 0), 259)
 
 
 @pytest.mark.parametrize("part", [part for part in PARTS if part != PROCESS])

@@ -10,15 +10,28 @@ from typing import Any
 import pytest
 import torch
 
+import train
 from callbacks.rollouts import RolloutFolder
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.policy_kinds import LoRAPolicy
+from lightning_modules.ppo.policy_kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import FunctionReward
 from lightning_modules.ppo.rollout import Prompts, roll_out
 from tests.batches import loader, make_batch, make_trainer, settle
+from tests.breaking import without_clocks
+from tests.launching import run_ranks
 from tests.ranks import FixedRollouts
+from tests.rows import write_rows
+from tests.test_accumulation import distance
+from tests.test_strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+POLICIES: dict[str, PolicyKind] = {
+    "lora": LoRAPolicy(r=4, alpha=8),
+    "all weights": FullPolicy(),
+    "decoder": FullPolicy(train_encoder=False),  # it shares weights with its reference
+}
 
 
 def run(*command: str) -> str:
@@ -54,48 +67,113 @@ def test_two_ranks_write_their_own_stop_together_and_are_replayed(
     assert len(re.findall("ppo/policy/loss", shown)) == 1
 
 
-def test_two_ranks_take_the_step_of_one_on_the_same_rollouts(t5: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
+    kind: str, strategy: str, t5: str, tmp_path: Path
+) -> None:
     """Uneven shares: a mean over ranks of what are means over tokens would be another."""
     batch = make_batch(t5)
     ppo = PPOConfig(
-        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=1e9, whiten_rewards=True,
+        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=0.3, whiten_rewards=True,
         normalise_scores=True, kl_coef=0.5, kl_target=0.1, kl_horizon=10,
     )  # fmt: skip
+    settings: dict[str, Any] = {
+        "backbone": t5, "reward_model": None, "ppo": ppo, "policy": POLICIES[kind],
+        "extra_rewards": {"letters": FunctionReward("tests.ranks.count_letters")},
+        "optimizer": partial(torch.optim.AdamW, lr=0.01, eps=1e-3),
+    }  # fmt: skip
 
-    def step(name: str, *shares: list[int], **settings: Any) -> list[dict[str, Any]]:
+    def steps(name: str, *shares: list[int], **where: Any) -> list[dict[str, Any]]:
         folder = tmp_path / name
         folder.mkdir()
-        module = FixedRollouts(
-            folder, shares, backbone=t5, reward_model=None, ppo=ppo,
-            extra_rewards={"letters": FunctionReward("tests.ranks.count_letters")},
-            policy=LoRAPolicy(r=4, alpha=8), optimizer=partial(torch.optim.SGD, lr=0.0),
-        )  # fmt: skip
         torch.save(rollout, folder / "rollout.pt")
-        make_trainer(folder, use_distributed_sampler=False, **settings).fit(module, loader(batch))
+
+        def fit() -> None:
+            module = FixedRollouts(folder, shares, **settings)
+            trainer = make_trainer(folder, use_distributed_sampler=False, **where)
+            trainer.fit(module, loader(batch, batch))
+
+        if where:
+            codes = run_ranks(fit, folder)
+            assert codes == [0, 0], (folder / "rank0.log").read_text()[-3000:]
+        else:
+            fit()
         return [torch.load(folder / f"{rank}.pt") for rank in range(len(shares))]
 
-    maker = settle(
-        FixedRollouts(tmp_path, [], backbone=t5, reward_model=None, ppo=ppo,
-                      extra_rewards={"letters": FunctionReward("tests.ranks.count_letters")},
-                      policy=LoRAPolicy(r=4, alpha=8))
-    )  # fmt: skip
+    maker = settle(FixedRollouts(tmp_path, [], **settings))
     prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-    rollout = roll_out(maker.model, prompts, maker.sampling, maker.value_head, reuse_sampler=True)
-
-    (alone,) = step("alone", [0, 1, 2, 3, 4, 5])
-    ranks = step("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy="ddp_spawn")
-    assert alone["gradients"].keys() == ranks[0]["gradients"].keys()
-    whole, *both = (
-        torch.cat([each["gradients"][name].flatten() for name in alone["gradients"]])
-        for each in (alone, *ranks)
+    rollout = roll_out(
+        maker.model, prompts, maker.sampling, maker.value_head, maker.reference, reuse_sampler=True
     )
-    for gradient in both:
-        assert (gradient - whole).norm() < 1e-5 * whole.norm()
-    assert whole.norm() > 0.01
-    for name in ("ppo/policy/loss", "ppo/val/loss", "ppo/policy/approxkl"):
-        for each in ranks:
-            torch.testing.assert_close(each["figures"][name], alone["figures"][name])
-    assert alone["loop"]["kl_coef"] != ppo.kl_coef
+    start = {name: p.detach().clone() for name, p in maker.named_parameters() if p.requires_grad}
+
+    (alone,) = steps("alone", [0, 1, 2, 3, 4, 5])
+    ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=strategy)
     for each in ranks:
+        for what in ("gradients", "weights"):
+            assert distance(each[what], alone[what]) < 1e-5
+        found, expected = (
+            {name: float(value) for name, value in without_clocks(run["figures"]).items()}
+            for run in (each, alone)
+        )
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
         for name in ("kl_coef", "moments"):
             assert each["loop"][name] == pytest.approx(alone["loop"][name], rel=1e-5)
+    assert alone["loop"]["kl_coef"] != ppo.kl_coef
+    norm = torch.nn.utils.get_total_norm(alone["gradients"].values())
+    assert float(norm) == pytest.approx(0.3, rel=1e-3), "nothing is clipped"
+    assert distance(start, alone["weights"]) > 1e-3
+
+
+SAME = [
+    {"fname": f"row_{i}", "dialogue": f"#Person1#: Six{' red' * 20} apples, for {i} people.",
+     "summary": "They talk.", "topic": "x"}
+    for i in range(8)
+]  # fmt: skip
+"""Cut to 80 tokens, all are the same prompt."""
+
+
+COPIED = "trainer: {strategy: {init_args: {shard_frozen: false}}}"
+
+
+@pytest.mark.parametrize("frozen", ["sharded", pytest.param("copied", marks=pytest.mark.slow)])
+def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
+    frozen: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All prompts are one and the same, so that only the random numbers can tell ranks apart."""
+    monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
+    data = write_rows(tmp_path / "same", train=SAME, validation=SAME[:3])
+
+    def roll(name: str, *overlays: Path) -> list[list[torch.Tensor]]:
+        """Give the responses of each batch on each rank."""
+        run = tmp_path / name
+        arguments = [
+            "fit", *tiny_ppo, "--config", "configs/overlays/rollouts.yaml", "--run_dir", str(run),
+            "--data.source", str(data), "--data.batch_size", "2", "--data.max_source_length", "80",
+            "--model.ppo.minibatch_size", "2", "--model.policy", "FullPolicy",
+            "--model.optimizer.lr", "1e-3", "--trainer.max_epochs", "1",
+            "--trainer.val_check_interval", "1.0",
+            *(part for file in overlays for part in ("--config", str(file))),
+            "--trainer.devices", "2",
+        ]  # fmt: skip
+        logs = tmp_path / f"logs_{name}"
+        logs.mkdir()
+        codes = run_ranks(lambda: train.main(arguments), logs)
+        assert codes == [0, 0], (logs / "rank0.log").read_text()[-3000:]
+        folder = RolloutFolder(run)
+        assert folder.batches() == [0, 1]
+        assert any((run / "export").glob("*.safetensors"))
+        return [
+            [folder.read(number, rank, 0).experience.rollout.responses for rank in (0, 1)]
+            for number in folder.batches()
+        ]
+
+    overlays = ROOT / "configs" / "overlays"
+    copied = tmp_path / "copied.yaml"
+    copied.write_text(COPIED)
+    ddp = roll("ddp", overlays / "ddp.yaml")
+    assert not any(torch.equal(*pair) for pair in ddp)
+    again = roll("again", overlays / "fsdp.yaml", *([copied] if frozen == "copied" else []))
+    for found, expected in zip(again, ddp, strict=True):
+        assert all(map(torch.equal, found, expected))
