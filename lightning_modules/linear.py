@@ -5,6 +5,7 @@ their width or less: 115 against 260 GFLOP/s on an AMD EPYC with AVX512. oneDNN,
 too and uses in bf16, takes what there is. docs/performance.md has the figures.
 """
 
+import os
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeGuard
@@ -17,6 +18,11 @@ from torch.nn import functional as F
 
 AVAILABLE = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 """Whether this torch has both, so that there is a choice."""
+
+for _cache in ("DNNL_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    # oneDNN and torch each keep a kernel for every shape that they have met, 1,024 of them, of up
+    # to a megabyte. Batches have any number of tokens; a step needs the shapes of its own few.
+    os.environ.setdefault(_cache, "64")
 
 LEAST_WORK = 2**22
 """Multiplications of a product from which on oneDNN's longer way in (10 us) is worth it."""
