@@ -5,7 +5,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from tests.rows import make_rows, write_rows
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 Fit = Callable[..., None]
+
+RANK_VARIABLES = (
+    "MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)  # fmt: skip
 
 # One thread: tensors here are too small to gain from two, and CI has only two cores.
 torch.set_num_threads(1)
@@ -42,6 +47,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     os.environ["XDG_CACHE_HOME"] = str(cache)
     return cache
+
+
+@pytest.fixture(autouse=True)
+def no_ranks_left() -> Iterator[None]:
+    """What one test's ranks met by is nothing that the next one's could use: its port is taken."""
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,8 @@ def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> 
     sample, rank = demo.make_commands("feedback", "runs/x", seed=3)
     assert sample == [
         "feedback.py", "sample", "runs/x/lora", "--input", "mini", "--split", "train",
-        "--max_rows", "500", "--output", "runs/x/feedback/samples.jsonl", "--seed", "3",
-        "--overwrite", "true",
+        "--max_rows", "500", "--completions", "8",
+        "--output", "runs/x/feedback/samples.jsonl", "--seed", "3", "--overwrite", "true",
     ]  # fmt: skip
     answers = "runs/x/feedback/answers.jsonl"
     assert rank == [
