@@ -3,13 +3,14 @@
 Without a GPU torch cannot run a backward pass on its tensors, not even on ones without data.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from lightning_modules.kernels import ATTENTION, QuickDropout
@@ -29,25 +30,25 @@ def slow_down(model: nn.Module) -> None:
                 child.__class__ = nn.Linear
 
 
-class FusedKernels(TorchFunctionMode):
-    """Makes what runs inside keep for its backward pass what a GPU's kernels keep.
+@contextmanager
+def fused_kernels() -> Iterator[None]:
+    """Let what runs inside keep for its backward pass what a GPU's kernels keep.
 
     There dropout keeps one byte an element, on a CPU its noise in full. And there one kernel does
     the attention (memory-efficient attention, which takes T5's additive bias) and keeps its inputs
     and its output; on a CPU attention with a trained bias or with dropout keeps the weights of all
     heads too, several times over.
-    """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Put the stand-ins in their places."""
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            return _fused_attention(*args, **kwargs)
-        if func is F.dropout:
-            return _fused_dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+    The functions are exchanged by name: a TorchFunctionMode is off in a backward pass, in which
+    checkpointed blocks are computed again.
+    """
+    attention, dropout = F.scaled_dot_product_attention, F.dropout
+    F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
+    F.dropout = _fused_dropout
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.dropout = attention, dropout
 
 
 def _fused_attention(

@@ -19,7 +19,7 @@ from lightning_modules.ppo.rollout import encode, score_in_chunks
 from lightning_modules.ppo.update import minibatch_loss
 from planning.batches import find_chunk, make_batch, make_experience, make_prompts
 from planning.decoding import reckon_decoding
-from planning.gpu import FusedKernels, slow_down
+from planning.gpu import fused_kernels, slow_down
 from planning.models import build_judge, build_module, build_rewards, count_units
 from planning.parts import (
     ATTENTION,
@@ -81,7 +81,7 @@ def trace_module(
     if how.gpu:
         slow_down(trial)
     trace = _Trace(trial, lengths, how)
-    with trace.live, FusedKernels() if how.gpu else contextlib.nullcontext():
+    with trace.live, fused_kernels() if how.gpu else contextlib.nullcontext():
         trace.place(rewards + judges)
         if trains and any(p.requires_grad for p in trial.parameters()):
             trace.train(rewards)

@@ -18,7 +18,7 @@ from lightning_modules.ppo.policy_kinds import (
 from lightning_modules.ppo.rollout import encode
 from lightning_modules.ppo.update import minibatch_loss
 from planning.batches import make_batch, make_experience, make_prompts
-from planning.gpu import FusedKernels
+from planning.gpu import fused_kernels
 from planning.parts import (
     ATTENTION,
     GRADIENTS,
@@ -154,6 +154,15 @@ def test_ppos_activations_are_what_autograd_really_keeps(
     assert kept <= planned <= 1.1 * kept + shared + gradients
 
 
+def test_checkpointed_blocks_are_computed_again_by_a_gpus_kernels(t5: str) -> None:
+    lengths = Lengths(batch_size=4, eval_batch_size=1, source=64, target=32)
+    kept = [
+        passing(step_of(FullFT(t5, gradient_checkpointing=on), lengths, Computation(gpu=True)))
+        for on in (False, True)
+    ]
+    assert kept[1] < kept[0]
+
+
 def test_a_gpu_keeps_neither_attention_weights_nor_noise(t5: str) -> None:
     lengths = Lengths(batch_size=4, eval_batch_size=1, source=64, target=32)
     cpu, gpu = (step_of(FullFT(t5), lengths, Computation(gpu=gpu)) for gpu in (False, True))
@@ -164,7 +173,7 @@ def test_a_gpu_keeps_neither_attention_weights_nor_noise(t5: str) -> None:
 def test_fused_kernels_have_the_shapes_and_gradients_of_the_real_ones() -> None:
     query = torch.randn(2, 3, 5, 8, requires_grad=True)
     key, mask = torch.randn(2, 3, 7, 8), torch.zeros(1, 3, 5, 7, requires_grad=True)
-    with FusedKernels():
+    with fused_kernels():
         output = nn.functional.scaled_dot_product_attention(query, key, key, attn_mask=mask)
         dropped = nn.functional.dropout(output, 0.5)
         same = nn.functional.dropout(output, 0.5, training=False)
