@@ -142,9 +142,8 @@ class BaseModule(PiecewiseModule):
         """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
-        model: Any = self.model  # which it now has
         if self.compile_backend is not None:
-            compile_blocks(model, self.compile_backend)
+            compile_blocks(self.model, self.compile_backend)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""

@@ -9,7 +9,8 @@ from weakref import WeakSet
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_modules.sharding import find_blocks
 
 _COMPILED: "WeakSet[nn.Module]" = WeakSet()
 
@@ -32,10 +33,9 @@ def compile_blocks(model: nn.Module, backend: str) -> None:
     """
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _VARIANTS)
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(backend=backend, dynamic=True)
-            _COMPILED.add(module)
+    for block in find_blocks(model):
+        block.compile(backend=backend, dynamic=True)
+        _COMPILED.add(block)
 
 
 def has_compiled() -> bool:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_modules.backbones import set_dropout
 from lightning_modules.compiling import compile_blocks, find_compile_problem
+from lightning_modules.sharding import find_blocks
 from tests.batches import make_batch, settle
 from tests.compiled import Counting, nothing_compiled
 from tests.test_adapters import shake
@@ -54,7 +54,7 @@ def test_blocks_share_their_code_and_generation_is_left_alone(t5: str) -> None:
     module = settle(METHODS["full_ft"](t5, dropout=0.0))
     counting = Counting()
     compile_blocks(module.model, counting)
-    blocks = [m for m in module.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    blocks = find_blocks(module.model)
     batch = make_batch(t5)
     module.generate(batch)
     assert counting.graphs == 0
