@@ -1,9 +1,11 @@
 """Tiny models in the layouts of the big ones, made here, in the format of ``save_pretrained``."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -11,6 +13,10 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
+from lightning_modules.adapters import LoRASettings, attach_lora
+from lightning_modules.backbones import load_backbone, set_dropout
+from lightning_modules.kernels import quicken
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -98,3 +104,19 @@ def save_roberta(folder: Path, seed: int = 0) -> str:
     torch.nn.init.normal_(model.classifier.dense.weight, std=0.5)
     model.save_pretrained(folder)
     return str(folder)
+
+
+def move_lora(model: nn.Module, std: float = 0.3) -> None:
+    """Let a fresh LoRA change something: its B is 0, and as long as it is, A has no gradient."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=std)
+
+
+def make_lora(t5: str, **settings: Any) -> Any:
+    """A LoRA of rank 4 that changes something, without dropout, on quick layers, in train mode."""
+    torch.manual_seed(0)
+    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, **settings))
+    set_dropout(model, 0.0)
+    move_lora(model)
+    return quicken(model).train()

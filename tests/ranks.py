@@ -15,6 +15,7 @@ from lightning_modules import PPOPolicy
 from lightning_modules.ppo.rollout import Prompts, Rollout
 from lightning_modules.sharding import full
 from metrics.rouge import Rouge
+from tests.models import move_lora
 
 MAT = "the cat sat on the mat"
 
@@ -61,9 +62,7 @@ class FixedRollouts(PPOPolicy):
         """Start alike in every run, from a LoRA that changes something."""
         torch.manual_seed(0)
         super().load_model()
-        for name, parameter in self.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
+        move_lora(self.model)
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """Read them."""

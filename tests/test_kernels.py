@@ -14,6 +14,7 @@ from datamodules.batching import IGNORED_LABEL, Batch
 from lightning_modules import FullFT, LoRA, SoftPrompt, kernels, linear
 from lightning_modules.kernels import QuickDropout, attend, drop, fuse, quicken
 from tests.batches import loader, make_batch, make_trainer, settle
+from tests.models import move_lora
 
 MAKE: dict[str, Any] = {
     "full": lambda t5, **settings: FullFT(backbone=t5, **settings),
@@ -47,9 +48,7 @@ def test_loss_and_gradients_are_those_of_the_plain_model(
     module = settle(MAKE[method](t5, dropout=0.0))
     monkeypatch.setattr("lightning_modules.base.quicken", lambda model: model)
     plain = settle(MAKE[method](t5, dropout=0.0))
-    for name, weight in module.named_parameters():
-        if "lora_B" in name:  # as long as B is 0, A has no gradient
-            nn.init.normal_(weight, std=0.1)
+    move_lora(module, std=0.1)
     plain.load_state_dict(module.state_dict())
     assert any(isinstance(each, QuickDropout) for each in module.model.modules())
     quick = (QuickDropout, linear.QuickLinear)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_modules import linear
 from lightning_modules.kernels import quicken
 from lightning_modules.linear import QuickLinear, prepacked
+from tests.models import move_lora
 
 pytestmark = pytest.mark.skipif(not linear.AVAILABLE, reason="this torch lacks MKL or oneDNN")
 
@@ -156,9 +157,7 @@ def make_lora(**settings: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(7, 5, bias=False))
     peft = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], **settings))
-    for name, weights in peft.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(weights)
+    move_lora(peft, std=1.0)
     return quicken(peft.eval()), peft.base_model.model[0]
 
 

@@ -5,26 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_modules.adapters import LoRASettings, attach_lora, unwrap
-from lightning_modules.backbones import checkpoint_activations, load_backbone, set_dropout
-from lightning_modules.kernels import quicken
+from lightning_modules.adapters import unwrap
+from lightning_modules.backbones import checkpoint_activations, load_backbone
 from lightning_modules.unpadded import encode_rows
+from tests.models import make_lora
 
 LENGTHS = (9, 1, 14, 6)
 
 
 @pytest.fixture
 def model(t5: str) -> Any:
-    """A LoRA that changes something."""
-    torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8))
-    set_dropout(model, 0.0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return quicken(model).train()
+    return make_lora(t5)
 
 
 @pytest.fixture

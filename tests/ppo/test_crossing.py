@@ -4,31 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_modules import linear
-from lightning_modules.adapters import LoRASettings, attach_lora, reference_policy, unwrap
-from lightning_modules.backbones import load_backbone, set_dropout
-from lightning_modules.kernels import quicken
+from lightning_modules.adapters import reference_policy, unwrap
+from lightning_modules.backbones import load_backbone
 from lightning_modules.linear import QuickLinear
 from lightning_modules.ppo.crossing import find_projections, project, projected
 from lightning_modules.ppo.rollout import Encoded, Prompts, encode, roll_out, score_tokens
 from lightning_modules.ppo.sampling import Sampling
 from tests.batches import make_batch
+from tests.models import make_lora
 
 SETTINGS = Sampling(max_new_tokens=6, temperature=0.7, eos_id=1, pad_id=0)
 DECODER = r".*decoder.*\.(q|v)"
-
-
-def make_policy(t5: str, targets: Any = DECODER) -> Any:
-    """A LoRA that changes something."""
-    torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, target_modules=targets))
-    set_dropout(model, 0.0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.3)
-    return quicken(model).train()
 
 
 @pytest.fixture
@@ -51,7 +40,7 @@ def rows_read(model: Any) -> list[int]:
 
 
 def test_keys_and_values_of_every_layer_are_found_below_adapters(t5: str) -> None:
-    model = make_policy(t5)
+    model = make_lora(t5, target_modules=DECODER)
     blocks = unwrap(model).get_decoder().block
     crossing = [block.layer[1].EncDecAttention for block in blocks]
     expected = [layer for each in crossing for layer in (each.k, each.v.base_layer)]
@@ -62,7 +51,7 @@ def test_keys_and_values_of_every_layer_are_found_below_adapters(t5: str) -> Non
 
 @torch.no_grad()
 def test_products_are_the_layers_own_and_0_at_padding(t5: str, prompts: Prompts) -> None:
-    model = make_policy(t5)
+    model = make_lora(t5, target_modules=DECODER)
     encoded = encode(model, prompts, projects=True)
     assert len(encoded.projected) == 2 * len(unwrap(model).get_decoder().block)
     real = prompts.attention_mask.bool()
@@ -74,7 +63,7 @@ def test_products_are_the_layers_own_and_0_at_padding(t5: str, prompts: Prompts)
 
 @pytest.mark.parametrize("reference", [True, False])
 def test_scores_and_gradients_do_not_change(t5: str, prompts: Prompts, reference: bool) -> None:
-    model = make_policy(t5)
+    model = make_lora(t5, target_modules=DECODER)
     responses = torch.randint(2, 200, (8, 5), generator=torch.Generator().manual_seed(0))
     owner = torch.tensor([3, 0, 0, 5, 2, 1, 4, 4])
     found = []
@@ -105,7 +94,7 @@ def test_a_rollout_reads_each_real_token_once(
 ) -> None:  # fmt: skip
     """And what it draws is what it scores, with the update in the weights that are laid out."""
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
-    model = make_policy(t5, targets)
+    model = make_lora(t5, target_modules=targets)
     seen = rows_read(model)
     torch.manual_seed(1)
     shared = targets == DECODER
@@ -130,7 +119,7 @@ def test_a_rollout_reads_each_real_token_once(
 
 @torch.no_grad()
 def test_nothing_is_remembered_after_a_failure(t5: str, prompts: Prompts) -> None:
-    model = make_policy(t5)
+    model = make_lora(t5, target_modules=DECODER)
     decoder = unwrap(model).get_decoder()
     encoded = encode(model, prompts, projects=True)
     with pytest.raises(KeyError), projected(decoder, encoded.projected):

@@ -16,6 +16,7 @@ from lightning_modules.ppo.invariants import BF16, FP32, GateError, StepZero, ch
 from lightning_modules.ppo.rollout import Prompts, encode, roll_out, score_tokens
 from lightning_modules.ppo.sampling import Sampling
 from tests.batches import make_batch
+from tests.models import move_lora
 
 SETTINGS = Sampling(max_new_tokens=12, temperature=1.0, eos_id=1, pad_id=0)
 GOOD = StepZero(kl=0.0, log_ratio=0.0, mask_errors=0, sampler_gap=1e-6)
@@ -98,9 +99,7 @@ def test_dropout_is_seen(t5: str) -> None:
 
 def test_a_wrong_reference_is_seen(t5: str) -> None:
     model = fresh_policy(t5)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    move_lora(model)
     # A trained adapter with the bare backbone as reference: what the original notebook did.
     assert adapters.REFERENCE not in model.peft_config
     with pytest.raises(GateError, match="KL"):

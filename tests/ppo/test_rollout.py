@@ -22,6 +22,7 @@ from lightning_modules.ppo.rollout import (
 from lightning_modules.ppo.sampling import Samples, Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
 from tests.batches import make_batch
+from tests.models import move_lora
 
 EOS = 1
 SETTINGS = Sampling(max_new_tokens=9, temperature=0.7, eos_id=EOS, pad_id=0)
@@ -42,9 +43,7 @@ def policy(t5: str) -> Any:
     backbone = likely_to_end(load_backbone(t5))
     model = attach_lora(backbone, LoRASettings(r=4, alpha=8, dropout=0.1))
     set_dropout(model, 0.0)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    move_lora(model)
     return model.train()
 
 

@@ -19,6 +19,7 @@ from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.reward_terms import FunctionReward
 from tests.batches import loader, make_batch, make_trainer, settle
+from tests.models import move_lora
 
 RATE, VALUE_RATE, EPOCHS = 0.5, 0.05, 2
 
@@ -59,9 +60,7 @@ class Moved(PPOPolicy):
     def configure_model(self) -> None:
         super().configure_model()
         torch.manual_seed(3)
-        for name, parameter in self.model.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.3)
+        move_lora(self.model)
         # One token in ten ends a response.
         bias = torch.zeros(self.model.get_base_model().lm_head.weight.shape[0])
         bias[1] = 2.5
