@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
 from callbacks.falls import Falls, is_validation_of_fit
 from callbacks.signals import Stopped
-from lightning_modules.sharding import full
+from lightning_modules.sharding import are_finite
 from run_folder import PARTIAL
 
 log = logging.getLogger(__name__)
@@ -251,5 +251,4 @@ class RunCheckpoint(ModelCheckpoint):
 
 def has_finite_weights(pl_module: L.LightningModule) -> bool:
     """Whether all trained weights are finite."""
-    trained = (p for p in pl_module.parameters() if p.requires_grad)
-    return all(bool(full(weight.isfinite().all())) for weight in trained)
+    return are_finite(p for p in pl_module.parameters() if p.requires_grad)

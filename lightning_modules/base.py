@@ -22,7 +22,12 @@ from lightning_modules.backbones import (
 from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
-from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
+from lightning_modules.strategies import (
+    find_optimizer_problem,
+    find_strategy_problem,
+    name_strategy,
+    shard,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +112,13 @@ class BaseModule(PiecewiseModule):
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
-        backend = init_args.get("compile")
+        backend, strategy = init_args.get("compile"), name_strategy(trainer)
+        optimizer = init_args.get("optimizer")
         return [
             hub.find_model_problem(name, "backbone", cls.kind),
             find_compile_problem("model.compile", backend, trainer.accelerator),
-            find_strategy_problem(name_strategy(trainer), backend is not None),
+            find_strategy_problem(strategy, backend is not None),
+            find_optimizer_problem(strategy, str(getattr(optimizer, "class_path", "AdamW"))),
         ]
 
     # What a subclass says -----------------------------------------------------------------------

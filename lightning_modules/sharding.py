@@ -1,13 +1,14 @@
-"""FSDP2: what it does to models and tensors; all that the rest of the program knows of it.
+"""Divided models and tensors: all that the rest of the program knows of FSDP2 and ZeRO-3.
 
-Each block of a model, and what is left of the model as its root, is a unit whose weights are whole
-only while it computes (Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; the form that torch
-calls ``fully_shard``). Generation, rollouts and evaluations run on whole weights (:func:`whole`):
-gathered once for all of their passes, and not once a token. So a rank decodes at its own pace and
-waits for nobody. :mod:`lightning_modules.strategies` has what a Trainer needs.
+With FSDP2 each block of a model, and what is left of the model as its root, is a unit whose weights
+are whole only while it computes (Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; the form that
+torch calls ``fully_shard``); with ZeRO-3 each layer is one. Generation, rollouts and evaluations
+run on whole weights (:func:`whole`): gathered once for all of their passes, and not once a token.
+So a rank decodes at its own pace and waits for nobody. :mod:`lightning_modules.strategies` has what
+a Trainer needs, and :mod:`lightning_modules.zero` the same for DeepSpeed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,6 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_modules.zero_weights import (
+    gather_weight,
+    gathered,
+    is_away,
+    is_divided,
+    take_share,
+)
 
 Result = TypeVar("Result")
 
@@ -47,23 +56,28 @@ def divide(model: nn.Module, mesh: Any, device: torch.device) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether some weights of a model are divided at the moment."""
-    return any(isinstance(weight, DTensor) for weight in model.parameters())
+    return any(isinstance(weight, DTensor) or is_away(weight) for weight in model.parameters())
+
+
+def has_shares(model: nn.Module) -> bool:
+    """Whether a model is one that is divided, be it whole at the moment."""
+    return any(isinstance(part, FSDPModule) for part in model.modules()) or any(
+        map(is_divided, model.parameters())
+    )
 
 
 def as_forward(model: Any, work: Callable[[], Result]) -> Result:
-    """Do some work with the parts of a model as FSDP does a model's ``forward``.
+    """Do some work with the parts of a divided model as if it were the model's ``forward``.
 
-    Embeddings and output head are whole in it, blocks while they compute. The gradients of what
-    comes out of it find their way back.
+    With FSDP2, embeddings and output head are whole in it, blocks while they compute. The gradients
+    of what comes out of it find their way back.
 
     Args:
         model: Divided or not.
         work: Gives tensors, or tuples of them.
     """
-    if not isinstance(model, FSDPModule):
-        return work()
-    divided: Any = model  # which divide gave the method
-    return divided.compute(work)
+    compute: Callable[[Callable[[], Result]], Result] | None = model.__dict__.get("compute")
+    return work() if compute is None else compute(work)  # which whoever divided it gave it
 
 
 @contextmanager
@@ -74,6 +88,10 @@ def whole(module: nn.Module) -> Iterator[None]:
     may not be changed in it.
     """
     units = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    if not units:
+        with gathered(module.parameters()):
+            yield
+        return
     # What is gathered is kept for the next time: tensors of inference mode have no gradients then.
     with torch.inference_mode(False), torch.no_grad():
         for unit in units:
@@ -89,7 +107,21 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 def full(value: Tensor) -> Tensor:
     """Give a tensor that is divided among the ranks as a whole one; others as they are."""
+    if is_divided(value):
+        return gather_weight(value)
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def are_finite(weights: Iterable[Tensor]) -> bool:
+    """Whether all of these weights are finite, on all ranks that share them."""
+    divided, others = [], []
+    for weight in weights:
+        (divided if is_divided(weight) else others).append(weight)
+    bad = torch.tensor(not all(bool(take_share(weight).isfinite().all()) for weight in divided))
+    if divided:
+        bad = bad.to(take_share(divided[0]).device)
+        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+    return not bad and all(bool(full(weight.isfinite().all())) for weight in others)
 
 
 def spread(value: Tensor, weight: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_modules.accumulation import StepLoss
 from lightning_modules.faults import Fault, Row, name_not_finite, readable_rows, stop_at
+from lightning_modules.gradients import clip, gradient_norm, gradients
 from lightning_modules.randomness import seed_at
-from lightning_modules.sharding import full
 from lightning_modules.strategies import find_rows_problem, find_strategy_problem
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -166,9 +166,10 @@ class SteppingModule(L.LightningModule):
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, batch_size=1)
         if what := name_not_finite(found):
             self.on_fault(self._make_fault(what))
-            optimizer.zero_grad(set_to_none=True)  # no optimizer touches a weight without gradient
+            # No optimizer touches a weight without gradient.
+            optimizer.zero_grad(set_to_none=True)
             return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        clip(optimizer, gradient_clip_val, gradient_clip_algorithm, found["train/grad_norm"])
         self.half_updated = True
 
     def log_mean(self, name: str, value: Tensor, count: int, **settings: Any) -> None:
@@ -205,14 +206,3 @@ class SteppingModule(L.LightningModule):
         }
         place = f"step{self.global_step:08d}"
         return Fault(what, place, self.global_step, "step", self.step_loss.blame(), rows, content)
-
-
-def gradients(optimizer: Any) -> list[Tensor]:
-    """Give the gradients of all weights that an optimizer trains and that have one."""
-    weights = (weight for group in optimizer.param_groups for weight in group["params"])
-    return [weight.grad for weight in weights if weight.grad is not None]
-
-
-def gradient_norm(optimizer: Any) -> Tensor:
-    """Give the norm of all gradients together, over all ranks that share them: a scalar."""
-    return full(torch.nn.utils.get_total_norm(gradients(optimizer)))

@@ -1,4 +1,4 @@
-"""How several devices share a module: FSDP2 for Lightning's Trainer, and what is refused.
+"""How several devices share a module: FSDP2 for Lightning's Trainer, and what is refused of all.
 
 With FSDP2 a checkpoint is that of a single device, weights and optimizer, so that a run goes on
 with another strategy, and on another number of ranks. An export is written from a copy of the
@@ -7,23 +7,23 @@ module that is whole.
 
 import copy
 from collections.abc import Mapping
-from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
-from lightning_modules.sharding import divide, full, spread, whole
+from lightning_modules.dividing import Dividing
+from lightning_modules.sharding import divide, has_shares, spread
 
-NAME = "fsdp2"
-"""Under which Lightning knows the strategy: ``--trainer.strategy fsdp2``."""
+NAME, ZERO_2, ZERO_3 = "fsdp2", "zero2", "zero3"
+"""Under which Lightning knows the strategies: ``--trainer.strategy fsdp2``."""
 
 
-class FullyShardedStrategy(ModelParallelStrategy):
+class FullyShardedStrategy(Dividing, ModelParallelStrategy):
     """FSDP2 over all ranks, with the checkpoints of a single device.
 
     Args:
@@ -36,7 +36,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def __init__(self, shard_frozen: bool = True, **kwargs: Any) -> None:
         super().__init__("auto", 1, save_distributed_checkpoint=False, **kwargs)
         self.shard_frozen = shard_frozen
-        self._evaluation = ExitStack()
 
     def setup_environment(self) -> None:
         """Let all ranks divide the model among them."""
@@ -46,18 +45,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def shard(self, model: nn.Module) -> None:
         """Divide a model that is the same on all ranks but for what was drawn at random."""
         divide(model, self.device_mesh["data_parallel"], self.root_device)
-
-    # Whole weights in evaluations ---------------------------------------------------------------
-
-    def _begin_evaluation(self) -> None:
-        module: Any = self.lightning_module
-        self._evaluation.enter_context(whole(module))
-
-    def _end_evaluation(self) -> None:
-        self._evaluation.close()
-
-    on_validation_start = on_test_start = on_predict_start = _begin_evaluation
-    on_validation_end = on_test_end = on_predict_end = _end_evaluation
 
     # Checkpoints --------------------------------------------------------------------------------
 
@@ -75,23 +62,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Whether a checkpoint's optimizer state is handed to this strategy."""
         return True
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Bring the trained weights together on rank 0; the others get names without values.
-
-        Frozen ones are not gathered: a checkpoint does not hold them.
-        """
-        weights = self.lightning_module.named_parameters()  # type: ignore[union-attr]
-        return {name: self._gather(each) for name, each in weights if each.requires_grad}
-
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Bring an optimizer's state together on rank 0, in torch's own format."""
         state = getattr(optimizer, "_optimizer", optimizer).state_dict()
         return tree_map_only(DTensor, self._gather, state)
-
-    def _gather(self, value: Tensor) -> Tensor | None:
-        """Give a tensor's whole value on rank 0, on the CPU; all ranks have to ask for it."""
-        value = full(value.detach())
-        return value.to("cpu", copy=True) if self.is_global_zero else None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None
@@ -139,9 +113,16 @@ def name_strategy(trainer: Any) -> str:
     return str(getattr(trainer.strategy, "class_path", trainer.strategy))
 
 
-def divides(name: str) -> bool:
-    """Whether a strategy of this name, or class path, is the one that divides weights."""
-    return name.lower() == NAME or name.endswith(FullyShardedStrategy.__name__)
+_CLASSES = {
+    "fullyshardedstrategy": NAME, "zero2strategy": ZERO_2, "zero3strategy": ZERO_3,
+}  # fmt: skip
+
+
+def recognise(name: str) -> str | None:
+    """Give the short name of a strategy that divides models, by any of its names; else None."""
+    short = name.rpartition(".")[2].lower()
+    found = _CLASSES.get(short, short)
+    return found if found in _CLASSES.values() else None
 
 
 def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
@@ -152,21 +133,25 @@ def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
         compiles: Whether parts of the model are to be compiled.
     """
     name = (strategy if isinstance(strategy, str) else type(strategy).__name__).rpartition(".")[2]
-    if divides(name):
-        return (
-            None
-            if not compiles
-            else (
-                f"trainer.strategy: {NAME} was not tried with compiled blocks or decoding; leave "
+    if (ours := recognise(name)) is not None:
+        if compiles:
+            return (
+                f"trainer.strategy: {ours} was not tried with compiled blocks or decoding; leave "
                 "model.compile and model.ppo.compile_decoding out, or take ddp"
             )
-        )
+        if ours != NAME and find_spec("deepspeed") is None:
+            return (
+                f"trainer.strategy: {ours} is DeepSpeed's, which is not installed: "
+                f'pip install "alignsum[deepspeed]"; or take ddp, or {NAME}'
+            )
+        return None
     remedy = f"take ddp, or {NAME} (--config configs/overlays/fsdp.yaml)"
     if "deepspeed" in name.lower() or getattr(strategy, "handles_gradient_accumulation", False):
         return (
-            f"trainer.strategy: {name} accumulates and clips gradients itself: it would weigh "
-            "every micro-batch alike, however many tokens are in it, and hide gradients that are "
-            f"not finite from the checks here; {remedy}, which divides what ZeRO-3 divides"
+            f"trainer.strategy: Lightning's {name} leaves accumulation and clipping to DeepSpeed: "
+            "it would weigh every micro-batch alike, however many tokens are in it, and hide "
+            f"gradients that are not finite from the checks here; take {ZERO_2} or {ZERO_3} "
+            "(--config configs/overlays/zero3.yaml), which are DeepSpeed without that"
         )
     if name.lower() in ("fsdp", "fsdp_cpu_offload", "fsdpstrategy", "modelparallelstrategy"):
         return (
@@ -176,19 +161,39 @@ def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
     return None
 
 
+def find_optimizer_problem(strategy: str, optimizer: str) -> str | None:
+    """Say why a strategy cannot divide the state of an optimizer, or return None where it can.
+
+    DeepSpeed hands it one long vector for all weights of this rank.
+
+    Args:
+        strategy: Lightning's name, or class path.
+        optimizer: Its class path, or name.
+    """
+    kind, by_number = optimizer.rpartition(".")[2], ("Adam", "AdamW", "SGD")
+    if recognise(strategy) not in (ZERO_2, ZERO_3) or kind in by_number:
+        return None
+    return (
+        f"model.optimizer: {kind} under {recognise(strategy)} would be given the weights in pieces "
+        f"that begin and end anywhere; take {', '.join(by_number)}, which look at each number by "
+        f"itself, or trainer.strategy ddp or {NAME}"
+    )
+
+
 def find_rows_problem(trainer: Any) -> str | None:
     """Say why a rank might come to a step without rows, or return None where none can.
 
-    With DDP it brings gradients of 0 without a pass. Under FSDP2 the others would wait for its part
-    in gathering each block's weights.
+    With DDP and ZeRO-2 it brings gradients of 0 without a pass. Under the others they would wait
+    for its part in gathering each block's weights.
     """
+    name = recognise(type(trainer.strategy).__name__)
     rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
     is_possible = rows == 1 and trainer.accumulate_grad_batches > 1
-    if not isinstance(trainer.strategy, FullyShardedStrategy) or not is_possible:
+    if name not in (NAME, ZERO_3) or not is_possible:
         return None
     return (
         f"data.batch_size 1 with trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} "
-        f"leaves ranks without a row at times, which {NAME} cannot do with; set data.batch_size 2 "
+        f"leaves ranks without a row at times, which {name} cannot do with; set data.batch_size 2 "
         "or more, and accumulate the less"
     )
 
@@ -201,12 +206,12 @@ def shard(module: Any, *frozen: nn.Module) -> None:
         *frozen: Models beside it that are only asked.
     """
     strategy = None if module._trainer is None else module.trainer.strategy
-    if not isinstance(strategy, FullyShardedStrategy):
+    if not isinstance(strategy, Dividing):
         return
     for model in (*module.children(), *frozen):
         weights = list(model.parameters())
         is_trained = model is module.model or any(weight.requires_grad for weight in weights)
-        is_new = bool(weights) and not isinstance(model, FSDPModule)
+        is_new = bool(weights) and not has_shares(model)
         if is_new and (is_trained or strategy.shard_frozen):
             strategy.shard(model)
 
@@ -219,7 +224,7 @@ def make_whole(module: Any) -> Any:
     Returns:
         The module; None on the other ranks where it is divided.
     """
-    if not any(isinstance(part, FSDPModule) for part in module.modules()):
+    if not has_shares(module):
         return module
     trained = module.trainer.strategy.lightning_module_state_dict()
     if module.global_rank != 0:

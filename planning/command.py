@@ -27,7 +27,7 @@ from planning.memory import Plan, Setting
 from planning.parts import Computation, Lengths
 from planning.phases import trace_module
 from planning.shapes import HATE_CLASSIFIER, find_blueprint
-from planning.strategies import find_strategy
+from planning.strategies import LABELS, find_strategy
 from planning.tables import (
     give_advice,
     make_parts_table,
@@ -211,9 +211,8 @@ def other_settings(setting: Setting) -> Iterator[Setting]:
     devices = setting.devices if setting.devices > 1 else 8
     for bf16 in PRECISIONS:
         computation = replace(setting.computation, bf16=bf16)
-        yield Setting(computation)
-        yield Setting(computation, "ddp", devices)
-        yield Setting(computation, "fsdp", devices)
+        for strategy in LABELS:
+            yield Setting(computation, strategy, 1 if strategy == "single" else devices)
 
 
 def _count_devices(devices: Any, gpu: bool) -> int:

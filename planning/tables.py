@@ -78,7 +78,7 @@ def make_settings_table(grid: Sequence[Sequence[Plan]], own: str, current: Plan)
         table.add_row(
             f"{label} *" if here else label,
             *(_gib(plan.total) for plan in row),
-            end_section=setting.strategy == "fsdp",
+            end_section=setting.strategy == tuple(LABELS)[-1],
         )
     return table
 

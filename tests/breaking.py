@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lightning_modules.gradients import gradients
 from run_folder import RunFolder
 
 
@@ -69,9 +70,8 @@ class Poison(L.Callback):
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.done += 1
         if trainer.global_step in self.steps or self.done - 1 in self.passes:
-            for weight in pl_module.parameters():
-                if weight.grad is not None:
-                    weight.grad.fill_(torch.nan)
+            for gradient in gradients(trainer.optimizers[0]):
+                gradient.fill_(torch.nan)
 
 
 def poison(*numbers: int, of: str = "steps") -> list[str]:

@@ -14,6 +14,7 @@ from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.rollout import Prompts, Rollout
 from lightning_modules.sharding import full
+from lightning_modules.zero_weights import is_away, shape_of, take_share
 from metrics.rouge import Rouge
 from tests.models import move_lora
 
@@ -69,12 +70,17 @@ class FixedRollouts(PPOPolicy):
         rollout: Rollout = torch.load(self.folder / "rollout.pt", weights_only=False)
         return rollout.rows(torch.tensor(self.shares[self.global_rank]))
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Keep the gradients that the step is taken with: some strategies free them in it."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        self.gradients = {name: whole_gradient(p) for name, p in trained.items()}
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write what the step left."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         kept = {
-            "gradients": {name: full(p.grad) for name, p in trained.items()},
-            "weights": {name: full(p.detach()) for name, p in trained.items()},
+            "gradients": self.gradients,
+            "weights": {name: full(p).detach() for name, p in trained.items()},
             "figures": outputs["figures"],
             "loop": self._loop_state(),
         }
@@ -88,6 +94,22 @@ def count_letters(
     return [len(set(text)) / 10 for text in predictions]
 
 
+def count_here(weight: torch.Tensor) -> int:
+    """Count the numbers that this rank has of a weight at the moment."""
+    if is_away(weight):
+        return take_share(weight).numel()
+    return (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
+
+
+def whole_gradient(weight: torch.Tensor) -> torch.Tensor | None:
+    """Give the gradient of a weight over all ranks; DeepSpeed's by its own function."""
+    if weight.grad is not None:
+        return full(weight.grad)
+    from deepspeed.utils import safe_get_full_grad
+
+    return safe_get_full_grad(weight)
+
+
 class SeenRows(L.Callback):
     """Writes down for each training batch of this rank its rows and its share of the model.
 
@@ -99,7 +121,7 @@ class SeenRows(L.Callback):
     ) -> None:
         path = Path(trainer.default_root_dir, f"seen{trainer.global_rank}.jsonl")
         weights = list(pl_module.parameters())
-        here = sum((w.to_local() if isinstance(w, DTensor) else w).numel() for w in weights)
-        seen = {"ids": batch["ids"], "share": here / sum(w.numel() for w in weights)}
+        here = sum(map(count_here, weights))
+        seen = {"ids": batch["ids"], "share": here / sum(shape_of(w).numel() for w in weights)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(seen) + "\n")

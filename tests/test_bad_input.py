@@ -85,10 +85,23 @@ CASES: dict[str, Bad] = {
     ),
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "bf16 weights": Bad(f"{LORA} --trainer.precision bf16-true", ("rounds to nothing",)),
-    "DeepSpeed": Bad(
-        f"{LORA} --trainer.strategy deepspeed_stage_2", ("accumulates", "take ddp, or fsdp2")
+    "Lightning's own DeepSpeed": Bad(
+        f"{LORA} --trainer.strategy deepspeed_stage_2",
+        ("leaves accumulation and clipping to DeepSpeed", "take zero2 or zero3"),
+    ),
+    "an optimizer that ZeRO cannot divide": Bad(
+        f"{LORA} --trainer.strategy zero2 --model.optimizer torch.optim.Adafactor "
+        "--model.optimizer.lr 0.01",
+        ("Adafactor under zero2", "take Adam, AdamW, SGD"),
+    ),
+    "ZeRO with compiled blocks": Bad(
+        f"{LORA} --trainer.strategy zero3 --model.compile inductor", ("zero3 was not tried",)
     ),
     "Lightning's own FSDP": Bad(f"{LORA} --trainer.strategy fsdp", ("take ddp, or fsdp2",)),
+    "ranks without rows of ZeRO-3": Bad(
+        f"{LORA} --trainer.strategy zero3 --data.batch_size 1 --trainer.accumulate_grad_batches 2",
+        ("which zero3 cannot do with", "2 or more"),
+    ),
     "ranks without rows": Bad(
         f"{LORA} --trainer.strategy fsdp2 --data.batch_size 1 --trainer.accumulate_grad_batches 2",
         ("data.batch_size 1", "2 or more"),

@@ -48,7 +48,7 @@ def test_the_shipped_files_are_found() -> None:
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
-        "ddp", "debug", "fsdp", "mini", "real_text", "rollouts", "wandb",
+        "ddp", "debug", "fsdp", "mini", "real_text", "rollouts", "wandb", "zero2", "zero3",
     }  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(
     assert differences(parts, whole) == []
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
 def test_a_run_goes_on_with_more_ranks_or_fewer(
     strategy: str, fit: Fit, fit_ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:

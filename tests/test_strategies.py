@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,18 @@ from tests.test_accumulation import distance
 from tests.test_reward_model import REFERENCES
 
 ROOT = Path(__file__).parent.parent
-STRATEGIES = {"ddp": "ddp.yaml", "fsdp2": "fsdp.yaml"}
+STRATEGIES = {
+    "ddp": "ddp.yaml", "fsdp2": "fsdp.yaml", "zero2": "zero2.yaml", "zero3": "zero3.yaml",
+}  # fmt: skip
 """Lightning's names, and their overlays."""
+
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason='needs pip install "alignsum[deepspeed]"'
+)
+
+ZERO = [pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3")]
+
+DIVIDING = ["fsdp2", *ZERO]
 
 METHODS: dict[str, tuple[float, list[str]]] = {
     "full_ft": (0.5, []),
@@ -78,6 +89,8 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
         else:
             overlay = ROOT / "configs" / "overlays" / STRATEGIES[strategy]
             asked += ["--config", str(overlay), "--trainer.devices", "2"]
+            # Or it would leave models as small as these whole.
+            asked += ["--trainer.strategy.whole_below", "0"] if strategy == "zero3" else []
             logs = tmp_path / f"logs_{name}"
             logs.mkdir(exist_ok=True)
             codes = run_ranks(lambda: train.main(asked), logs)
@@ -133,14 +146,14 @@ def assert_close(found: Sequence[dict[str, float]], expected: Sequence[dict[str,
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -> None:
     alone = look_at(run("fit", method, "alone"), 1)
     shared = look_at(run("fit", method, "shared", strategy), 2)
     assert len(alone.seen) == 2
     assert shared.seen == alone.seen
-    whole = 1.0 if strategy == "ddp" else 0.5
+    whole = 1.0 if strategy in ("ddp", "zero2") else 0.5
     assert shared.shares == pytest.approx([whole, whole], abs=0.02)
     assert len({row for step in shared.seen for row in step}) == sum(map(len, shared.seen)) == 7
     assert_close(shared.metrics, alone.metrics)
@@ -152,11 +165,12 @@ def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -
     assert max(norms) > METHODS[method][0], "nothing is clipped"
 
 
-def test_micro_batches_under_sharding_are_one_step(run: Run) -> None:
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_micro_batches_under_sharding_are_one_step(strategy: str, run: Run) -> None:
     """With checkpointing too, which computes gathered blocks again in the backward pass."""
     alone = look_at(run("fit", "lora", "alone", "", "--data.batch_size", "8"), 1)
     cut = ["--trainer.accumulate_grad_batches", "2", "--model.gradient_checkpointing", "true"]
-    shared = look_at(run("fit", "lora", "shared", "fsdp2", *cut), 2)
+    shared = look_at(run("fit", "lora", "shared", strategy, *cut), 2)
     assert len(shared.seen) == 2 * len(alone.seen)
     assert_close([shared.final], [alone.final])
     assert distance(shared.weights, alone.weights) < 1e-5
@@ -164,13 +178,14 @@ def test_micro_batches_under_sharding_are_one_step(run: Run) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
 @pytest.mark.parametrize("method", ["full_ft", "soft_prompt"])
-def test_a_sharded_test_gives_the_texts_of_one_rank(method: str, run: Run) -> None:
+def test_a_sharded_test_gives_the_texts_of_one_rank(method: str, strategy: str, run: Run) -> None:
     lively = ["--model.optimizer.lr", "0.05"]  # enough to change every text
-    run("fit", method, "run", "fsdp2", *lively)
+    run("fit", method, "run", strategy, *lively)
     texts = [
         [row["prediction"] for row in run("test", method, "run", *how).read_predictions()]
-        for how in (("fsdp2",), ("", "--overwrite", "true"))
+        for how in ((strategy,), ("", "--overwrite", "true"))
     ]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 3

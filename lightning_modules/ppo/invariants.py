@@ -115,7 +115,7 @@ def fingerprint(model: Any, reference: Any) -> str:
     for name, weights in (model if reference is None else reference).named_parameters():
         if not weights.requires_grad:
             digest.update(name.encode())
-            digest.update(full(weights.detach()).cpu().contiguous().numpy().data)
+            digest.update(full(weights).detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

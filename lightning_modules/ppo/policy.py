@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from datamodules.batching import Batch
 from lightning_modules.compiling import find_compile_problem
 from lightning_modules.faults import Fault, name_not_finite
+from lightning_modules.gradients import clip_by_norm, gradient_norm
 from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
@@ -37,7 +38,6 @@ from lightning_modules.ppo.update import (
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.randomness import put_state, take_state
 from lightning_modules.sharding import as_forward, whole
-from lightning_modules.stepping import gradient_norm
 from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
 
@@ -466,8 +466,7 @@ class PPOPolicy(PolicyModule):
             logprobs[part, : found.shape[1]] = found
         stepped = bool(means.ratio / tokens <= self.ppo.ratio_guard)
         if stepped:
-            trained = [weight for group in optimizer.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grads_with_norm_(trained, self.ppo.max_grad_norm, norm)
+            clip_by_norm(optimizer, self.ppo.max_grad_norm, norm)
             self.half_updated = True
             optimizer.step()
         return total, stepped

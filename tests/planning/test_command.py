@@ -83,7 +83,7 @@ def test_a_plan_needs_neither_hub_nor_data(
             ("--model.backbone", "./no_such_folder"),
             "backbone: there is no folder './no_such_folder'",
         ),
-        (("--trainer.strategy", "deepspeed"), "take ddp, or fsdp2"),
+        (("--trainer.strategy", "deepspeed"), "take zero2 or zero3"),
         (("--model.target_modules", "[nothing]"), "nothing"),
         (("--data.batch_size", "0"), "batch_size must be at least 1"),
     ],

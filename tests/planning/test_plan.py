@@ -47,6 +47,23 @@ def test_strategies_divide_what_they_say() -> None:
         assert placed("fsdp", phase) == HUNDRED | shares | {WEIGHTS: 400 + 100, BUFFERS: 60}
 
 
+def test_zero_divides_what_it_says() -> None:
+    """With DeepSpeed's copy of the trained share; buckets are the 400 bytes of all gradients."""
+    shares = {GRADIENTS: 100, OPTIMIZER: 200 + 100}
+    assert placed("zero2") == HUNDRED | shares | {BUFFERS: 2 * 400 + 100}
+    assert placed("zero2", "evaluation") == HUNDRED | shares
+    shares[WEIGHTS] = 100
+    assert placed("zero3") == HUNDRED | shares | {BUFFERS: 400 + 2 * 400}
+    gathered = {WEIGHTS: 400 + 100, BUFFERS: 400 + 400}
+    assert placed("zero3", "rollout, sampling") == HUNDRED | shares | gathered
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_divides_nothing_without_an_optimizer(strategy: Any) -> None:
+    alone = HUNDRED | {OPTIMIZER: 0}
+    assert place_on_devices(alone, Size(100, 60, 40, 50, 30), strategy, 4, "evaluation") == alone
+
+
 def test_units_are_those_that_are_gathered(t5: str) -> None:
     model = T5ForConditionalGeneration.from_pretrained(t5)
     model.lm_head.requires_grad_(False)
@@ -62,6 +79,7 @@ def test_units_are_those_that_are_gathered(t5: str) -> None:
     ("text", "devices", "name"),
     [
         ("auto", 1, "single"), ("auto", 2, "ddp"), ("ddp_find_unused_parameters_true", 2, "ddp"),
+        ("zero2", 2, "zero2"), ("lightning_modules.zero.Zero3Strategy", 8, "zero3"),
         ("fsdp2", 2, "fsdp"), ("lightning_modules.strategies.FullyShardedStrategy", 8, "fsdp"),
     ],
 )  # fmt: skip
@@ -69,9 +87,15 @@ def test_strategies_are_known_by_lightnings_names(text: str, devices: int, name:
     assert find_strategy(text, devices) == name
 
 
-@pytest.mark.parametrize("name", ["deepspeed_stage_2", "fsdp", "ModelParallelStrategy"])
-def test_a_strategy_that_training_refuses_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="take ddp, or fsdp2"):
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("deepspeed_stage_2", "take zero2 or zero3"), ("fsdp", "take ddp, or fsdp2"),
+        ("ModelParallelStrategy", "take ddp, or fsdp2"),
+    ],
+)  # fmt: skip
+def test_a_strategy_that_training_refuses_is_refused(name: str, remedy: str) -> None:
+    with pytest.raises(ValueError, match=remedy):
         find_strategy(name, 2)
 
 

@@ -12,6 +12,7 @@ import torch
 
 import train
 from callbacks.rollouts import RolloutFolder
+from lightning_modules import Zero3Strategy
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import FunctionReward
@@ -22,7 +23,7 @@ from tests.launching import run_ranks
 from tests.ranks import FixedRollouts
 from tests.rows import write_rows
 from tests.test_accumulation import distance
-from tests.test_strategies import STRATEGIES
+from tests.test_strategies import DIVIDING, STRATEGIES, ZERO
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -67,7 +68,7 @@ def test_two_ranks_write_their_own_stop_together_and_are_replayed(
     assert len(re.findall("ppo/policy/loss", shown)) == 1
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
 @pytest.mark.parametrize("kind", POLICIES)
 def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     kind: str, strategy: str, t5: str, tmp_path: Path
@@ -109,7 +110,9 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     start = {name: p.detach().clone() for name, p in maker.named_parameters() if p.requires_grad}
 
     (alone,) = steps("alone", [0, 1, 2, 3, 4, 5])
-    ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=strategy)
+    # ZeRO-3 would leave models as small as these whole.
+    how = Zero3Strategy(whole_below=0) if strategy == "zero3" else strategy
+    ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=how)
     for each in ranks:
         for what in ("gradients", "weights"):
             assert distance(each[what], alone[what]) < 1e-5
@@ -137,9 +140,20 @@ SAME = [
 COPIED = "trainer: {strategy: {init_args: {shard_frozen: false}}}"
 
 
+def slowly(*names: Any) -> list[Any]:
+    """Mark cases as slow, by what marks them already."""
+    return [
+        pytest.param(*each.values, marks=[*each.marks, pytest.mark.slow])
+        if hasattr(each, "values")
+        else pytest.param(each, marks=pytest.mark.slow)
+        for each in names
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", *slowly(*ZERO)])
 @pytest.mark.parametrize("frozen", ["sharded", pytest.param("copied", marks=pytest.mark.slow)])
 def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
-    frozen: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frozen: str, strategy: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """All prompts are one and the same, so that only the random numbers can tell ranks apart."""
     monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
@@ -174,6 +188,7 @@ def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
     copied.write_text(COPIED)
     ddp = roll("ddp", overlays / "ddp.yaml")
     assert not any(torch.equal(*pair) for pair in ddp)
-    again = roll("again", overlays / "fsdp.yaml", *([copied] if frozen == "copied" else []))
+    more = [copied] if frozen == "copied" and strategy != "zero2" else []
+    again = roll("again", overlays / STRATEGIES[strategy], *more)
     for found, expected in zip(again, ddp, strict=True):
         assert all(map(torch.equal, found, expected))
