@@ -27,6 +27,7 @@ from lightning_modules.targets import (
     find_target_problem,
     match_targets,
 )
+from lightning_modules.zero_weights import shape_of
 
 __all__ = [
     "POLICY", "REFERENCE", "LoRASettings", "attach_lora", "attach_soft_prompt",
@@ -239,8 +240,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Count the trained parameters and all of them; one that is shared counts once."""
     parameters = list(model.parameters())
     return (
-        sum(p.numel() for p in parameters if p.requires_grad),
-        sum(p.numel() for p in parameters),
+        sum(shape_of(p).numel() for p in parameters if p.requires_grad),
+        sum(shape_of(p).numel() for p in parameters),
     )
 
 

@@ -28,6 +28,7 @@ from lightning_modules.strategies import (
     name_strategy,
     shard,
 )
+from lightning_modules.zero_weights import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class BaseModule(PiecewiseModule):
         self.seed = checkpoint["seed"]
         for state in checkpoint.get("optimizer_states", [])[:1]:
             self._saved_group = frozenset(state["param_groups"][0])
-        own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        own = {n: tuple(shape_of(p)) for n, p in self.named_parameters() if p.requires_grad}
         its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if differing := {name for name in own | its if own.get(name) != its.get(name)}:
             raise ValueError(

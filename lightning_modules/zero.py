@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
 
@@ -127,6 +128,13 @@ class Zero3Strategy(Zero2Strategy):
         super().__init__(**kwargs)
         self.shard_frozen = shard_frozen
         self.whole_below = whole_below
+
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Make the optimizer, and let the ranks share it and the weights."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelSummary):
+                callback._max_depth = 0  # it would count what is here of the weights: nothing
+        super().setup_optimizers(trainer)
 
 
 StrategyRegistry.register(

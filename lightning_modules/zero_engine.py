@@ -115,7 +115,7 @@ class DividedOptimizer(HoldsGradients):
 
     def backward(self, loss: Tensor) -> None:
         """Go backward on a loss: the mean over the ranks is added to the gradients."""
-        # It would do so in a forward pass of the engine, which switches autocast off.
+        # As the engine's own forward pass does, which is not used: it switches autocast off.
         self.engine.optimizer.clear_backward_seen_flag()
         self.engine.backward(loss)
 
@@ -171,6 +171,7 @@ class DividedOptimizer(HoldsGradients):
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        _link(self.engine.optimizer)
         # All weights take their steps together, so what is no share is the same for all of them.
         sample: Mapping[str, Any] = next(iter(self.inner.state.values()), {})
 
@@ -215,12 +216,18 @@ class DividedOptimizer(HoldsGradients):
                 else (value.to(device, copy=True) if isinstance(value, Tensor) else value)
                 for name, value in sample.items()
             }
-        if _is_stage_2(zero):
-            zero._lazy_init_hp_params_optimizer_state()
+        _link(zero)
 
 
 def _is_stage_2(zero: Any) -> bool:
     return hasattr(zero, "single_partition_of_fp32_groups")
+
+
+def _link(zero: Any) -> None:
+    """Let stage 2 know the state of each weight: it looks when the first group has some only."""
+    if _is_stage_2(zero):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _shares(zero: Any) -> list[Tensor]:

@@ -38,7 +38,7 @@ def take_share(weight: Any) -> Tensor:
 
 def gather_weight(weight: Any) -> Tensor:
     """Give a copy of a whole weight that stage 3 divides; all ranks have to ask for it."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([weight], enabled=is_away(weight)):
         return weight.detach().clone()
@@ -96,7 +96,7 @@ def gathered(weights: Iterable[Any]) -> Iterator[None]:
     if not divided:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with without_hooks(divided[0]._z3_optimizer.parameter_offload):
         away = [weight for weight in divided if is_away(weight)]

@@ -1,6 +1,7 @@
 """Two ranks take the steps of one, whoever divides what among them: DDP copies, FSDP2 shards."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train
+from lightning_modules.strategies import find_strategy_problem
 from run_folder import RunFolder
-from tests.breaking import without_clocks
+from tests.breaking import poison, without_clocks
 from tests.launching import run_ranks
 from tests.rows import make_rows, write_rows
 from tests.test_accumulation import distance
@@ -81,7 +83,9 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
             *(texts if is_reward else summaries), "--run_dir", str(tmp_path / name),
         ]  # fmt: skip
 
-    def run(command: str, method: str, name: str, strategy: str = "", *more: str) -> RunFolder:
+    def run(
+        command: str, method: str, name: str, strategy: str = "", *more: str, code: int = 0
+    ) -> RunFolder:
         cut = ["--data.batch_size", "2" if strategy else "4"]
         asked = [command, *arguments(method, name), *cut, *more]
         if not strategy:
@@ -93,9 +97,9 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
             asked += ["--trainer.strategy.whole_below", "0"] if strategy == "zero3" else []
             logs = tmp_path / f"logs_{name}"
             logs.mkdir(exist_ok=True)
-            codes = run_ranks(lambda: train.main(asked), logs)
+            found = run_ranks(lambda: train.main(asked), logs)
             said = "".join(file.read_text()[-3000:] for file in sorted(logs.iterdir()))
-            assert codes == [0, 0], said
+            assert found == [code, code], said
         return RunFolder(tmp_path / name)
 
     return run
@@ -175,6 +179,41 @@ def test_micro_batches_under_sharding_are_one_step(strategy: str, run: Run) -> N
     assert_close([shared.final], [alone.final])
     assert distance(shared.weights, alone.weights) < 1e-5
     assert distance(shared.moments, alone.moments) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", DIVIDING)
+def test_a_step_that_is_not_finite_is_left_out_under_sharding(strategy: str, run: Run) -> None:
+    alone = look_at(run("fit", "lora", "alone", "", *poison(0)), 1)
+    shared = look_at(run("fit", "lora", "shared", strategy, *poison(0)), 2)
+    assert [row["train/grad_norm"] for row in shared.metrics if "train/skipped" in row] == [
+        pytest.approx(math.nan, nan_ok=True)
+    ]
+    assert {int(value) for name, value in shared.moments.items() if "step" in name} == {1}
+    assert distance(shared.weights, alone.weights) < 1e-5
+    assert distance(shared.moments, alone.moments) < 1e-5
+    stopped = run("fit", "lora", "stopped", strategy, *poison(1), "--faults.skips", "0", code=2)
+    last = torch.load(stopped.checkpoints / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 1
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ZERO)
+def test_deepspeed_leaves_autocast_on(strategy: str, run: Run) -> None:
+    mixed = ["--trainer.precision", "bf16-mixed"]
+    copied = look_at(run("fit", "lora", "copied", "ddp", *mixed), 2)
+    shared = look_at(run("fit", "lora", "shared", strategy, *mixed), 2)
+    exact = look_at(run("fit", "lora", "exact", strategy), 2)
+    assert distance(shared.moments, copied.moments) < 1e-5
+    assert distance(exact.moments, copied.moments) > 1e-4
+
+
+def test_without_deepspeed_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_modules.strategies.find_spec", lambda name: None)
+    for name in ("zero2", "lightning_modules.zero.Zero3Strategy"):
+        assert 'pip install "alignsum[deepspeed]"' in str(find_strategy_problem(name))
+    assert find_strategy_problem("fsdp2") is None
 
 
 @pytest.mark.slow
