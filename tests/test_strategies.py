@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -31,9 +31,28 @@ needs_deepspeed = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason='needs pip install "alignsum[deepspeed]"'
 )
 
-ZERO = [pytest.param(name, marks=needs_deepspeed) for name in ("zero2", "zero3")]
+ZERO = [
+    pytest.param(name, marks=[needs_deepspeed, pytest.mark.slow]) for name in ("zero2", "zero3")
+]
 
 DIVIDING = ["fsdp2", *ZERO]
+
+
+def cases(kinds: Iterable[str], *quick: tuple[str, str]) -> list[Any]:
+    """Pair kinds with strategies; those of DeepSpeed are slow, but for some that are named."""
+    return [
+        pytest.param(
+            kind,
+            strategy,
+            marks=[needs_deepspeed, *([] if (kind, strategy) in quick else [pytest.mark.slow])]
+            if strategy.startswith("zero")
+            else [],
+            id=f"{kind}-{strategy}",
+        )
+        for kind in kinds
+        for strategy in STRATEGIES
+    ]
+
 
 METHODS: dict[str, tuple[float, list[str]]] = {
     "full_ft": (0.5, []),
@@ -150,8 +169,9 @@ def assert_close(found: Sequence[dict[str, float]], expected: Sequence[dict[str,
         assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "strategy"), cases(METHODS, ("lora", "zero2"), ("full_ft", "zero3"))
+)
 def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -> None:
     alone = look_at(run("fit", method, "alone"), 1)
     shared = look_at(run("fit", method, "shared", strategy), 2)

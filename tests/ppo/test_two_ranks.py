@@ -23,7 +23,7 @@ from tests.launching import run_ranks
 from tests.ranks import FixedRollouts
 from tests.rows import write_rows
 from tests.test_accumulation import distance
-from tests.test_strategies import DIVIDING, STRATEGIES, ZERO
+from tests.test_strategies import DIVIDING, STRATEGIES, cases
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -68,8 +68,9 @@ def test_two_ranks_write_their_own_stop_together_and_are_replayed(
     assert len(re.findall("ppo/policy/loss", shown)) == 1
 
 
-@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize(
+    ("kind", "strategy"), cases(POLICIES, ("lora", "zero2"), ("all weights", "zero3"))
+)
 def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     kind: str, strategy: str, t5: str, tmp_path: Path
 ) -> None:
@@ -137,20 +138,10 @@ SAME = [
 """Cut to 80 tokens, all are the same prompt."""
 
 
-COPIED = "trainer: {strategy: {init_args: {shard_frozen: false}}}"
+SETTINGS = "trainer: {{strategy: {{init_args: {{{0}}}}}}}"
 
 
-def slowly(*names: Any) -> list[Any]:
-    """Mark cases as slow, by what marks them already."""
-    return [
-        pytest.param(*each.values, marks=[*each.marks, pytest.mark.slow])
-        if hasattr(each, "values")
-        else pytest.param(each, marks=pytest.mark.slow)
-        for each in names
-    ]
-
-
-@pytest.mark.parametrize("strategy", ["fsdp2", *slowly(*ZERO)])
+@pytest.mark.parametrize("strategy", DIVIDING)
 @pytest.mark.parametrize("frozen", ["sharded", pytest.param("copied", marks=pytest.mark.slow)])
 def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
     frozen: str, strategy: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: Any
@@ -184,11 +175,12 @@ def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
         ]
 
     overlays = ROOT / "configs" / "overlays"
-    copied = tmp_path / "copied.yaml"
-    copied.write_text(COPIED)
+    settings = tmp_path / "settings.yaml"
+    divides = [] if strategy == "zero2" else [f"shard_frozen: {str(frozen == 'sharded').lower()}"]
+    small = ["whole_below: 0"] if strategy == "zero3" else []
+    settings.write_text(SETTINGS.format(", ".join([*divides, *small])))
     ddp = roll("ddp", overlays / "ddp.yaml")
     assert not any(torch.equal(*pair) for pair in ddp)
-    more = [copied] if frozen == "copied" and strategy != "zero2" else []
-    again = roll("again", overlays / STRATEGIES[strategy], *more)
+    again = roll("again", overlays / STRATEGIES[strategy], settings)
     for found, expected in zip(again, ddp, strict=True):
         assert all(map(torch.equal, found, expected))
