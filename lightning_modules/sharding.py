@@ -114,9 +114,9 @@ def full(value: Tensor) -> Tensor:
 
 def are_finite(weights: Iterable[Tensor]) -> bool:
     """Whether all of these weights are finite, on all ranks that share them."""
-    divided, others = [], []
-    for weight in weights:
-        (divided if is_divided(weight) else others).append(weight)
+    every = list(weights)
+    divided = [weight for weight in every if is_divided(weight)]
+    others = (weight for weight in every if not is_divided(weight))
     bad = torch.tensor(not all(bool(take_share(weight).isfinite().all()) for weight in divided))
     if divided:
         bad = bad.to(take_share(divided[0]).device)

@@ -83,7 +83,7 @@ class FullyShardedStrategy(Dividing, ModelParallelStrategy):
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Take this rank's share of the trained weights; the module has checked their names."""
-        own = dict(self.lightning_module.named_parameters())  # type: ignore[union-attr]
+        own = dict(self.lightning_module.named_parameters())
         for name, value in checkpoint["state_dict"].items():
             own[name].copy_(spread(value.to(own[name].device), own[name]))
 

@@ -1,7 +1,6 @@
 """Two ranks take the steps of one, whoever divides what among them: DDP copies, FSDP2 shards."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -206,9 +205,7 @@ def test_micro_batches_under_sharding_are_one_step(strategy: str, run: Run) -> N
 def test_a_step_that_is_not_finite_is_left_out_under_sharding(strategy: str, run: Run) -> None:
     alone = look_at(run("fit", "lora", "alone", "", *poison(0)), 1)
     shared = look_at(run("fit", "lora", "shared", strategy, *poison(0)), 2)
-    assert [row["train/grad_norm"] for row in shared.metrics if "train/skipped" in row] == [
-        pytest.approx(math.nan, nan_ok=True)
-    ]
+    assert sum("train/skipped" in row for row in shared.metrics) == 1
     assert {int(value) for name, value in shared.moments.items() if "step" in name} == {1}
     assert distance(shared.weights, alone.weights) < 1e-5
     assert distance(shared.moments, alone.moments) < 1e-5

@@ -101,7 +101,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-def one_device(steps: int, skip: int = -1) -> tuple[Odd, Any]:
+def one_device(steps: int) -> tuple[Odd, Any]:
     model = Odd()
     optimizer = make_optimizer(model)
     alone(steps, model, optimizer)
@@ -115,6 +115,7 @@ def test_an_engine_takes_the_steps_of_one_device(stage: int, tmp_path: Path) -> 
         a_state_goes_on_elsewhere(stage)
         dropped_gradients_are_gone(stage)
         weights_are_set(stage)
+        weights_are_given_back(stage)
 
     on_two_ranks(work, tmp_path)
 
@@ -198,3 +199,18 @@ def weights_are_set(stage: int) -> None:
     assert_same(shared.weights(), values)
     shared.step(0)  # from there, and not from a copy of what was there before
     assert all((weight - 3.0).abs().max() < 0.4 for weight in shared.weights())
+
+
+def weights_are_given_back(stage: int) -> None:
+    shared, (model, _) = Shared(stage), one_device(2)
+    for number in range(2):
+        shared.step(number)
+    shared.optimizer.release()
+    assert_same(list(shared.model.parameters()), list(model.parameters()))
+    # Nobody is asked for anything any more: this rank goes on alone.
+    shared.model.zero_grad()
+    shared.model(rows(9), with_rare=True).sum().backward()
+    model.zero_grad()
+    model(rows(9), with_rare=True).sum().backward()
+    found = [weight.grad for weight in shared.model.parameters()]
+    assert_same(found, [weight.grad for weight in model.parameters()])  # type: ignore[misc]
