@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from lightning_modules.dividing import Dividing
 from lightning_modules.sharding import divide, has_shares, spread
 
-NAME, ZERO_2, ZERO_3 = "fsdp2", "zero2", "zero3"
+FSDP_2, ZERO_2, ZERO_3 = "fsdp2", "zero2", "zero3"
 """Under which Lightning knows the strategies: ``--trainer.strategy fsdp2``."""
 
 
@@ -104,7 +104,7 @@ class FullyShardedStrategy(Dividing, ModelParallelStrategy):
 
 
 StrategyRegistry.register(
-    NAME, FullyShardedStrategy, description="Weights divided among the ranks by FSDP2"
+    FSDP_2, FullyShardedStrategy, description="Weights divided among the ranks by FSDP2"
 )
 
 
@@ -114,7 +114,7 @@ def name_strategy(trainer: Any) -> str:
 
 
 _CLASSES = {
-    "fullyshardedstrategy": NAME, "zero2strategy": ZERO_2, "zero3strategy": ZERO_3,
+    "fullyshardedstrategy": FSDP_2, "zero2strategy": ZERO_2, "zero3strategy": ZERO_3,
 }  # fmt: skip
 
 
@@ -139,13 +139,13 @@ def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
                 f"trainer.strategy: {ours} was not tried with compiled blocks or decoding; leave "
                 "model.compile and model.ppo.compile_decoding out, or take ddp"
             )
-        if ours != NAME and find_spec("deepspeed") is None:
+        if ours != FSDP_2 and find_spec("deepspeed") is None:
             return (
                 f"trainer.strategy: {ours} is DeepSpeed's, which is not installed: "
-                f'pip install "alignsum[deepspeed]"; or take ddp, or {NAME}'
+                f'pip install "alignsum[deepspeed]"; or take ddp, or {FSDP_2}'
             )
         return None
-    remedy = f"take ddp, or {NAME} (--config configs/overlays/fsdp.yaml)"
+    remedy = f"take ddp, or {FSDP_2} (--config configs/overlays/fsdp.yaml)"
     if "deepspeed" in name.lower() or getattr(strategy, "handles_gradient_accumulation", False):
         return (
             f"trainer.strategy: Lightning's {name} leaves accumulation and clipping to DeepSpeed: "
@@ -176,7 +176,7 @@ def find_optimizer_problem(strategy: str, optimizer: str) -> str | None:
     return (
         f"model.optimizer: {kind} under {recognise(strategy)} would be given the weights in pieces "
         f"that begin and end anywhere; take {', '.join(by_number)}, which look at each number by "
-        f"itself, or trainer.strategy ddp or {NAME}"
+        f"itself, or trainer.strategy ddp or {FSDP_2}"
     )
 
 
@@ -189,7 +189,7 @@ def find_rows_problem(trainer: Any) -> str | None:
     name = recognise(type(trainer.strategy).__name__)
     rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
     is_possible = rows == 1 and trainer.accumulate_grad_batches > 1
-    if name not in (NAME, ZERO_3) or not is_possible:
+    if name not in (FSDP_2, ZERO_3) or not is_possible:
         return None
     return (
         f"data.batch_size 1 with trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} "

@@ -41,7 +41,8 @@ class Zero2Strategy(Dividing, DDPStrategy):
 
     def shard(self, model: nn.Module) -> None:
         """Note a model that is to be divided: that is done once its optimizer is there."""
-        self._models.append(model)
+        if model not in self._models:
+            self._models.append(model)
 
     def setup(self, trainer: Any) -> None:
         """Set a fit or an evaluation up; one that came before it in this process is over."""

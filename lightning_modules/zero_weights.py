@@ -89,8 +89,8 @@ def _ranks() -> int:
 def gathered(weights: Iterable[Any]) -> Iterator[None]:
     """Have weights that stage 3 divides whole on every rank inside a ``with`` block.
 
-    All ranks have to enter it and to leave it; in between they need not do the same: nothing in it
-    communicates. Blocks may be inside one another. The weights may not be changed.
+    All ranks have to enter it and to leave it; in between they need not do the same, for layers
+    ask nobody for anything. Blocks may be inside one another. The weights may not be changed.
     """
     divided = [weight for weight in dict.fromkeys(weights) if is_divided(weight)]
     if not divided:
@@ -128,11 +128,13 @@ def make_whole_again(models: nn.Module) -> None:
 def _cut(weights: list[Any]) -> Iterator[list[Any]]:
     """Cut a list of weights into parts that are gathered at once: what travels is there twice."""
     part: list[Any] = []
+    size = 0
     for weight in weights:
-        if part and sum(each.ds_numel for each in part) + weight.ds_numel > AT_ONCE:
+        if part and size + weight.ds_numel > AT_ONCE:
             yield part
-            part = []
+            part, size = [], 0
         part.append(weight)
+        size += weight.ds_numel
     if part:
         yield part
 

@@ -216,6 +216,18 @@ def test_a_step_that_is_not_finite_is_left_out_under_sharding(strategy: str, run
 
 
 @pytest.mark.slow
+@needs_deepspeed
+def test_a_rank_without_a_row_keeps_step_under_zero_2(run: Run) -> None:
+    alone = look_at(run("fit", "lora", "alone", "", "--data.batch_size", "8"), 1)
+    cut = ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4"]
+    folder = run("fit", "lora", "shared", "zero2", *cut)
+    shared = look_at(folder, 2)
+    lines = [(folder.path / f"seen{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    assert [] in [json.loads(line)["ids"] for each in lines for line in each]
+    assert distance(shared.weights, alone.weights) < 1e-5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ZERO)
 def test_deepspeed_leaves_autocast_on(strategy: str, run: Run) -> None:
     mixed = ["--trainer.precision", "bf16-mixed"]
