@@ -234,8 +234,9 @@ def test_deepspeed_leaves_autocast_on(strategy: str, run: Run) -> None:
     copied = look_at(run("fit", "lora", "copied", "ddp", *mixed), 2)
     shared = look_at(run("fit", "lora", "shared", strategy, *mixed), 2)
     exact = look_at(run("fit", "lora", "exact", strategy), 2)
-    assert distance(shared.moments, copied.moments) < 1e-5
-    assert distance(exact.moments, copied.moments) > 1e-4
+    # Gradients of bf16 activations are added up in another order where weights are divided.
+    rounding = distance(exact.moments, copied.moments)
+    assert distance(shared.moments, copied.moments) < rounding / 10
 
 
 def test_without_deepspeed_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
