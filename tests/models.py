@@ -14,9 +14,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lightning_modules.adapters import LoRASettings, attach_lora
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.kernels import quicken
+from lightning_modules.lora_adapter import LoRASettings, attach_lora
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 

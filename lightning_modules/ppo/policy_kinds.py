@@ -12,17 +12,17 @@ from transformers import PreTrainedModel
 from hub import reading
 from lightning_modules.adapters import (
     POLICY,
-    LoRASettings,
-    Start,
-    attach_lora,
-    attach_soft_prompt,
-    attach_soft_prompt_reference,
-    attach_trained_lora,
     find_adapter_problem,
-    find_start_problem,
     load_adapters,
     merge_adapter,
     read_adapter_config,
+)
+from lightning_modules.lora_adapter import LoRASettings, attach_lora, attach_trained_lora
+from lightning_modules.soft_prompt_adapter import (
+    Start,
+    attach_soft_prompt,
+    attach_soft_prompt_reference,
+    find_start_problem,
 )
 
 
