@@ -10,6 +10,7 @@ import yaml
 
 from metrics.intervals import Estimate
 from reporting.charts import Series
+from reporting.scoring import Scoring, read_scoring
 from run_folder import RunFolder
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ class Run:
         rows: The rows of predictions.jsonl by example; empty where there are none.
         curves: Each logged metric's finite values over the steps, from metrics.csv.
         config: config.yaml; empty where there is none.
+        scoring: How its test measured toxicity; None where that is not known.
         problems: What of the folder could not be read, a sentence each.
     """
 
@@ -40,6 +42,7 @@ class Run:
     rows: dict[Key, dict[str, Any]]
     curves: dict[str, Series]
     config: dict[str, Any]
+    scoring: Scoring | None = None
     problems: tuple[str, ...] = ()
     _columns: dict[str, dict[Key, float]] = field(default_factory=dict, init=False, repr=False)
 
@@ -136,6 +139,7 @@ def read_run(path: Path, name: str) -> Run:
     rows: dict[Key, dict[str, Any]] = {}
     curves: dict[str, Series] = {}
     config: dict[str, Any] = {}
+    scoring: Scoring | None = None
     try:
         rows = _read_rows(folder)
     except (ValueError, OSError) as error:
@@ -147,10 +151,10 @@ def read_run(path: Path, name: str) -> Run:
     except (ValueError, OSError) as error:
         problems.append(f"shown without its curves: {error}")
     try:
-        config = _read_config(folder)
+        config, scoring = _read_config(folder), read_scoring(folder)
     except (ValueError, OSError) as error:
         problems.append(f"shown without its settings: {error}")
-    return Run(name, path, summary, metrics, rows, curves, config, tuple(problems))
+    return Run(name, path, summary, metrics, rows, curves, config, scoring, tuple(problems))
 
 
 def _read_metrics(summary: Mapping[str, Any]) -> dict[str, Estimate]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from metrics.intervals import Estimate
 from reporting.comparison import HEADLINE, Comparison
 from reporting.formats import LABELS, format_count, format_estimate, format_interval
+from reporting.scoring import find_scoring_caution
 
 _TOXICITY = "toxicity"
 
@@ -186,6 +187,9 @@ def _cautions(comparison: Comparison) -> list[str]:
         lines.append(
             "Careful: not all runs started from the same backbone (see their config.yaml)."
         )
+    measured = [run for run in comparison.runs if "test/toxicity" in run.metrics]
+    if caution := find_scoring_caution((run.name, run.scoring) for run in measured):
+        lines.append(caution)
     return lines
 
 
