@@ -6,6 +6,7 @@ loaded, switched and merged: :mod:`~.switching`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from hub import resolve_model
 from lightning_modules.switching import (
+    is_gone,
     load_adapters,
     merge_adapter,
     read_adapter_config,
@@ -44,6 +46,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def find_adapter_problem(path: str, backbone: str, kind: str = "LORA") -> str | None:
     """Say why an exported adapter cannot start a run on this backbone; None where it can.
 
+    One whose backbone was a folder that is not on this machine can start on whatever backbone is
+    named; see :func:`~.switching.settle_backbone`.
+
     Args:
         path: The adapter's export folder.
         backbone: The backbone of the run.
@@ -57,10 +62,14 @@ def find_adapter_problem(path: str, backbone: str, kind: str = "LORA") -> str | 
         )
     if config.get("peft_type") != kind:
         return f"adapter: {path!r} is a {config.get('peft_type')} adapter; here {kind} is wanted"
-    made_on, wanted = config.get("base_model_name_or_path"), resolve_model(backbone)
-    if made_on != wanted:
-        return f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}"
-    return None
+    made_on, wanted = str(config.get("base_model_name_or_path")), resolve_model(backbone)
+    if resolve_model(made_on) == wanted or is_gone(made_on):
+        return None
+    return (
+        f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}. If it "
+        "is the same model in another place, say so: write that place as base_model_name_or_path "
+        f"into {str(Path(path, 'adapter_config.json'))!r}"
+    )
 
 
 def unwrap(model: Any) -> Any:

@@ -7,7 +7,12 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from lightning_modules.adapters import POLICY, REFERENCE
-from lightning_modules.switching import check_weights, fitting, read_adapter_config
+from lightning_modules.switching import (
+    check_weights,
+    fitting,
+    read_adapter_config,
+    settle_backbone,
+)
 from lightning_modules.targets import (
     Targets,
     find_pattern_problem,
@@ -105,6 +110,7 @@ def continue_lora(backbone: PreTrainedModel, path: str, settings: LoRASettings) 
             backbone, path, POLICY, is_trainable=True, config=config, torch_device="cpu"
         )
         check_weights(model, POLICY, path)
+    settle_backbone(model, path)
     return model
 
 
@@ -125,6 +131,7 @@ def attach_trained_lora(backbone: PreTrainedModel, path: str) -> PeftModel:
         model = PeftModel.from_pretrained(backbone, path, adapter_name=POLICY, is_trainable=True)
         model.load_adapter(path, adapter_name=REFERENCE, is_trainable=False)
         check_weights(model, POLICY, path)
+    settle_backbone(model, path)
     model.set_adapter(POLICY)
     return model
 

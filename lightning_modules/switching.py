@@ -1,6 +1,7 @@
 """Exported adapters on one backbone: load them, switch between them, merge one into the weights."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
-from hub import reading
+from hub import reading, resolve_model
 from lightning_modules.backbones import record_head
+
+log = logging.getLogger(__name__)
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
@@ -64,6 +67,7 @@ def load_adapters(backbone: PreTrainedModel, folders: Mapping[str, str | Path]) 
     with fitting(folder):
         model = PeftModel.from_pretrained(backbone, str(folder), first, torch_device="cpu")
         check_weights(model, first, folder)
+    settle_backbone(model, folder)
     for name, folder in others:
         with fitting(folder):
             model.load_adapter(str(folder), name, torch_device="cpu")
@@ -86,6 +90,33 @@ def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if differing := own.keys() ^ load_peft_weights(str(folder), device="cpu").keys():
         raise ValueError(f"{len(differing)} weights differ, such as {min(differing)}")
+
+
+def is_gone(name: str) -> bool:
+    """Whether what an adapter names as its backbone is a folder that is not on this machine."""
+    return Path(name).is_absolute() and not Path(name).is_dir()
+
+
+def settle_backbone(model: PeftModel, folder: str | Path) -> None:
+    """Have the adapters of a model name the backbone that they are on, should it have moved.
+
+    An exported adapter names its backbone by an absolute path where it is a folder. On another
+    machine, or behind a move, whoever loads it says where the backbone is now. That it is the same
+    model nobody can tell from a path, so it is said.
+
+    Args:
+        model: A backbone with adapters.
+        folder: Where they were loaded from.
+    """
+    place = model.get_base_model().name_or_path
+    for config in model.peft_config.values():
+        made_on = config.base_model_name_or_path
+        if resolve_model(str(made_on)) != place:
+            log.warning(
+                "The adapter in %s was trained on %s; %s is taken to be the same model",
+                folder, made_on, place,
+            )  # fmt: skip
+        config.base_model_name_or_path = place
 
 
 @contextmanager
