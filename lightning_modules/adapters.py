@@ -12,9 +12,8 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from hub import resolve_model
+from hub import is_gone, resolve_model
 from lightning_modules.switching import (
-    is_gone,
     load_adapters,
     merge_adapter,
     read_adapter_config,

@@ -1,7 +1,6 @@
 """Exported adapters on one backbone: load them, switch between them, merge one into the weights."""
 
 import json
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,8 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
-from hub import reading, resolve_model
+from hub import reading, resolve_model, warn_of_move
 from lightning_modules.backbones import record_head
-
-log = logging.getLogger(__name__)
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
@@ -92,11 +89,6 @@ def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
         raise ValueError(f"{len(differing)} weights differ, such as {min(differing)}")
 
 
-def is_gone(name: str) -> bool:
-    """Whether what an adapter names as its backbone is a folder that is not on this machine."""
-    return Path(name).is_absolute() and not Path(name).is_dir()
-
-
 def settle_backbone(model: PeftModel, folder: str | Path) -> None:
     """Have the adapters of a model name the backbone that they are on, should it have moved.
 
@@ -110,12 +102,9 @@ def settle_backbone(model: PeftModel, folder: str | Path) -> None:
     """
     place = model.get_base_model().name_or_path
     for config in model.peft_config.values():
-        made_on = config.base_model_name_or_path
-        if resolve_model(str(made_on)) != place:
-            log.warning(
-                "The adapter in %s was trained on %s; %s is taken to be the same model",
-                folder, made_on, place,
-            )  # fmt: skip
+        made_on = str(config.base_model_name_or_path)
+        if resolve_model(made_on) != place:
+            warn_of_move(f"the adapter in {folder}", made_on, place)
         config.base_model_name_or_path = place
 
 

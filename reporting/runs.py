@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-import yaml
-
 from metrics.intervals import Estimate
 from reporting.charts import Series
-from reporting.scoring import Scoring, read_scoring
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 T = TypeVar("T")
@@ -151,7 +149,8 @@ def read_run(path: Path, name: str) -> Run:
     except (ValueError, OSError) as error:
         problems.append(f"shown without its curves: {error}")
     try:
-        config, scoring = _read_config(folder), read_scoring(folder)
+        config = folder.read_config()
+        scoring = find_scoring(folder.read_test_config())
     except (ValueError, OSError) as error:
         problems.append(f"shown without its settings: {error}")
     return Run(name, path, summary, metrics, rows, curves, config, scoring, tuple(problems))
@@ -218,15 +217,3 @@ def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
 def late(values: Sequence[float]) -> Sequence[float]:
     """The last quarter of what PPO logged, which stands for the end of its training."""
     return values[-max(1, len(values) // 4) :]
-
-
-def _read_config(folder: RunFolder) -> dict[str, Any]:
-    if not folder.config.exists():
-        return {}
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder.config} is not YAML ({error}).") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder.config} holds no settings.")
-    return config

@@ -3,10 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from paths import expand
-from run_folder import RunFolder
 
 
 class Scoring(NamedTuple):
@@ -22,27 +19,13 @@ class Scoring(NamedTuple):
     with_dialogue: bool = False
 
 
-def read_scoring(folder: RunFolder) -> Scoring | None:
-    """Read how a run's test measured toxicity, from the settings that the test was run with.
+def find_scoring(config: Mapping[str, Any]) -> Scoring | None:
+    """Find how a run's test measured toxicity, in the settings that the test was run with.
 
     Returns:
-        None where the folder does not say.
-
-    Raises:
-        ValueError: If a configuration in the folder cannot be read.
+        None where they do not say.
     """
-    for path in (folder.test_config, folder.config):
-        if path.exists():
-            try:
-                config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is not YAML ({error}).") from error
-            return _find_scoring(config)
-    return None
-
-
-def _find_scoring(config: Any) -> Scoring | None:
-    settings = config.get("toxicity") if isinstance(config, Mapping) else None
+    settings = config.get("toxicity")
     if isinstance(settings, str):  # of baselines.py
         settings = {"model": settings}
     if not isinstance(settings, Mapping) or not isinstance(settings.get("model"), str):

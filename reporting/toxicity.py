@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
-from reporting.scoring import Scoring, read_scoring
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 
@@ -86,7 +86,7 @@ def read_toxicity(path: Path, name: str) -> ToxicityRun:
     if len({example.before is None for example in examples}) > 1:
         raise ValueError(f"{folder.predictions}: only some rows have a text of before; test anew.")
     estimates = estimate_toxicity(_to_columns(examples))
-    return ToxicityRun(name, examples, estimates, read_scoring(folder))
+    return ToxicityRun(name, examples, estimates, find_scoring(folder.read_test_config()))
 
 
 def sort_by_gain(examples: Sequence[Example]) -> list[Example]:

@@ -12,7 +12,7 @@ import train
 from metrics.faithfulness import CHECKS
 from metrics.text_statistics import STATISTICS
 from overlays import choose_sections
-from reporting.scoring import Scoring, read_scoring
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     assert any(folder.export.iterdir())
     assert folder.checkpoints.is_dir()
     assert any(folder.plots.glob("*.png"))
-    assert read_scoring(folder) == Scoring("mini", with_dialogue=True)
+    assert find_scoring(folder.read_test_config()) == Scoring("mini", with_dialogue=True)
     summary = json.loads(folder.summary.read_text())
     assert set(summary) >= {
         "command", "versions", "seed", "backbone", "method", "parameters", "peak_memory_bytes",
