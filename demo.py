@@ -30,7 +30,7 @@ BASELINES = ("human", "lead_3")
 """Rows that no model makes: see baselines.py."""
 
 FEW_RANKINGS = [
-    "--data.batch_size", "8", "--trainer.max_epochs", "4",
+    "--data.batch_size", "4", "--trainer.max_epochs", "4",
     "--model.optimizer.init_args.lr", "3e-4",
 ]  # fmt: skip
 """How a reward model learns from some hundreds of rankings; those of the miniature are 2,000."""
@@ -126,7 +126,14 @@ def fit_and_test(
 
 
 def sample_and_rank(
-    run: Path, samples: Path, answers: Path, rows: int, seed: int, split: str = "train", *more: str
+    run: Path,
+    samples: Path,
+    answers: Path,
+    rows: int,
+    seed: int,
+    split: str = "train",
+    completions: int = COMPLETIONS,
+    annotators: Sequence[str] = (),
 ) -> list[list[str]]:
     """Give the commands that sample from a run, and have simulated annotators rank the samples.
 
@@ -137,15 +144,16 @@ def sample_and_rank(
         rows: How many dialogues of the miniature.
         seed: Seed of the sampling and of the annotators' mistakes.
         split: Of which split they are.
-        more: Further options of the annotators.
+        completions: Of each dialogue.
+        annotators: Further options of the annotators.
     """
     sample = [
         "feedback.py", "sample", str(run), "--input", "mini", "--split", split,
-        "--max_rows", str(rows), "--completions", str(COMPLETIONS), "--output", str(samples),
+        "--max_rows", str(rows), "--completions", str(completions), "--output", str(samples),
         "--seed", str(seed), "--overwrite", "true",
     ]  # fmt: skip
     rank = ["-m", "datamodules.mini.annotate", str(samples), "--out", str(answers)]
-    return [sample, [*rank, "--seed", str(seed), "--overwrite", *more]]
+    return [sample, [*rank, "--seed", str(seed), "--overwrite", *annotators]]
 
 
 def run_one(commands: list[list[str]]) -> int:

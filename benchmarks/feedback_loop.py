@@ -6,10 +6,10 @@
 On the miniature, for each seed from scratch: a LoRA is tuned; completions are drawn from it, of as
 many train dialogues as rankings are wanted, and of validation and test dialogues; simulated
 annotators rank them, and are wrong about one fault in ten (datamodules/mini/annotate.py); a reward
-model learns from the rankings; PPO from the LoRA goes by that reward model, and beside it by the
-classifier that is given; and DPO learns from the same pairs. Every step is a command that anyone
-can type, printed before it runs. A step that is done is not done again: the same call goes on where
-an earlier one stopped.
+model learns from the rankings; PPO by RLOO from the LoRA goes by that reward model, and beside it
+by the classifier that is given; and DPO learns from the same pairs. Every step is a command that
+anyone can type, printed before it runs. A step that is done is not done again: the same call goes
+on where an earlier one stopped.
 
 Prints, and writes to <root>/results.json: the reward model's accuracy on unseen dialogues beside
 what the annotators' mistakes allow, which is the accuracy of one who knows every fault; toxicity
@@ -36,8 +36,12 @@ from run_folder import RunFolder, write_text
 POLICIES = ("ppo_given", "ppo", "dpo")
 SHARE = 0.9
 """Of the accuracy that the annotators allow, what a reward model has to reach."""
+PPO = ["--model.advantage", "RLOO", "--model.ppo.samples", "4", "--data.batch_size", "16"]
+"""As many rollouts and optimizer steps as the miniature's PPO by GAE."""
 ROWS = {"validation": 100, "test": 300}
-"""Dialogues that are ranked beside those of the train split."""
+"""Dialogues that are ranked beside those of the train split, of each the demo's completions."""
+COMPLETIONS = 16
+"""Of each dialogue to learn from."""
 
 console = Console(soft_wrap=True)
 
@@ -49,13 +53,16 @@ class Step(NamedTuple):
     commands: list[list[str]]
 
 
-def make_steps(root: Path, seed: int, rankings: int, annotators: int, noise: float) -> list[Step]:
-    """Give the steps of a seed in their order."""
+def make_steps(root: Path, seed: int, options: argparse.Namespace) -> list[Step]:
+    """Give the steps of a seed in their order, by the options of :func:`parse`."""
     steps = [make_run(root, "lora", "lora", seed)]
-    who = ["--annotators", str(annotators), "--noise", str(noise)]
-    for split, rows in {"train": -(-rankings // annotators), **ROWS}.items():
+    who = ["--annotators", str(options.annotators), "--noise", str(options.noise)]
+    for split, rows in {"train": -(-options.rankings // options.annotators), **ROWS}.items():
         samples, answers = root / f"samples/{split}.jsonl", root / f"answers/{split}.jsonl"
-        commands = demo.sample_and_rank(root / "lora", samples, answers, rows, seed, split, *who)
+        many = options.completions if split == "train" else demo.COMPLETIONS
+        commands = demo.sample_and_rank(
+            root / "lora", samples, answers, rows, seed, split, many, who
+        )
         steps.append(Step(answers, commands))
     start = ["--model.adapter", str(root / "lora/export")]
     source = ["--data.source", str(root / "answers")]
@@ -63,8 +70,8 @@ def make_steps(root: Path, seed: int, rankings: int, annotators: int, noise: flo
     return [
         *steps,
         make_run(root, "reward", "reward", seed, [*source, *demo.FEW_RANKINGS]),
-        make_run(root, "ppo_given", "ppo", seed, start),
-        make_run(root, "ppo", "ppo", seed, [*start, *reward]),
+        make_run(root, "ppo_given", "ppo", seed, [*start, *PPO]),
+        make_run(root, "ppo", "ppo", seed, [*start, *PPO, *reward]),
         make_run(root, "dpo", "dpo", seed, [*start, *source]),
     ]
 
@@ -174,25 +181,28 @@ def to_json(results: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
     }
 
 
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("seeds", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--root", type=Path, default=Path("runs/feedback_loop"))
+    parser.add_argument("--rankings", type=int, default=500, help="answers to learn from")
+    parser.add_argument("--annotators", type=int, default=1, help="who rank each dialogue")
+    parser.add_argument("--completions", type=int, default=COMPLETIONS, help="in each ranking")
+    parser.add_argument("--noise", type=float, default=0.1, help="share of faults misread")
+    return parser.parse_args(arguments)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the seeds one after the other.
 
     Returns:
         0, 1 where a claim does not hold, or the exit code of a command that failed.
     """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("seeds", nargs="*", type=int, default=[1, 2, 3])
-    parser.add_argument("--root", type=Path, default=Path("runs/feedback_loop"))
-    parser.add_argument("--rankings", type=int, default=500, help="answers to learn from")
-    parser.add_argument("--annotators", type=int, default=1, help="who rank each dialogue")
-    parser.add_argument("--noise", type=float, default=0.1, help="share of faults misread")
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     for seed in options.seeds:
         console.rule(f"[bold]seed {seed}")
-        steps = make_steps(
-            options.root / str(seed), seed, options.rankings, options.annotators, options.noise
-        )
-        if code := run_steps(steps):
+        if code := run_steps(make_steps(options.root / str(seed), seed, options)):
             return code
     return int(not report(options.root, options.seeds))
 

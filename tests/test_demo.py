@@ -59,14 +59,17 @@ def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> 
 
 def test_the_benchmark_over_seeds_walks_the_same_road() -> None:
     root = Path("runs/x/3")
-    steps = {step.result: step.commands for step in feedback_loop.make_steps(root, 3, 500, 3, 0.2)}
+    options = feedback_loop.parse(["--annotators", "3", "--noise", "0.2", "--completions", "5"])
+    steps = {step.result: step.commands for step in feedback_loop.make_steps(root, 3, options)}
     assert steps[root / "lora/predictions.jsonl"] == demo.fit_and_test("lora", root / "lora", 3)
     sample, rank = steps[root / "answers/train.jsonl"]
     assert sample[sample.index("--max_rows") + 1] == "167"  # three answers on each are 500
+    assert sample[sample.index("--completions") + 1] == "5"
     assert rank[-4:] == ["--annotators", "3", "--noise", "0.2"]
     for split in ("validation", "test"):
         sample, rank = steps[root / f"answers/{split}.jsonl"]
         assert sample[sample.index("--split") + 1] == split
+        assert sample[sample.index("--completions") + 1] == str(demo.COMPLETIONS)
         assert rank[2] == sample[sample.index("--output") + 1] == f"{root}/samples/{split}.jsonl"
     # What a step reads is what an earlier one has made.
     made: list[str] = []
