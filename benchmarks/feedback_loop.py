@@ -39,9 +39,9 @@ SHARE = 0.9
 PPO = ["--model.advantage", "RLOO", "--model.ppo.samples", "4", "--data.batch_size", "16"]
 """As many rollouts and optimizer steps as the miniature's PPO by GAE."""
 ROWS = {"validation": 100, "test": 300}
-"""Dialogues that are ranked beside those of the train split, of each the demo's completions."""
+"""Dialogues that are ranked beside those of the train split."""
 COMPLETIONS = 16
-"""Of each dialogue to learn from."""
+"""Of each dialogue."""
 
 console = Console(soft_wrap=True)
 
@@ -59,9 +59,8 @@ def make_steps(root: Path, seed: int, options: argparse.Namespace) -> list[Step]
     who = ["--annotators", str(options.annotators), "--noise", str(options.noise)]
     for split, rows in {"train": -(-options.rankings // options.annotators), **ROWS}.items():
         samples, answers = root / f"samples/{split}.jsonl", root / f"answers/{split}.jsonl"
-        many = options.completions if split == "train" else demo.COMPLETIONS
         commands = demo.sample_and_rank(
-            root / "lora", samples, answers, rows, seed, split, many, who
+            root / "lora", samples, answers, rows, seed, split, options.completions, who
         )
         steps.append(Step(answers, commands))
     start = ["--model.adapter", str(root / "lora/export")]
