@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import transformers
 import yaml
 from jsonargparse import ArgumentParser
 
 import hub
+from command_line import quieten_models, run, start_log
 from datamodules import sources
 from datamodules.reading import ColumnNames, OnBadRow
 from datamodules.splits import SplitReader
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer
 from redaction import show_command
 from reporting.baselines import METHODS, score_baseline, write_run
 from run_folder import RunFolder, write_text
@@ -109,11 +109,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, or 2 where something cannot be had or would be overwritten.
+        Exit code: see :func:`command_line.run`; 2 also where something would be overwritten.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    transformers.logging.disable_progress_bar()
+    start_log()
+    quieten_models()
     arguments = sys.argv[1:] if args is None else list(args)
     summary = (baselines.__doc__ or "").partition("\n\n    Args:")[0]
     parser = ArgumentParser(prog="baselines.py", description=summary)
@@ -125,12 +124,12 @@ def main(args: Sequence[str] | None = None) -> int:
     methods = settings.pop("methods") or list(METHODS)
     if unknown := set(methods) - set(METHODS):
         parser.error(f"no such method: {', '.join(sorted(unknown))}; of {', '.join(METHODS)}")
-    try:
-        baselines(methods, show_command(["python", "baselines.py", *arguments]), **settings)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    return 0
+    command = show_command(["python", "baselines.py", *arguments])
+
+    def work() -> None:
+        baselines(methods, command, **settings)
+
+    return run(work, log)
 
 
 if __name__ == "__main__":

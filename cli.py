@@ -8,8 +8,7 @@ from typing import Any
 from jsonargparse import ActionYesNo
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import hub
@@ -32,6 +31,7 @@ from callbacks.progress import RunProgress
 from callbacks.ranks import RankWatch
 from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
+from callbacks.run_config import RunConfig
 from callbacks.samples import SampleTexts
 from callbacks.signals import GracefulStop
 from callbacks.summary import SummaryCallback
@@ -42,77 +42,16 @@ from imports import import_object
 from lightning_modules.backbones import find_precision_problem
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.policy import PPOPolicy
-from overlays import choose_sections, find_changes, first_config
+from overlays import choose_sections, first_config
 from paths import expand
 from planning.command import make_plan, print_plans
-from redaction import redact_yaml
-from run_folder import RunFolder, write_text
+from run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
     """What was asked for cannot be run; all that is wrong with it, in one message."""
-
-
-class RunConfig(SaveConfigCallback):
-    """Save the whole configuration: ``config.yaml``, or ``config.test.yaml`` beside a fit's.
-
-    Lightning saves it before the model is built; here it is saved once that went well, and what
-    was to be overwritten goes only then: a command that is refused changes nothing. The options of
-    this one call (``--overwrite``, ``--resume`` and the checkpoint) are not saved: who starts from
-    the file later did not ask for them.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Wait for the start."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save as ``config.yaml``."""
-        if self.config.overwrite and trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).clear()
-        self._save(trainer, pl_module, "fit")
-        if trainer.is_global_zero:
-            # Also where nothing is trained: every run folder has the same entries.
-            RunFolder(trainer.default_root_dir).checkpoints.mkdir(exist_ok=True)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless this validation is a part of a fit."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._save_beside(trainer, pl_module, "validate")
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save under a name that is free."""
-        self._replace_predictions(trainer)
-        self._save_beside(trainer, pl_module, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save under a name that is free."""
-        self._replace_predictions(trainer)
-        self._save_beside(trainer, pl_module, "predict")
-
-    def _save_beside(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if RunFolder(trainer.default_root_dir).config.exists():
-            self.config_filename = f"config.{stage}.yaml"
-        self._save(trainer, pl_module, stage)
-
-    def _replace_predictions(self, trainer: Trainer) -> None:
-        if self.config.overwrite and trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).predictions.unlink(missing_ok=True)
-
-    def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.config = self.config.clone()
-        for name, default in (("overwrite", False), ("resume", None), ("ckpt_path", None)):
-            self.config[name] = default
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file, keys and tokens left out."""
-        text = redact_yaml(self.parser.dump(self.config, skip_none=False))
-        path = Path(trainer.default_root_dir, self.config_filename)
-        if stage == "fit" and path.is_file() and (changes := find_changes(path, text)):
-            logger.warning("The run goes on with other settings than it had: %s", changes)
-        write_text(path, text)
 
 
 class AlignsumCLI(LightningCLI):

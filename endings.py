@@ -1,4 +1,7 @@
-"""How a command ends: what went wrong in words, and an exit code that says what kind it was."""
+"""How train.py ends: what went wrong in words, and an exit code that says what kind it was.
+
+The other commands, which know neither ranks nor schedulers, end by :func:`command_line.run`.
+"""
 
 import errno
 import logging
@@ -14,13 +17,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+import command_line
 from callbacks.out_of_memory import explain
 from callbacks.ranks import LOST_RANK
 from callbacks.signals import Stopped
 from lightning_modules.out_of_memory import is_out_of_memory
 from lightning_modules.ppo.invariants import GateError
 
-FORESEEN = (ValueError, OSError, FloatingPointError, GateError, MisconfigurationException)
+FORESEEN = (*command_line.FORESEEN, GateError, MisconfigurationException)
 """What ends a run with a message in place of a traceback."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

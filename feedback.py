@@ -11,11 +11,13 @@ Details: docs/feedback.md.
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from jsonargparse import ArgumentParser
 
 from collecting.exchange import export_tasks, import_answers
 from collecting.server import serve
+from command_line import run, start_log
 
 log = logging.getLogger("feedback")
 
@@ -48,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0; 2 where something cannot be had or done; 130 where it was interrupted.
+        Exit code: see :func:`command_line.run`.
     """
     arguments = sys.argv[1:] if args is None else list(args)
     if arguments[:1] == ["sample"]:
@@ -56,17 +58,10 @@ def main(args: Sequence[str] | None = None) -> int:
         from collecting import sample_command
 
         return sample_command.main(arguments[1:])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    start_log()
     settings = make_parser().parse_args(arguments)
     command = settings["command"]
-    try:
-        COMMANDS[command](**settings[command].as_dict())
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 2
-    return 0
+    return run(partial(COMMANDS[command], **settings[command].as_dict()), log)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,16 @@ def resolve_model(name: str, kind: Literal["seq2seq", "classifier"] = "seq2seq")
     return str(folder.resolve()) if folder.is_dir() else name
 
 
+def is_gone(name: str) -> bool:
+    """Whether a model is named by a folder that is not there: moved, or of another machine."""
+    return Path(name).is_absolute() and not Path(name).is_dir()
+
+
+def warn_of_move(what: str, old: str, new: str) -> None:
+    """Say what is taken for granted where a backbone is elsewhere than it was: nobody can tell."""
+    logger.warning("%s was trained on %s; %s is taken to be the same model", what, old, new)
+
+
 @contextmanager
 def reading(name: str | Path) -> Iterator[None]:
     """Say in words why the weights of a model cannot be read; a malicious pickle never is.

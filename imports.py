@@ -1,4 +1,4 @@
-"""Find what a setting names by its dotted path."""
+"""Find what a setting names by its dotted path, and build it."""
 
 import importlib
 from typing import Any
@@ -14,3 +14,8 @@ def import_object(path: str) -> Any:
     """
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def instantiate(settings: Any) -> Any:
+    """Build a small object from its ``class_path`` and ``init_args``."""
+    return import_object(settings.class_path)(**(settings.get("init_args") or {}))

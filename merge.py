@@ -7,13 +7,12 @@ The folder can be used wherever a model is named, for example as --model.backbon
 
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
 
 import lightning  # isort: skip  (first: see train.py)
-import transformers
 from jsonargparse import ArgumentParser
 
+from command_line import quieten_models, run, start_log
 from lightning_modules.exports import merge_export
 
 __all__ = ["lightning", "main"]
@@ -28,12 +27,10 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; None takes the process's own.
 
     Returns:
-        Exit code: 0, or 2 where the export cannot be merged.
+        Exit code: see :func:`command_line.run`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    # PEFT's own use of transformers, not ours.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    transformers.logging.disable_progress_bar()
+    start_log()
+    quieten_models()
     parser = ArgumentParser(
         prog="merge.py", description="Merge an exported LoRA into its backbone."
     )
@@ -43,12 +40,11 @@ def main(args: Sequence[str] | None = None) -> int:
         "--backbone", type=str | None, help="where the backbone is now, if it has moved since"
     )
     settings = parser.parse_args(args)
-    try:
+
+    def work() -> None:
         merge_export(settings.export, settings.out, settings.backbone)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    return 0
+
+    return run(work, log)
 
 
 if __name__ == "__main__":

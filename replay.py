@@ -15,6 +15,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,18 @@ from typing import Any
 import lightning as L  # isort: skip
 import rich
 import torch
-import transformers
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from callbacks.checkpoint_files import load_checkpoint
 from callbacks.rollouts import RolloutFolder
+from command_line import quieten_models, run, start_log
 from lightning_modules import PPOPolicy
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo import figures
 from lightning_modules.ppo.records import Recorded
-from lightning_modules.ppo.rollout import encode
+from lightning_modules.ppo.token_scores import encode
 from prediction.runs import read_config
 from replay_fault import make_fault_table, replay_fault
 from run_folder import RunFolder
@@ -201,7 +202,7 @@ def show(found: Mapping[str, tuple[float, float]], gap: float | None, title: str
         console.print(f"largest difference of a weight to the run's after this batch: {gap:.3g}")
 
 
-def run(settings: Namespace) -> int:
+def replay_batch(settings: Namespace) -> int:
     """Replay a batch as told on the command line.
 
     Returns:
@@ -225,7 +226,7 @@ def run(settings: Namespace) -> int:
     return int(bool(gap) or any(recorded != replayed for recorded, replayed in found.values()))
 
 
-def run_fault(settings: Namespace) -> int:
+def meet_fault(settings: Namespace) -> int:
     """Meet a recorded fault again.
 
     Returns:
@@ -247,11 +248,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 where the update is as recorded, 1 where it differs, 2 where it cannot be made.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    # PEFT's own use of transformers, and a loader of one batch, which needs no workers.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    start_log()
+    quieten_models()
+    # A loader of one batch needs none.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    transformers.logging.disable_progress_bar()
     parser = ArgumentParser(
         prog="replay.py", description="Make a recorded PPO update, or a fault, again."
     )
@@ -265,12 +265,9 @@ def main(args: Sequence[str] | None = None) -> int:
         help="state of the run before that batch, or before an earlier one "
         "(default: the last one in rollouts/)",
     )
-    try:
-        settings = parser.parse_args(args)
-        return run(settings) if settings.fault is None else run_fault(settings)
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
+    settings = parser.parse_args(args)
+    work = replay_batch if settings.fault is None else meet_fault
+    return run(partial(work, settings), log)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from datamodules.rows import take_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.base import BaseModule
 from lightning_modules.ppo.reward_terms import Texts
-from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience, minibatch_loss
 from lightning_modules.randomness import seed_at
 

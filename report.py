@@ -10,9 +10,12 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from jsonargparse import ArgumentParser
+
+from command_line import run, start_log
 
 COMMANDS = ("compare", "toxicity", "frontier", "score")
 """Modules of `reporting.commands`: a function of its own name, and one that adds its options."""
@@ -25,10 +28,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0; 2 where nothing can be shown, or be written.
+        Exit code: see :func:`command_line.run`; 2 where nothing can be shown, or be written.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    start_log()
     args = sys.argv[1:] if args is None else args
     parser = ArgumentParser(
         prog="report.py", description="Score files of predictions; compare and examine runs."
@@ -44,11 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
         commands.add_subcommand(name, command, help=summary.partition("\n")[0])
     settings = parser.parse_args(args).as_dict()
     name = settings["command"]
-    try:
-        return getattr(modules[name], name)(**settings[name])
-    except OSError as error:
-        logging.getLogger("report").error("%s", error)
-        return 2
+    work = partial(getattr(modules[name], name), **settings[name])
+    return run(work, logging.getLogger("report"))
 
 
 if __name__ == "__main__":

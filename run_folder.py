@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from json_lines import sync, to_lines
 from metrics.intervals import Estimate
 
@@ -37,6 +39,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.test_config = self.path / "config.test.yaml"  # of a test beside its fit
         self.metrics_csv = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.predictions = self.path / "predictions.jsonl"
@@ -98,6 +101,21 @@ class RunFolder:
         self.update_summary(
             metrics=known | {name: value._asdict() for name, value in metrics.items()}
         )
+
+    def read_config(self) -> dict[str, Any]:
+        """Read the settings that the run was started with, from config.yaml.
+
+        Returns:
+            Sections by name; empty where the file does not exist.
+
+        Raises:
+            ValueError: The file is not a YAML mapping.
+        """
+        return _read_settings(self.config)
+
+    def read_test_config(self) -> dict[str, Any]:
+        """Read the settings that the last test was run with; see :meth:`read_config`."""
+        return _read_settings(self.test_config if self.test_config.exists() else self.config)
 
     def read_predictions(self) -> list[dict[str, Any]]:
         """Read predictions.jsonl.
@@ -181,6 +199,18 @@ class RolloutFiles:
         for path in sorted(self.path.glob(f"batch*{suffix}")):
             if found := _ROLLOUT_NAME.fullmatch(path.name):
                 yield path, int(found[1]), int(found[2] or 0)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings.")
+    return config
 
 
 def _numbered(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import start_log
 from paths import expand
 from redaction import show_command
 from sweeping.plan import REPORT, Combination, find_reserved, read_plan, repeat
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 where a run or the comparison failed; 2 where nothing was started.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    start_log()
     options, shared = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     overwrite = options.overwrite == "true"
     try:

@@ -9,7 +9,6 @@ The same offline on two CPU cores, on the embedded miniature: add
 ``--run_dir``; ``python report.py compare RUN...`` compares them.
 """
 
-import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from collections.abc import Sequence
 # Before anything else that may spell the type Optional[Union[float, int]]: Python keeps the first
 # spelling for all, and with it `--trainer.limit_test_batches 1` would mean 1.0, all batches.
 import lightning  # isort: skip
-import transformers
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -25,6 +23,7 @@ from rich.logging import RichHandler
 import datamodules
 import lightning_modules
 from cli import AlignsumCLI
+from command_line import quieten_models, start_log
 from endings import in_words
 
 __all__ = ["datamodules", "lightning", "lightning_modules", "main"]
@@ -37,14 +36,10 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Arguments without the program's name; None takes the process's own.
     """
     handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    for noisy in ("httpx", "filelock", "matplotlib", "datasets", "absl"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    transformers.logging.disable_progress_bar()  # a bar for each file, drawn over our own
+    start_log(handler)
+    quieten_models()
     # Lightning's own use of torch's pytree, not ours.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
-    # PEFT's own use of transformers.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     with in_words():
         AlignsumCLI(sys.argv[1:] if args is None else args)
 

@@ -37,6 +37,7 @@ from lightning_modules.ppo import rollout
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.reward_terms import ClassifierReward
+from lightning_modules.ppo.token_scores import Prompts
 
 PROMPTS, NEW_TOKENS = 16, 48
 PHASES = ("rollout", "score", "reference", "update")
@@ -73,7 +74,7 @@ class Timed(PPOPolicy):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Take a step, and replay its products."""
-        self.pass_gate(rollout.Prompts(batch["input_ids"], batch["attention_mask"]))
+        self.pass_gate(Prompts(batch["input_ids"], batch["attention_mask"]))
         if self.recorder is None:
             judges = [t.load() for t in self.terms.values() if isinstance(t, ClassifierReward)]
             weights = [p for each in (self, *judges) for p in each.parameters()]

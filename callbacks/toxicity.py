@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 
 from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
 

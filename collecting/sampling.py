@@ -115,7 +115,7 @@ def sample(runs: Sequence[Run], console: Console, command: str = "") -> None:
     if settings.completions < len(runs):
         raise ValueError(f"completions is {settings.completions}, fewer than {len(runs)} runs")
     for run in runs:
-        if problem := find_export_problem(run.export):
+        if problem := find_export_problem(run.export, run.settings.backbone):
             raise ValueError(problem)
     find_device(settings.device)
     path = expand(settings.output)
@@ -174,7 +174,7 @@ def _load(run: Run) -> Summarizer:
     """Load a model, ready to sample."""
     settings = run.settings
     examples = describe_examples(run.export, settings.shots) if settings.shots else None
-    model, tokenizer = load_exported(run.export)
+    model, tokenizer = load_exported(run.export, settings.backbone)
     device = find_device(settings.device)
     log.info(
         "%s: %s on %s, %s; prompt %s, %s", run.name, run.export, device, settings.precision,

@@ -1,7 +1,6 @@
 """BaseModule: what every trained model has in common, whatever it is trained for."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -224,11 +223,14 @@ class BaseModule(PiecewiseModule):
         Raises:
             ValueError: If it belongs to another method or backbone, or lacks trained weights.
         """
-        origin: Mapping[str, str] = checkpoint.get("alignsum", {})
-        mine = self._origin()
-        if dict(origin) != mine:
+        origin, mine = dict(checkpoint.get("alignsum", {})), self._origin()
+        old, new = str(origin.get("backbone")), mine["backbone"]
+        if old != new and hub.is_gone(old):
+            hub.warn_of_move("the checkpoint", old, new)
+            origin["backbone"] = new
+        if origin != mine:
             raise ValueError(
-                f"this checkpoint is of {dict(origin) or 'another program'}, this run is {mine}; a "
+                f"this checkpoint is of {origin or 'another program'}, this run is {mine}; a "
                 "checkpoint resumes or tests its own run. To start from another run's result, "
                 "name its export folder (model.backbone or model.adapter)"
             )

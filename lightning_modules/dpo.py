@@ -13,7 +13,7 @@ from lightning_modules.faults import Row
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.invariants import GateError
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
-from lightning_modules.ppo.rollout import Encoded, Prompts, encode, score_tokens
+from lightning_modules.ppo.token_scores import Encoded, Prompts, encode, score_tokens
 from lightning_modules.preference_losses import dpo_loss
 from lightning_modules.sharding import as_forward
 from lightning_modules.summarization import Decoding

@@ -73,12 +73,15 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
         return f"export: the adapter in {str(folder)!r} is of a kind that PEFT has not: {kind!r}"
     base = backbone or adapter.get("base_model_name_or_path")
     if not base:
-        return f"export: the adapter in {str(folder)!r} names no backbone; name it (backbone=)"
+        return (
+            f"export: the adapter in {str(folder)!r} names no backbone; name it with --backbone "
+            "(in Python backbone=)"
+        )
     if problem := hub.find_model_problem(hub.resolve_model(base), "backbone"):
         return (
             f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. Where it has "
-            "moved, name the new place (backbone=, or base_model_name_or_path in "
-            "adapter_config.json)"
+            "moved, name the new place: --backbone (in Python backbone=), or "
+            "base_model_name_or_path in adapter_config.json"
         )
     return None
 

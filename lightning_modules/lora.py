@@ -7,14 +7,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import (
+from lightning_modules.adapters import find_adapter_problem
+from lightning_modules.backbones import sketch_backbone
+from lightning_modules.lora_adapter import (
     LoRASettings,
     attach_lora,
     continue_lora,
-    find_adapter_problem,
     find_shape_problem,
 )
-from lightning_modules.backbones import sketch_backbone
 from lightning_modules.summarization import SummarizationModule
 from lightning_modules.targets import find_target_problem
 

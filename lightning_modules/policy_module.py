@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
-from imports import import_object
+from imports import instantiate
 from lightning_modules.adapters import (
     REFERENCE,
     count_parameters,
@@ -20,11 +20,6 @@ from lightning_modules.kernels import quicken
 from lightning_modules.ppo.invariants import fingerprint
 from lightning_modules.ppo.policy_kinds import PolicyKind
 from lightning_modules.summarization import Decoding, SummarizationModule
-
-
-def instantiate(settings: Any) -> Any:
-    """Build a small object from its ``class_path`` and ``init_args``."""
-    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
 
 
 class PolicyModule(SummarizationModule):

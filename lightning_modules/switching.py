@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
-from hub import reading
+from hub import reading, resolve_model, warn_of_move
 from lightning_modules.backbones import record_head
 
 
@@ -64,6 +64,7 @@ def load_adapters(backbone: PreTrainedModel, folders: Mapping[str, str | Path]) 
     with fitting(folder):
         model = PeftModel.from_pretrained(backbone, str(folder), first, torch_device="cpu")
         check_weights(model, first, folder)
+    settle_backbone(model, folder)
     for name, folder in others:
         with fitting(folder):
             model.load_adapter(str(folder), name, torch_device="cpu")
@@ -86,6 +87,25 @@ def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if differing := own.keys() ^ load_peft_weights(str(folder), device="cpu").keys():
         raise ValueError(f"{len(differing)} weights differ, such as {min(differing)}")
+
+
+def settle_backbone(model: PeftModel, folder: str | Path) -> None:
+    """Have the adapters of a model name the backbone that they are on, should it have moved.
+
+    An exported adapter names its backbone by an absolute path where it is a folder. On another
+    machine, or behind a move, whoever loads it says where the backbone is now. That it is the same
+    model nobody can tell from a path, so it is said.
+
+    Args:
+        model: A backbone with adapters.
+        folder: Where they were loaded from.
+    """
+    place = model.get_base_model().name_or_path
+    for config in model.peft_config.values():
+        made_on = str(config.base_model_name_or_path)
+        if resolve_model(made_on) != place:
+            warn_of_move(f"the adapter in {folder}", made_on, place)
+        config.base_model_name_or_path = place
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_modules.classifier import Classifier
 from lightning_modules.dpo import DPO
 from lightning_modules.ppo.policy import PPOPolicy
-from lightning_modules.ppo.rollout import Encoded, Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Encoded, Prompts
 from lightning_modules.ppo.update import Experience
 from lightning_modules.reward_model import RewardModel
 from planning.parts import Lengths

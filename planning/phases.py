@@ -15,7 +15,7 @@ from lightning_modules.base import BaseModule
 from lightning_modules.kernels import fuse
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.policy import PPOPolicy
-from lightning_modules.ppo.rollout import encode, score_in_chunks
+from lightning_modules.ppo.token_scores import encode, score_in_chunks
 from lightning_modules.ppo.update import minibatch_loss
 from planning.batches import find_chunk, make_batch, make_experience, make_prompts
 from planning.decoding import reckon_decoding

@@ -1,17 +1,16 @@
 """What every command line that generates has around its work."""
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
+import command_line
 import hub
 from prediction.runs import read_settings
 
@@ -63,23 +62,18 @@ def run(work: Callable[[Console], None], log: logging.Logger) -> int:
     """
     console = Console(stderr=True)
     lines = RichHandler(console=console, show_path=False) if console.is_terminal else None
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[lines or logging.StreamHandler()]
-    )
-    transformers.logging.disable_progress_bar()
-    # PEFT's own use of transformers, not ours.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
-    try:
+    command_line.start_log(lines)
+    command_line.quieten_models()
+
+    def go() -> None:
         if not hub.reachable():
             hub.use_cache_only()
-        work(console)
-    except KeyboardInterrupt:
-        log.error("Interrupted; the same command goes on where it broke off")
-        return 130
-    except torch.OutOfMemoryError as error:
-        log.error("%s\nTry a smaller --batch_size; what is written stays", error)
-        return 2
-    except (ValueError, OSError) as error:
-        log.error("error: %s", error)
-        return 2
-    return 0
+        try:
+            work(console)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{error}\nTry a smaller --batch_size; what is written stays"
+            ) from error
+
+    stopped = "interrupted; the same command goes on where it broke off"
+    return command_line.run(go, log, stopped)

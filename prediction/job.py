@@ -47,7 +47,7 @@ def predict(
     """
     source = settings.open_input()
     device = find_device(settings.device)
-    if problem := find_export_problem(export):
+    if problem := find_export_problem(export, settings.backbone):
         raise ValueError(problem)
     examples = describe_examples(export, settings.shots) if settings.shots else None
     contents = source.scan() if source.can_be_read_twice else None
@@ -59,7 +59,7 @@ def predict(
     if output.rows and output.rows == total:
         log.info("%s is complete: %d summaries", settings.output, output.rows)
         return
-    model, tokenizer = load_exported(export)
+    model, tokenizer = load_exported(export, settings.backbone)
     summarizer = Summarizer(
         model.to(device), tokenizer, make_encode(settings, tokenizer, examples), decoding,
         settings.batch_size, settings.precision, settings.seed,
@@ -108,7 +108,7 @@ def identify(export: Path, settings: Settings, decoding: Decoding) -> dict[str, 
     if settings.shots:
         prompt = settings.prompt.example("{dialogue}", "{summary}")
     identity: dict[str, Any] = {
-        "model": hash_model(export),
+        "model": hash_model(export, settings.backbone),
         "prompt": prompt,
         "max_source_length": settings.max_source_length,
         "precision": settings.precision,

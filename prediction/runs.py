@@ -71,17 +71,23 @@ def read_config(config: Path) -> dict[str, Any]:
     return content
 
 
-def hash_model(export: Path) -> str:
+def hash_model(export: Path, backbone: str | None = None) -> str:
     """Hash the files of an export, and those of the backbone that an adapter sits on.
 
-    A backbone from the hub counts with its name.
+    A backbone from the hub counts with its name, a folder wherever it is with its files.
+
+    Args:
+        export: Folder of the model.
+        backbone: Where the backbone is, if not where the adapter says.
     """
     digest = hashlib.sha256()
     folders = [export]
     if adapter := read_adapter_config(export):
-        base = str(adapter.get("base_model_name_or_path"))
-        digest.update(base.encode())
-        folders += [folder for folder in [Path(resolve_model(base))] if folder.is_dir()]
+        base = resolve_model(backbone or str(adapter.get("base_model_name_or_path")))
+        if Path(base).is_dir():
+            folders.append(Path(base))
+        else:
+            digest.update(base.encode())
     for folder in folders:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             with file.open("rb") as content:

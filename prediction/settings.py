@@ -24,6 +24,7 @@ class Settings:
         on_bad_row: Stop at rows that cannot be used, or skip and count them.
         keep_dialogue: Write the dialogue too.
         overwrite: Start the output anew whatever is there.
+        backbone: Where the backbone of an adapter is now, if it has moved since: folder or hub id.
         prompt: The words around the dialogue.
         shots: Examples before the question, chosen from the train split of the run's data.
         max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
@@ -45,6 +46,7 @@ class Settings:
     on_bad_row: OnBadRow = "stop"
     keep_dialogue: bool = False
     overwrite: bool = False
+    backbone: str | None = None
     prompt: PromptStyle = Instruction()  # noqa: RUF009 - a style is never changed
     shots: int = 0
     max_source_length: int = 512

@@ -17,7 +17,7 @@ import numpy as np
 
 from callbacks.summary import find_versions
 from datamodules.reading import DataError, Row
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
 from metrics.intervals import bootstrap_mean
 from metrics.rouge import Rouge

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-import yaml
-
 from metrics.intervals import Estimate
 from reporting.charts import Series
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 T = TypeVar("T")
@@ -30,6 +29,7 @@ class Run:
         rows: The rows of predictions.jsonl by example; empty where there are none.
         curves: Each logged metric's finite values over the steps, from metrics.csv.
         config: config.yaml; empty where there is none.
+        scoring: How its test measured toxicity; None where that is not known.
         problems: What of the folder could not be read, a sentence each.
     """
 
@@ -40,6 +40,7 @@ class Run:
     rows: dict[Key, dict[str, Any]]
     curves: dict[str, Series]
     config: dict[str, Any]
+    scoring: Scoring | None = None
     problems: tuple[str, ...] = ()
     _columns: dict[str, dict[Key, float]] = field(default_factory=dict, init=False, repr=False)
 
@@ -136,6 +137,7 @@ def read_run(path: Path, name: str) -> Run:
     rows: dict[Key, dict[str, Any]] = {}
     curves: dict[str, Series] = {}
     config: dict[str, Any] = {}
+    scoring: Scoring | None = None
     try:
         rows = _read_rows(folder)
     except (ValueError, OSError) as error:
@@ -147,10 +149,11 @@ def read_run(path: Path, name: str) -> Run:
     except (ValueError, OSError) as error:
         problems.append(f"shown without its curves: {error}")
     try:
-        config = _read_config(folder)
+        config = folder.read_config()
+        scoring = find_scoring(folder.read_test_config())
     except (ValueError, OSError) as error:
         problems.append(f"shown without its settings: {error}")
-    return Run(name, path, summary, metrics, rows, curves, config, tuple(problems))
+    return Run(name, path, summary, metrics, rows, curves, config, scoring, tuple(problems))
 
 
 def _read_metrics(summary: Mapping[str, Any]) -> dict[str, Estimate]:
@@ -214,15 +217,3 @@ def take_series(rows: Sequence[Mapping[str, str]], name: str) -> Series:
 def late(values: Sequence[float]) -> Sequence[float]:
     """The last quarter of what PPO logged, which stands for the end of its training."""
     return values[-max(1, len(values) // 4) :]
-
-
-def _read_config(folder: RunFolder) -> dict[str, Any]:
-    if not folder.config.exists():
-        return {}
-    try:
-        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder.config} is not YAML ({error}).") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder.config} holds no settings.")
-    return config

@@ -43,7 +43,7 @@ def load_toxicity(model: str, toxic_label: str) -> TextScore:
     # Here, because they take seconds to import and most calls need no classifier.
     import transformers
 
-    from lightning_modules.reward_model import RewardScorer
+    from lightning_modules.reward_scorer import RewardScorer
 
     transformers.logging.disable_progress_bar()
     path = hub.resolve_model(model, "classifier")

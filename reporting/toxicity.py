@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 
@@ -47,11 +48,13 @@ class ToxicityRun(NamedTuple):
         name: What tables call it.
         examples: At least one, in the order of the split.
         estimates: What :func:`metrics.toxicity.estimate_toxicity` makes of them.
+        scoring: How they were measured; None where the folder does not say.
     """
 
     name: str
     examples: list[Example]
     estimates: dict[str, Estimate]
+    scoring: Scoring | None
 
     @property
     def is_paired(self) -> bool:
@@ -67,7 +70,8 @@ def read_toxicity(path: Path, name: str) -> ToxicityRun:
         name: What tables are to call the run.
 
     Raises:
-        ValueError: There was no test with a classifier, or a row is broken; names file and line.
+        ValueError: There was no test with a classifier, or a row or the configuration is broken;
+            names file and line.
     """
     folder = RunFolder(path)
     rows = folder.read_predictions()
@@ -81,7 +85,8 @@ def read_toxicity(path: Path, name: str) -> ToxicityRun:
             raise ValueError(f"{folder.predictions}, line {line}: {error}") from error
     if len({example.before is None for example in examples}) > 1:
         raise ValueError(f"{folder.predictions}: only some rows have a text of before; test anew.")
-    return ToxicityRun(name, examples, estimate_toxicity(_to_columns(examples)))
+    estimates = estimate_toxicity(_to_columns(examples))
+    return ToxicityRun(name, examples, estimates, find_scoring(folder.read_test_config()))
 
 
 def sort_by_gain(examples: Sequence[Example]) -> list[Example]:

@@ -14,6 +14,7 @@ from metrics.toxicity import TOXIC_ABOVE
 from reporting.cells import make_change_cell
 from reporting.figures import draw_bars
 from reporting.markdown import escape_markdown, lay_table
+from reporting.scoring import find_scoring_caution
 from reporting.toxicity import Example, ToxicityRun, sort_by_gain, sort_by_toxicity
 from run_folder import write_text
 
@@ -49,13 +50,22 @@ def make_row(run: ToxicityRun) -> list[str]:
 
 def make_table(runs: Sequence[ToxicityRun]) -> Table:
     """Lay the runs out for a terminal."""
-    table = Table(title="Toxicity", caption=_CAPTION, title_justify="left", caption_justify="left")
+    caption = escape("\n".join([_CAPTION, *find_cautions(runs)]))
+    table = Table(title="Toxicity", caption=caption, title_justify="left", caption_justify="left")
     for name in _COLUMNS:
         justify = "left" if name == "run" else "right"
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for run in runs:
         table.add_row(*map(escape, make_row(run)))
     return table
+
+
+def find_cautions(runs: Sequence[ToxicityRun]) -> list[str]:
+    """Say why runs are not to be compared with each other: other dialogues, other measurements."""
+    cautions = [find_scoring_caution((run.name, run.scoring) for run in runs)]
+    if len({frozenset((one.id, one.dialogue) for one in run.examples) for run in runs}) > 1:
+        cautions.append("Careful: not all runs were tested on the same dialogues.")
+    return [caution for caution in cautions if caution]
 
 
 def write_toxicity(
@@ -120,8 +130,7 @@ def make_examples_csv(runs: Sequence[ToxicityRun]) -> str:
 def make_page(runs: Sequence[ToxicityRun], problems: Sequence[str], top: int, figure: str) -> str:
     """Write the page: all runs in a table, then each with its worst cases and its gains."""
     parts = ["# Toxicity", lay_table(_COLUMNS, [make_row(run) for run in runs], ["run"]), _CAPTION]
-    if len({frozenset((one.id, one.dialogue) for one in run.examples) for run in runs}) > 1:
-        parts.append("Careful: not all runs were tested on the same dialogues.")
+    parts += map(escape_markdown, find_cautions(runs))
     parts.append(f"![Toxicity by run]({figure})")
     if problems:
         lines = (f"- {escape_markdown(problem)}" for problem in problems)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from metrics.intervals import Estimate
 from reporting.comparison import HEADLINE, Comparison
 from reporting.formats import LABELS, format_count, format_estimate, format_interval
+from reporting.scoring import find_scoring_caution
 
 _TOXICITY = "toxicity"
 
@@ -34,10 +35,12 @@ def make_verdict(comparison: Comparison) -> Verdict:
     """Read the numbers out."""
     ranked = comparison.ranked
     others = [*_least_toxic(comparison), *_changes(comparison)]
-    cautions = _cautions(comparison)
+    scoring = _scoring_cautions(comparison)
     if not ranked:
         name = LABELS[HEADLINE]
-        return Verdict(f"No run has a test {name}: there is nothing to choose by.", "", others, [])
+        choice = f"No run has a test {name}: there is nothing to choose by."
+        return Verdict(choice, "", others, scoring)
+    cautions = _cautions(comparison) + scoring
     if len(ranked) == 1:
         best = comparison.groups[ranked[0]].label
         value = _in_words(_headline(comparison, ranked[0]))
@@ -187,6 +190,12 @@ def _cautions(comparison: Comparison) -> list[str]:
             "Careful: not all runs started from the same backbone (see their config.yaml)."
         )
     return lines
+
+
+def _scoring_cautions(comparison: Comparison) -> list[str]:
+    measured = [run for run in comparison.runs if "test/toxicity" in run.metrics]
+    caution = find_scoring_caution((run.name, run.scoring) for run in measured)
+    return [caution] if caution else []
 
 
 def _headline(comparison: Comparison, place: int) -> Estimate:

@@ -1,5 +1,6 @@
 """Tiny models in the layouts of the big ones, made here, in the format of ``save_pretrained``."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lightning_modules.adapters import LoRASettings, attach_lora
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.kernels import quicken
+from lightning_modules.lora_adapter import LoRASettings, attach_lora
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -120,3 +121,10 @@ def make_lora(t5: str, **settings: Any) -> Any:
     set_dropout(model, 0.0)
     move_lora(model)
     return quicken(model).train()
+
+
+def name_backbone(export: Path, place: Path) -> None:
+    """Have an exported adapter say that it was trained on what lies in another folder."""
+    file = export / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"base_model_name_or_path": str(place)}))

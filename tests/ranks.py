@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
-from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.sharding import full
 from lightning_modules.zero_weights import is_away, shape_of, take_share
 from metrics.rouge import Rouge

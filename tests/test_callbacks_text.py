@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from callbacks.text_metric import make_rows
 from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from run_folder import RunFolder
+from tests.launching import run_ranks
 from tests.tiny_run import ROWS, TinyModule, collate, loader, make_trainer
 
 MAT = "the cat sat on the mat"
@@ -45,6 +47,25 @@ def test_rouge_in_fit_is_logged_and_kept_at_the_end(tmp_path: Path) -> None:
         {"value": 2 / 3, "n": 4, "low": 2 / 3, "high": 2 / 3}
     )
     assert not RunFolder(tmp_path).predictions.exists()
+
+
+def test_ranks_with_unlike_many_rows_log_the_mean_over_all_of_them(tmp_path: Path) -> None:
+    """Rank 0's own mean would be 1/2, and the mean of the two ranks' means 7/12."""
+    texts = ("the cat sat", MAT, "dogs")  # of ROUGE-1 1, 2/3 and 0
+    rows = [row | {"references": [text]} for row, text in zip(ROWS[:3], texts, strict=True)]
+
+    def test() -> None:
+        order = [0, 2] if os.environ["RANK"] == "0" else [1]
+        trainer = make_trainer(
+            tmp_path, RougeCallback(), devices=2, strategy="ddp", use_distributed_sampler=False
+        )
+        trainer.test(TinyModule(), loader(rows, order), verbose=False)
+        assert trainer.callback_metrics["test/rouge1"].item() == pytest.approx(5 / 9)
+
+    codes = run_ranks(test, tmp_path)
+    assert codes == [0, 0], (tmp_path / "rank0.log").read_text()[-3000:]
+    recorded = RunFolder(tmp_path).read_summary()["metrics"]["test/rouge1"]
+    assert (recorded["value"], recorded["n"]) == (pytest.approx(5 / 9), 3)
 
 
 def test_sanity_check_leaves_nothing(tmp_path: Path) -> None:

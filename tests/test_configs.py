@@ -12,6 +12,7 @@ import train
 from metrics.faithfulness import CHECKS
 from metrics.text_statistics import STATISTICS
 from overlays import choose_sections
+from reporting.scoring import Scoring, find_scoring
 from run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -96,14 +97,14 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     if config.stem == "ppo":
         settings += ["--model.ppo.epochs", "1"]
     train.main(["fit", *settings])
-    train.main(["test", *settings])
+    train.main(["test", *settings, "--toxicity.with_dialogue", "true"])
     folder = RunFolder(run)
     for entry in (folder.config, folder.metrics_csv, folder.summary, folder.predictions):
         assert entry.is_file(), entry
     assert any(folder.export.iterdir())
     assert folder.checkpoints.is_dir()
     assert any(folder.plots.glob("*.png"))
-    assert (run / "config.test.yaml").is_file()
+    assert find_scoring(folder.read_test_config()) == Scoring("mini", with_dialogue=True)
     summary = json.loads(folder.summary.read_text())
     assert set(summary) >= {
         "command", "versions", "seed", "backbone", "method", "parameters", "peak_memory_bytes",

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lightning_modules import InContext
+from lightning_modules import DPO, InContext, LoRA
 from lightning_modules.backbones import head_is_tied
 from lightning_modules.exports import load_exported
+from lightning_modules.ppo.policy_kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
 from tests.batches import loader, make_batch, make_trainer, settle
+from tests.models import name_backbone
 from tests.test_modules import DECODING, METHODS, adamw
 
 
@@ -55,14 +58,45 @@ def test_what_is_no_export_is_said(t5: str, lora_export: Path, tmp_path: Path) -
 
 
 def test_a_backbone_that_moved_can_be_named(t5: str, lora_export: Path, tmp_path: Path) -> None:
-    file = lora_export / "adapter_config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"base_model_name_or_path": "/gone/t5"}))
+    name_backbone(lora_export, Path("/gone/t5"))
     with pytest.raises(ValueError, match=r"no folder '/gone/t5'.*Where it has moved"):
         load_exported(lora_export)
     shutil.copytree(t5, tmp_path / "moved")
     model, _ = load_exported(lora_export, backbone=str(tmp_path / "moved"))
     assert "default" in model.peft_config
+
+
+STARTS: dict[str, Callable[..., Any]] = {
+    "LoRA": lambda backbone, adapter: LoRA(backbone, r=4, alpha=8, adapter=adapter),
+    "LoRAPolicy": lambda backbone, adapter: DPO(backbone, adapter, LoRAPolicy(r=4, alpha=8)),
+    "MergedPolicy": lambda backbone, adapter: DPO(backbone, adapter, MergedPolicy(r=4, alpha=8)),
+    "SoftPromptPolicy": lambda backbone, adapter: DPO(backbone, adapter, SoftPromptPolicy(5)),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_an_adapter_is_gone_on_with_where_its_backbone_has_moved(
+    start: str, t5: str, trained_adapter: str, trained_soft_prompt: str, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    old, new, export = tmp_path / "old", tmp_path / "new", tmp_path / "export"
+    shutil.copytree(t5, new)
+    shutil.copytree(trained_soft_prompt if "Soft" in start else trained_adapter, export)
+    name_backbone(export, old)
+    old.mkdir()  # it is another model as long as it is there
+    with pytest.raises(ValueError, match=r"was trained on .*old.* write that place as base_model"):
+        STARTS[start](str(new), str(export))
+    old.rmdir()
+    module = STARTS[start](str(new), str(export))
+    module.configure_model()
+    assert f"was trained on {old}; {new} is taken to be the same model" in caplog.text
+    module.export(tmp_path / "again")
+    if start != "MergedPolicy":  # which is exported as a whole model
+        again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+        assert again["base_model_name_or_path"] == str(new)
+    caplog.clear()
+    load_exported(tmp_path / "again")
+    assert "taken to be" not in caplog.text
 
 
 def test_an_adapter_that_does_not_fit_is_refused(lora_export: Path) -> None:

@@ -1,5 +1,6 @@
 """The supervised methods: what is trained, what the loss is, what is left behind."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
-from lightning_modules.adapters import LoRASettings, attach_lora, count_parameters
+from lightning_modules.adapters import count_parameters
+from lightning_modules.lora_adapter import LoRASettings, attach_lora
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -114,6 +116,28 @@ def test_a_checkpoint_of_another_run_is_refused(t5: str, tmp_path: Path) -> None
             make_trainer(tmp_path).test(
                 other, loader(batch), ckpt_path=tmp_path / "lora.ckpt", weights_only=True
             )
+
+
+def test_a_checkpoint_whose_backbone_has_moved_is_of_its_run(
+    t5: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(t5, old)
+    shutil.copytree(t5, new)
+    batch, path = make_batch(t5), tmp_path / "lora.ckpt"
+    trainer = make_trainer(tmp_path)
+    trainer.fit(METHODS["lora"](str(old)), loader(batch))
+    trainer.save_checkpoint(path)
+
+    def test() -> None:
+        module = METHODS["lora"](str(new))
+        make_trainer(tmp_path).test(module, loader(batch), ckpt_path=path, weights_only=True)
+
+    with pytest.raises(ValueError, match=r"this checkpoint is of .*old"):
+        test()  # as long as it is there, it is another model
+    shutil.rmtree(old)
+    test()
+    assert f"was trained on {old}; {new} is taken to be the same model" in caplog.text
 
 
 PLAIN = """

@@ -119,8 +119,8 @@ def test_one_row_that_does_not_fit_ends_the_run(
 def test_ppo_halves_its_passes(
     t5: str, roberta: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lightning_modules.ppo import policy as policy_module
-    from lightning_modules.ppo import rollout as rollout_module
+    from lightning_modules.ppo import learner as learner_module
+    from lightning_modules.ppo import token_scores as scores_module
 
     settings = {"ppo": PPOConfig(max_new_tokens=8, minibatch_size=6, epochs=2, reuse_sampler=False)}
 
@@ -133,7 +133,7 @@ def test_ppo_halves_its_passes(
         return module, trainer.callback_metrics
 
     whole, expected = fit()
-    loss, score, sizes = policy_module.minibatch_loss, rollout_module.score_tokens, []
+    loss, score, sizes = learner_module.minibatch_loss, scores_module.score_tokens, []
 
     def small_loss(model: Any, head: Any, part: Any, config: Any) -> Any:
         sizes.append(len(part.rollout.responses))
@@ -146,8 +146,8 @@ def test_ppo_halves_its_passes(
             raise torch.OutOfMemoryError(MESSAGE)
         return score(model, encoded, responses, *more)
 
-    monkeypatch.setattr(policy_module, "minibatch_loss", small_loss)
-    monkeypatch.setattr(rollout_module, "score_tokens", small_score)
+    monkeypatch.setattr(learner_module, "minibatch_loss", small_loss)
+    monkeypatch.setattr(scores_module, "score_tokens", small_score)
     halved, found = fit()
     assert (whole.microbatch_size, halved.microbatch_size) == (None, 1)
     assert sizes == [3, *[1] * 12]

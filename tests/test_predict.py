@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from prediction.outputs import SummaryFile, SummaryStream
 from prediction.progress import PredictProgress
 from prediction.summarizer import find_device
 from run_folder import RunFolder
+from tests.models import name_backbone
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -129,6 +131,29 @@ def test_what_is_complete_is_left_as_it_is(
     whole = run(base, tmp_path / "s.jsonl")
     monkeypatch.setattr(job, "load_exported", None)  # not even the model is loaded
     assert run(base, tmp_path / "s.jsonl") == whole
+
+
+def test_an_adapter_whose_backbone_has_moved(
+    base: list[str],
+    t5: str,
+    trained_adapter: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = run([trained_adapter, *base[1:]], tmp_path / "whole.jsonl")
+    here, there, export = tmp_path / "here", tmp_path / "there", tmp_path / "export"
+    shutil.copytree(t5, here)
+    shutil.copytree(trained_adapter, export)
+    name_backbone(export, here)
+    command = [str(export), *base[1:]]
+    output = tmp_path / "s.jsonl"
+    run(command, output)
+    output.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    here.rename(there)
+    assert predict.main([*command, "--output", str(output)]) == 2
+    assert re.search(r"no folder '.*here'.* name the new place: --backbone", caplog.text)
+    # It is the same model, and so the same work, wherever it is.
+    assert run(command, output, "--backbone", str(there)) == whole
 
 
 def test_a_lost_end_is_made_again(base: list[str], tmp_path: Path) -> None:

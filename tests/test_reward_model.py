@@ -16,7 +16,8 @@ from datamodules.preferences import PreferenceDataModule, lay_out_pairs
 from lightning_modules.centring import centre, find_bias
 from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
 from lightning_modules.preference_losses import pairwise_loss
-from lightning_modules.reward_model import RewardModel, RewardScorer
+from lightning_modules.reward_model import RewardModel
+from lightning_modules.reward_scorer import RewardScorer
 from run_folder import RunFolder
 from tests.batches import make_trainer, settle
 from tests.rows import write_rows

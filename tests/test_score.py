@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import report
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer
 from metrics.words import KEYS
 
 PREDICTIONS = ["the cat sat", "a dog"]

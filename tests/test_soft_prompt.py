@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hub import load_tokenizer
 from lightning_modules import SoftPrompt
-from lightning_modules.adapters import draw_common_tokens
 from lightning_modules.backbones import load_backbone
+from lightning_modules.soft_prompt_adapter import draw_common_tokens
 from tests.batches import loader, make_batch, make_trainer
 from tests.test_modules import DECODING, adamw
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import report
 from callbacks import toxicity
@@ -267,6 +268,52 @@ def test_other_dialogues_are_said_to_be_others(tmp_path: Path) -> None:
         report.main(["toxicity", *map(str, runs), "--out", str(tmp_path / "out")])
         page = (tmp_path / "out" / "toxicity.md").read_text(encoding="utf-8")
         assert ("not all runs were tested on the same dialogues" in page) == careful
+
+
+def lay_settings(run: Path, name: str, **toxicity: Any) -> None:
+    (run / name).write_text(yaml.safe_dump({"toxicity": {"label": "nothate"} | toxicity}))
+
+
+def test_toxicity_that_was_measured_otherwise_is_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = run_test(tmp_path / "alone", before=None)
+    again = run_test(tmp_path / "again", before=None)
+    paired = run_test(tmp_path / "paired", before=None, with_dialogue=True)
+    other = run_test(tmp_path / "other", before=None)
+    lay_settings(alone, "config.yaml", model=str(tmp_path / "judge"), with_dialogue=False)
+    lay_settings(again, "config.yaml", model=str(tmp_path / "x" / ".." / "judge"))
+    # What counts is what the test was run with, not the fit before it.
+    lay_settings(paired, "config.yaml", model=str(tmp_path / "judge"), with_dialogue=False)
+    lay_settings(paired, "config.test.yaml", model=str(tmp_path / "judge"), with_dialogue=True)
+    lay_settings(other, "config.yaml", model="owner/judge", toxic_label="toxic")
+    for folder in ("judge", "x"):
+        (tmp_path / folder).mkdir()
+
+    def show(*runs: Path) -> tuple[str, str]:
+        capsys.readouterr()
+        assert report.main(["toxicity", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+        page = (tmp_path / "out" / "toxicity.md").read_text(encoding="utf-8")
+        return page, " ".join(capsys.readouterr().out.split())
+
+    said = "Careful: toxicity and reward were not measured alike"
+    assert all(said not in shown for shown in show(alone, again))
+    for shown in show(alone, paired):
+        assert said in shown
+        assert "alone the summary alone; paired with the dialogue" in shown
+    _, shown = show(alone, other)
+    assert f"alone by {tmp_path / 'judge'}, toxicity of hate; " in shown
+    assert "other by owner/judge, toxicity of toxic" in shown
+
+
+def test_comparisons_warn_of_it_too(tmp_path: Path) -> None:
+    runs = [run_test(tmp_path / name) for name in ("alone", "paired")]
+    for run, with_dialogue in zip(runs, (False, True), strict=True):
+        lay_settings(run, "config.yaml", model="owner/judge", with_dialogue=with_dialogue)
+        RunFolder(run).update_summary(backbone="tiny")
+    assert report.main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    for name in ("comparison.md", "report.html"):
+        assert "not measured alike" in (tmp_path / "out" / name).read_text(encoding="utf-8")
 
 
 def test_a_single_row_has_no_interval(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_modules.ppo.kl import k1, per_sequence
-from lightning_modules.ppo.rollout import Prompts, encode, roll_out, score_tokens
+from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.ppo.token_scores import Prompts, encode, score_tokens
 from lightning_modules.sharding import full
 
 

@@ -3,41 +3,36 @@
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
 from lightning_modules.compiling import find_compile_problem
-from lightning_modules.faults import Fault, name_not_finite
-from lightning_modules.gradients import clip_by_norm, gradient_norm
-from lightning_modules.policy_module import PolicyModule, instantiate
 from lightning_modules.ppo import figures, invariants
-from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, whiten
+from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.faults import score_fault, update_fault
+from lightning_modules.ppo.faults import score_fault
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
+from lightning_modules.ppo.learner import PPOLearner
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
-from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
-from lightning_modules.ppo.rewards import shape_rewards
-from lightning_modules.ppo.rollout import Prompts, Rollout, roll_out
-from lightning_modules.ppo.sampling import Sampling
-from lightning_modules.ppo.update import (
-    Experience,
-    Sums,
-    Update,
-    minibatch_loss,
-    minibatches,
-    plan_cut,
+from lightning_modules.ppo.reward_terms import (
+    ClassifierReward,
+    RewardTerm,
+    Texts,
+    find_reward_problems,
+    name_terms,
+    weigh,
 )
-from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.ppo.rewards import shape_rewards
+from lightning_modules.ppo.rollout import Rollout, roll_out
+from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.ppo.token_scores import Prompts
+from lightning_modules.ppo.update import Experience
 from lightning_modules.randomness import put_state, take_state
-from lightning_modules.sharding import as_forward, whole
+from lightning_modules.sharding import whole
 from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
 
@@ -46,16 +41,13 @@ logger = logging.getLogger(__name__)
 GATE_ROWS = 8
 """Prompts that the gate before the first update looks at."""
 
-MAIN_REWARD = "reward_model"
-"""Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
-
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """Build AdamW with the epsilon that PPO's implementations share (N+ details): 1e-5."""
     return torch.optim.AdamW(parameters, lr=1e-4, eps=1e-5, weight_decay=0.0)
 
 
-class PPOPolicy(PolicyModule):
+class PPOPolicy(PPOLearner):
     """A policy trained by PPO for what it is rewarded for, held near its starting point.
 
     Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
@@ -107,42 +99,26 @@ class PPOPolicy(PolicyModule):
     ) -> None:
         super().__init__(
             backbone,
-            policy,
-            adapter,
-            decoding,
+            ppo,
+            advantage.uses_values,
+            value_lr,
+            policy=policy,
+            adapter=adapter,
+            decoding=decoding,
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
             compile=compile,
         )
-        self.ppo = ppo or PPOConfig()
         if problem := self._find_sample_problem(advantage):
             raise ValueError(problem)
-        self.terms: dict[str, RewardTerm] = dict(extra_rewards or {})
-        if reward_model is not None:
-            if MAIN_REWARD in self.terms:
-                raise ValueError(
-                    f"extra_rewards: {MAIN_REWARD!r} is the name of model.reward_model's term; "
-                    "choose another, or set model.reward_model to null"
-                )
-            main = ClassifierReward(reward_model, reward_label, reward_with_dialogue)
-            self.terms = {MAIN_REWARD: main} | self.terms
-        if not self.terms:
-            raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
-        if value_lr is not None and not value_lr > 0:
-            raise ValueError(f"value_lr must be above 0, got {value_lr}")
         self.advantage = advantage
-        self.value_lr = value_lr
+        self.terms = name_terms(reward_model, reward_label, reward_with_dialogue, extra_rewards)
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
         self.shaping = self.ppo.score_shaping()
         self.gate_passed = False
-        self.batches_done = 0
         self._at_batch_start: dict[str, Any] | None = None
-        self._ids: list[str] = []
         self._logged: list[str] = []
-        self.value_head: ValueHead | None = None
-        # Several optimizer steps a batch of rollouts: Lightning's automatic one makes a single one.
-        self.automatic_optimization = False
 
     def _find_sample_problem(self, advantage: AdvantageEstimator) -> str | None:
         if self.ppo.samples >= advantage.least_samples:
@@ -161,20 +137,7 @@ class PPOPolicy(PolicyModule):
             find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
             or find_strategy_problem(name_strategy(trainer), backend is not None)
         )
-        terms: list[RewardTerm] = []
-        for name, term in (init_args.extra_rewards or {}).items():
-            try:
-                terms.append(instantiate(term))
-            except ValueError as error:
-                problems.append(f"extra_rewards.{name}: {error}")
-        if init_args.reward_model is not None:
-            terms.append(
-                ClassifierReward(
-                    init_args.reward_model, init_args.reward_label, init_args.reward_with_dialogue
-                )
-            )
-        for term in terms:
-            problems += term.find_problems()
+        problems += find_reward_problems(init_args)
         if trainer.max_steps not in (-1, None):
             problems.append(
                 "trainer.max_steps counts PPO's optimizer steps, many for each batch of rollouts; "
@@ -198,22 +161,6 @@ class PPOPolicy(PolicyModule):
             if isinstance(term, ClassifierReward):
                 shard(self, term.load().model)
 
-    def assemble(self, backbone: PreTrainedModel) -> None:
-        """Make policy, reference and value head from the backbone."""
-        super().assemble(backbone)
-        if self.advantage.uses_values:
-            self.value_head = ValueHead(self.model.config.d_model)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give the policy's weights and the value head's as two groups, each with its own rate."""
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.model.parameters() if p.requires_grad]}
-        ]
-        if self.value_head is not None:
-            value: dict[str, Any] = {"params": list(self.value_head.parameters())}
-            groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
-        return groups
-
     # The loop -----------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Any:
@@ -227,59 +174,38 @@ class PPOPolicy(PolicyModule):
             speed of this rank; and batch, the number of batches of rollouts before this one. None
             where the batch was skipped.
         """
-        self._at_batch_start, self._ids = self._loop_state(), batch["ids"]
+        self._at_batch_start = self._loop_state()
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with whole(self):
             self.pass_gate(prompts)
             times = [time.perf_counter()]
-
             rollout = self.roll_out(prompts)
         times.append(time.perf_counter())
 
         texts = self.read(rollout, batch)
         terms = self.score(texts, batch)
         if terms is None:
-            # Or Lightning would log the figures of the batch before once more.
-            self.log_step(dict.fromkeys(self._logged, torch.nan))
-            self.step_schedule()
-            self.finish_batch()
-            return None
-        scores = torch.stack(
-            [self.terms[name].weight * values for name, values in terms.items()]
-        ).sum(dim=0)
-        lengths = rollout.mask.sum(dim=1)
+            return self.skip_batch()
+        scores, lengths = weigh(self.terms, terms), rollout.mask.sum(dim=1)
         shaped = self.shaping(scores, rollout.finished, lengths, self.sum_over_ranks)
         times.append(time.perf_counter())
 
         beta = self.kl_coef.beta
-        kl = k1(rollout.logprobs, rollout.ref_logprobs)
-        penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
-        rewards = shape_rewards(shaped, penalty, rollout.mask, 0.0 if self.ppo.kl_in_loss else beta)
-        if self.ppo.whiten_rewards:
-            rewards = self.whiten(rewards, rollout.mask, keep_mean=True)
-        credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
-        advantages = credit.advantages
-        if self.advantage.whiten:
-            advantages = self.whiten(advantages, rollout.mask)
-
-        experience = Experience(
-            rollout, advantages, credit.returns, beta if self.ppo.kl_in_loss else 0.0
-        )
-        update = self.update(experience)
+        rewards = self.shape_rewards(shaped, rollout)
+        credit, experience = self.estimate_advantages(rewards, rollout)
+        update = self.update(experience, batch["ids"])
         times.append(time.perf_counter())
 
         found = figures.objective(rollout, scores, shaped, beta, terms, self.sum_over_ranks)
         found |= figures.estimates(rollout, credit, self.sum_over_ranks) | update.figures
         found |= figures.speed(rollout, times)
-        self._logged = list(found)
         self.log_step(found)
-        sequence_kl = per_sequence(kl, rollout.mask)
-        self.adapt_kl_coef(sequence_kl)
+        kl = per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask)
+        self.adapt_kl_coef(kl)
         return {
-            "kl": sequence_kl, "score": scores, "shaped": shaped, "length": lengths,
+            "kl": kl, "score": scores, "shaped": shaped, "length": lengths,
             "experience": experience, "rewards": rewards, "new_logprobs": update.logprobs,
-            "terms": terms,
-            "texts": texts.summaries, "beta": beta, "figures": found,
+            "terms": terms, "texts": texts.summaries, "beta": beta, "figures": found,
             "batch": self.finish_batch(),
         }  # fmt: skip
 
@@ -311,12 +237,6 @@ class PPOPolicy(PolicyModule):
             )  # fmt: skip
 
         return self.in_passes(go, self.microbatch_size or self.ppo.minibatch_size)
-
-    @property
-    def microbatch_size(self) -> int | None:
-        """Rollouts in one pass at most: as set, or fewer where these did not fit the memory."""
-        sizes = [size for size in (self.ppo.microbatch_size, self.room) if size is not None]
-        return min(sizes, default=None)
 
     def pass_gate(self, prompts: Prompts) -> None:
         """Before the first update, measure what must hold then, and stop the run if it does not.
@@ -362,134 +282,36 @@ class PPOPolicy(PolicyModule):
         self.on_fault(score_fault(scores, texts, ids, self.batches_done))
         return None
 
-    def whiten(self, values: Tensor, mask: Tensor, keep_mean: bool = False) -> Tensor:
-        """Whiten [B, T] over the real tokens of all ranks."""
-        return whiten(values, mask, keep_mean, self.sum_over_ranks)
+    def shape_rewards(self, shaped: Tensor, rollout: Rollout) -> Tensor:
+        """Give each token its reward, [B, T]: the KL's penalty, and the score on the last one."""
+        beta = 0.0 if self.ppo.kl_in_loss else self.kl_coef.beta
+        penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
+        rewards = shape_rewards(shaped, penalty, rollout.mask, beta)
+        if self.ppo.whiten_rewards:
+            rewards = whiten(rewards, rollout.mask, True, self.sum_over_ranks)
+        return rewards
 
-    def update(self, experience: Experience) -> Update:
-        """Take a step for every minibatch of every epoch."""
-        generator = torch.Generator().manual_seed(self.shuffle_number())
-        owner = experience.rollout.owner
-        cut = plan_cut(
-            *self.extremes_over_ranks(len(owner)),
-            self.ppo.minibatch_size,
-            self.ppo.microbatch_size,
-        )
-        logprobs = experience.rollout.logprobs.clone()
-        total = torch.zeros(len(Sums._fields), device=self.device)
-        first: Tensor | None = None
-        skipped, epochs = 0, 0
-        for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
-            of_epoch = torch.zeros_like(total)
-            for parts in epoch:
-                sums, stepped = self.step(experience, parts, logprobs)
-                skipped += not stepped
-                if sums is not None:
-                    first = sums if first is None else first
-                    of_epoch += sums
-            total += of_epoch
-            epochs += 1
-            mean_kl = of_epoch[Sums._fields.index("approx_kl")] / of_epoch[-1]
-            if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
-                break
+    def estimate_advantages(self, rewards: Tensor, rollout: Rollout) -> tuple[Credit, Experience]:
+        """Estimate advantages and returns, and give with them what there is to learn from."""
+        credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
+        advantages = credit.advantages
+        if self.advantage.whiten:
+            advantages = whiten(advantages, rollout.mask, False, self.sum_over_ranks)
+        beta = self.kl_coef.beta if self.ppo.kl_in_loss else 0.0
+        return credit, Experience(rollout, advantages, credit.returns, beta)
+
+    def skip_batch(self) -> None:
+        """Be done with a batch of rollouts that cannot be learnt from."""
+        # Or Lightning would log the figures of the batch before once more.
+        self.log_step(dict.fromkeys(self._logged, torch.nan))
         self.step_schedule()
-        if first is None:
-            raise FloatingPointError(
-                f"batch {self.batches_done}: none of its minibatches is finite; the last "
-                "checkpoint is untouched"
-            )
-        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        start = figures.start(Sums(*first))
-        return Update(figures.losses(Sums(*total)) | start | counts, logprobs)
-
-    def step_schedule(self) -> None:
-        """Move the learning rate on: once a batch of rollouts, learnt from or not."""
-        scheduler: Any = self.lr_schedulers()
-        self.half_updated = True
-        scheduler.step()
+        self.finish_batch()
 
     def finish_batch(self) -> int:
         """Count a batch of rollouts as done, and give its number, from 0."""
         self.batches_done += 1
         self._at_batch_start = None
         return self.batches_done - 1
-
-    def step(
-        self, experience: Experience, parts: tuple[Tensor, ...], logprobs: Tensor
-    ) -> tuple[Tensor | None, bool]:
-        """Take one optimizer step on a minibatch, its gradient added up over micro-batches.
-
-        Args:
-            experience: Of the whole batch.
-            parts: Row numbers of each micro-batch.
-            logprobs: [B, T]; these rows of it are set to log pi(y_t) before the step.
-
-        Returns:
-            The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
-            step was taken: it is not where the mean ratio passes the guard, nor where something is
-            not finite and ``on_fault`` has the minibatch skipped; then there are no sums either.
-
-        Raises:
-            FloatingPointError: If the loss or the gradient is not finite, on any rank, and the
-                minibatch is not to be skipped; it leaves the weights as they are.
-        """
-        optimizer: Any = self.optimizers()
-        rows, mask = torch.cat(parts), experience.rollout.mask
-        tokens = self.sum_over_ranks(mask[rows].sum())
-
-        logprobs_now: list[tuple[Tensor, Tensor]] = []
-
-        def go(size: int) -> Tensor:
-            total = torch.zeros(len(Sums._fields), device=self.device)
-            optimizer.zero_grad()
-            logprobs_now.clear()
-            for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
-                scored = experience.rows(part)
-                loss, sums, found = as_forward(
-                    self.model,
-                    partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
-                )
-                logprobs_now.append((part, found))
-                # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
-                self.manual_backward(loss * self.trainer.world_size / tokens)
-                total += torch.stack(sums)
-            return total
-
-        longest = max(map(len, parts))
-        total = self.sum_over_ranks(self.in_passes(go, min(longest, self.room or longest)))
-        means, norm = Sums(*total), gradient_norm(optimizer)
-        losses = means.loss + means.value_loss + means.kl_loss
-        if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
-            self.on_fault(self._make_minibatch_fault(what, experience, rows))
-            return None, False
-        for part, found in logprobs_now:
-            logprobs[part, : found.shape[1]] = found
-        stepped = bool(means.ratio / tokens <= self.ppo.ratio_guard)
-        if stepped:
-            clip_by_norm(optimizer, self.ppo.max_grad_norm, norm)
-            self.half_updated = True
-            optimizer.step()
-        return total, stepped
-
-    def _make_minibatch_fault(self, what: str, experience: Experience, rows: Tensor) -> Fault:
-        ids = [self._ids[row] for row in experience.rollout.owner[rows].tolist() if self._ids]
-        return update_fault(
-            what, experience.rows(rows), ids, self.decode, self.batches_done, self.global_step
-        )
-
-    def shuffle_number(self) -> int:
-        """Give the seed of this batch's shuffles: the same when the update is done again."""
-        source = (self.seed, self.global_rank, self.batches_done)
-        return int(np.random.SeedSequence(source).generate_state(1)[0])
-
-    def extremes_over_ranks(self, rows: int) -> tuple[int, int]:
-        """Give the most and the fewest rows that a rank has."""
-        if self.trainer.world_size == 1:
-            return rows, rows
-        count = torch.tensor(rows, device=self.device)
-        reduce = self.trainer.strategy.reduce
-        most, least = (int(reduce(count.clone(), reduce_op=op)) for op in ("max", "min"))
-        return most, least
 
     def adapt_kl_coef(self, sequence_kl: Tensor) -> None:
         """Lead the coefficient towards its target by the KL of this batch over all ranks."""
@@ -500,6 +322,7 @@ class PPOPolicy(PolicyModule):
     def log_step(self, values: Mapping[str, Any]) -> None:
         """Log scalars of this training step, those of a rank averaged; reward and KL on the bar."""
         shown = ("objective/reward", "objective/kl")
+        self._logged = list(values)
         for name, value in values.items():
             self.log(name, value, on_step=True, prog_bar=name in shown, sync_dist=True)
 
@@ -508,8 +331,7 @@ class PPOPolicy(PolicyModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loop itself remembers: of a batch that is under way, from before it."""
         super().on_save_checkpoint(checkpoint)
-        state = self._at_batch_start or self._loop_state()
-        checkpoint["ppo"] = state
+        checkpoint["ppo"] = self._at_batch_start or self._loop_state()
 
     def _loop_state(self) -> dict[str, Any]:
         moments = self.shaping.moments

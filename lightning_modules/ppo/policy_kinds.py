@@ -12,18 +12,19 @@ from transformers import PreTrainedModel
 from hub import reading
 from lightning_modules.adapters import (
     POLICY,
-    LoRASettings,
-    Start,
-    attach_lora,
-    attach_soft_prompt,
-    attach_soft_prompt_reference,
-    attach_trained_lora,
     find_adapter_problem,
-    find_start_problem,
     load_adapters,
     merge_adapter,
     read_adapter_config,
 )
+from lightning_modules.lora_adapter import LoRASettings, attach_lora, attach_trained_lora
+from lightning_modules.soft_prompt_adapter import (
+    Start,
+    attach_soft_prompt,
+    attach_soft_prompt_reference,
+    find_start_problem,
+)
+from lightning_modules.switching import settle_backbone
 
 
 class PolicyKind(ABC):
@@ -157,6 +158,7 @@ class SoftPromptPolicy(PolicyKind):
             # PEFT refuses to load a soft prompt for training, so its weights are taken over.
             with reading(adapter):
                 trained = PeftModel.from_pretrained(backbone, adapter)
+            settle_backbone(trained, adapter)
             start = trained.prompt_encoder[trained.active_adapter].state_dict()
             model.prompt_encoder[model.active_adapter].load_state_dict(start)
         attach_soft_prompt_reference(model)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience
 
 Record = dict[str, Any]

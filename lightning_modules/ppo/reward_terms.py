@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 import hub
-from imports import import_object
-from lightning_modules.reward_model import RewardScorer, find_scorer_problem
+from imports import import_object, instantiate
+from lightning_modules.reward_scorer import RewardScorer, find_scorer_problem
 from lightning_modules.sharding import whole
+
+MAIN_REWARD = "reward_model"
+"""Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
 
 
 class Texts(NamedTuple):
@@ -166,3 +169,56 @@ class FunctionReward(RewardTerm):
         if scores.shape != (len(given[0]),):
             raise ValueError(f"reward: {self.path} {wanted}, and gave {list(scores.shape)} numbers")
         return scores
+
+
+def name_terms(
+    reward_model: str | None,
+    label: str,
+    with_dialogue: bool | None,
+    extra: Mapping[str, RewardTerm] | None,
+) -> dict[str, RewardTerm]:
+    """Collect the terms of a reward by the names under which they are logged.
+
+    Args:
+        reward_model: The model of a :class:`ClassifierReward` that comes first; None is without.
+        label: Of it.
+        with_dialogue: Of it.
+        extra: The others by their names.
+
+    Raises:
+        ValueError: If there is none, or one has the name of the first.
+    """
+    terms = dict(extra or {})
+    if reward_model is not None:
+        if MAIN_REWARD in terms:
+            raise ValueError(
+                f"extra_rewards: {MAIN_REWARD!r} is the name of model.reward_model's term; "
+                "choose another, or set model.reward_model to null"
+            )
+        terms = {MAIN_REWARD: ClassifierReward(reward_model, label, with_dialogue)} | terms
+    if not terms:
+        raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
+    return terms
+
+
+def find_reward_problems(init_args: Any) -> list[str | None]:
+    """List, before anything is loaded, what is wrong with the rewards in the policy's settings."""
+    problems: list[str | None] = []
+    terms: list[RewardTerm] = []
+    for name, term in (init_args.extra_rewards or {}).items():
+        try:
+            terms.append(instantiate(term))
+        except ValueError as error:
+            problems.append(f"extra_rewards.{name}: {error}")
+    if init_args.reward_model is not None:
+        terms.append(
+            ClassifierReward(
+                init_args.reward_model, init_args.reward_label, init_args.reward_with_dialogue
+            )
+        )
+    return problems + [problem for term in terms for problem in term.find_problems()]
+
+
+def weigh(terms: Mapping[str, RewardTerm], scores: Mapping[str, Tensor]) -> Tensor:
+    """Add up the scores that each term gave, [B] by its name, times its weight: [B]."""
+    return torch.stack([terms[name].weight * each for name, each in scores.items()]).sum(dim=0)

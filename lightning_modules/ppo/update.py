@@ -9,7 +9,8 @@ from torch import Tensor
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.kl import k2
 from lightning_modules.ppo.losses import policy_loss, value_loss
-from lightning_modules.ppo.rollout import Rollout, encode, score_tokens
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import encode, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
 
 

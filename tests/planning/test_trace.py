@@ -15,7 +15,7 @@ from lightning_modules.ppo.policy_kinds import (
     LoRAPolicy,
     SoftPromptPolicy,
 )
-from lightning_modules.ppo.rollout import encode
+from lightning_modules.ppo.token_scores import encode
 from lightning_modules.ppo.update import minibatch_loss
 from planning.batches import make_batch, make_experience, make_prompts
 from planning.gpu import fused_kernels

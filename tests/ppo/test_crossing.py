@@ -11,8 +11,9 @@ from lightning_modules.adapters import reference_policy, unwrap
 from lightning_modules.backbones import load_backbone
 from lightning_modules.linear import QuickLinear
 from lightning_modules.ppo.crossing import find_projections, project, projected
-from lightning_modules.ppo.rollout import Encoded, Prompts, encode, roll_out, score_tokens
+from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.ppo.token_scores import Encoded, Prompts, encode, score_tokens
 from tests.batches import make_batch
 from tests.models import make_lora
 

@@ -8,7 +8,8 @@ import torch
 from lightning_modules.ppo import figures
 from lightning_modules.ppo.advantages import Credit
 from lightning_modules.ppo.policy import adamw
-from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Sums
 from lightning_modules.ppo.value_head import ValueHead
 

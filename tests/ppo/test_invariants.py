@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from lightning_modules import adapters, backbones
-from lightning_modules.adapters import LoRASettings, attach_lora
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.kernels import quicken
+from lightning_modules.lora_adapter import LoRASettings, attach_lora
 from lightning_modules.ppo import invariants, rollout, sampling
 from lightning_modules.ppo.invariants import BF16, FP32, GateError, StepZero, check, measure
-from lightning_modules.ppo.rollout import Prompts, encode, roll_out, score_tokens
+from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
+from lightning_modules.ppo.token_scores import Prompts, encode, score_tokens
 from tests.batches import make_batch
 from tests.models import move_lora
 

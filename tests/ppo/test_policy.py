@@ -28,7 +28,7 @@ from lightning_modules.ppo.policy_kinds import (
     SoftPromptPolicy,
 )
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
-from lightning_modules.ppo.rollout import Prompts
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
 

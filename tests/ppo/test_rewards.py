@@ -16,7 +16,7 @@ from lightning_modules.ppo.rewards import (
     penalise_unfinished,
     shape_rewards,
 )
-from lightning_modules.reward_model import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer
 
 CPU = torch.device("cpu")
 

@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import LoRASettings, attach_lora, reference_policy
+from lightning_modules.adapters import reference_policy
 from lightning_modules.backbones import load_backbone, set_dropout
+from lightning_modules.lora_adapter import LoRASettings, attach_lora
 from lightning_modules.ppo import rollout as rollout_module
-from lightning_modules.ppo.rollout import (
+from lightning_modules.ppo.rollout import response_mask, roll_out
+from lightning_modules.ppo.sampling import Samples, Sampling, sample
+from lightning_modules.ppo.token_scores import (
     Encoded,
     Prompts,
     encode,
-    response_mask,
-    roll_out,
     score_in_chunks,
     score_tokens,
     shift_right,
 )
-from lightning_modules.ppo.sampling import Samples, Sampling, sample
 from lightning_modules.ppo.value_head import ValueHead
 from tests.batches import make_batch
 from tests.models import move_lora

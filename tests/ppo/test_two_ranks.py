@@ -16,7 +16,8 @@ from lightning_modules import Zero3Strategy
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import FunctionReward
-from lightning_modules.ppo.rollout import Prompts, roll_out
+from lightning_modules.ppo.rollout import roll_out
+from lightning_modules.ppo.token_scores import Prompts
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.breaking import without_clocks
 from tests.launching import run_ranks

@@ -20,7 +20,8 @@ from lightning_modules import PPOPolicy
 from lightning_modules.backbones import set_dropout
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import LoRAPolicy
-from lightning_modules.ppo.rollout import Prompts, Rollout
+from lightning_modules.ppo.rollout import Rollout
+from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience
 from run_folder import RunFolder
 from tests.batches import loader, make_batch, make_trainer

@@ -1,0 +1,161 @@
+"""The frozen classifier that scores texts: PPO's reward, and the toxicity of every test."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from datamodules.encoding import encode_texts
+from hub import load_tokenizer, reading, resolve_model
+from lightning_modules.backbones import set_dropout
+
+FORMAT = "alignsum_reward"
+"""Name in an exported config under which stands how the model is to be asked, and its scale."""
+
+
+class RewardScorer(nn.Module):
+    """A frozen sequence classifier whose raw logit of one label is a text's reward.
+
+    The raw logit, not its softmax: near certainty the probability is flat and leaves nothing to
+    learn from, while the logit still tells good from better. A model with a single output gives
+    that output.
+
+    Args:
+        name: Hub id, folder written by ``save_pretrained``, or ``mini``.
+        label: The label whose logit is the reward, by its name in the model's config.
+        batch_size: Texts in one forward pass.
+
+    Raises:
+        ValueError: If the model has no such label.
+    """
+
+    def __init__(self, name: str, label: str = "nothate", batch_size: int = 64) -> None:
+        super().__init__()
+        path = resolve_model(name, "classifier")
+        self.tokenizer = load_tokenizer(name, "classifier")
+        with reading(path):
+            self.model = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=False
+            )
+        self.model.requires_grad_(False)
+        set_dropout(self.model, 0.0)
+        self.label = label
+        self.batch_size = batch_size
+        self.column = 0 if self.model.config.num_labels == 1 else self.find_column(label)
+
+    def find_column(self, label: str) -> int:
+        """Give the column of a label in :meth:`all_logits`.
+
+        Raises:
+            ValueError: If the model has no such label; the message names those that it has.
+        """
+        labels = name_labels(self.model.config)
+        if label.lower() not in labels:
+            raise ValueError(
+                f"classifier {self.model.name_or_path!r} has no label {label!r}; "
+                f"its labels are {sorted(labels)}"
+            )
+        return labels[label.lower()]
+
+    @torch.no_grad()
+    def all_logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
+        """Score texts [B] with every label: fp32 [B, labels], in the order of the texts.
+
+        Args:
+            texts: B texts.
+            contexts: What each is said about, the first text of a pair; where the two are too long
+                together the longer one is cut. None scores the texts alone.
+        """
+        # Longest first, so that each pass is padded little and memory peaks in the first one.
+        size = [len(text) for text in texts]
+        if contexts is not None:
+            size = [own + len(context) for own, context in zip(size, contexts, strict=True)]
+        order = sorted(range(len(texts)), key=lambda row: size[row], reverse=True)
+        parts = []
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            tokens = encode_texts(
+                self.tokenizer,
+                [texts[row] for row in rows],
+                None if contexts is None else [contexts[row] for row in rows],
+                self._max_length(),
+            )
+            inputs = {name: values.to(self.model.device) for name, values in tokens.items()}
+            # In fp32 whatever the precision around: a reward rounded to bf16 is rounded to 1/256.
+            with torch.autocast(self.model.device.type, enabled=False):
+                parts.append(self.model(**inputs).logits)
+        logits = torch.cat(parts)
+        return logits[torch.tensor(order, device=logits.device).argsort()]
+
+    def _max_length(self) -> int:
+        # RoBERTa's position ids start behind the padding id, so two positions are never used.
+        return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
+
+    @property
+    def wants_dialogue(self) -> bool:
+        """Whether it was trained to see the dialogue beside the text, as its config says."""
+        return bool(trained_with_dialogue(self.model.config))
+
+    def logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
+        """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
+        return self.all_logits(texts, contexts)[:, self.column]
+
+    def rate(
+        self,
+        texts: Sequence[str],
+        toxic_label: str = "hate",
+        contexts: Sequence[str] | None = None,
+    ) -> dict[str, list[float]]:
+        """Give each text's toxicity and reward, under these names.
+
+        Args:
+            texts: Texts [B].
+            toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
+            contexts: See :meth:`all_logits`.
+
+        Returns:
+            "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
+
+        Raises:
+            ValueError: If the model has no such label.
+        """
+        toxic = self.find_column(toxic_label)
+        logits = self.all_logits(texts, contexts)
+        return {
+            "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
+            "reward": logits[:, self.column].tolist(),
+        }
+
+
+def name_labels(config: Any) -> dict[str, int]:
+    """Give the columns of a classifier's labels by their names in lower case."""
+    return {str(text).lower(): column for text, column in config.label2id.items()}
+
+
+def trained_with_dialogue(config: Any) -> bool | None:
+    """Whether a reward model was trained to see the dialogue; None for what is none of ours."""
+    return getattr(config, FORMAT, {}).get("with_dialogue")
+
+
+def find_scorer_problem(name: str, label: str, with_dialogue: bool | None) -> str | None:
+    """Say why a classifier cannot be a reward, or return None where it can.
+
+    Args:
+        name: Folder or hub id.
+        label: The label whose logit is the reward.
+        with_dialogue: Whether it is to see the dialogue; None leaves that to the model.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    labels = name_labels(config)
+    if config.num_labels != 1 and label.lower() not in labels:
+        return f"reward_label: {name!r} has no label {label!r}; its labels are {sorted(labels)}"
+    trained = trained_with_dialogue(config)
+    if None not in (trained, with_dialogue) and trained != with_dialogue:
+        return (
+            f"reward_with_dialogue: {with_dialogue}, but {name!r} was trained on completions "
+            f"{'with their dialogue' if trained else 'alone'} and has to be asked so; leave the "
+            "setting out"
+        )
+    return None

@@ -1,0 +1,99 @@
+"""A soft prompt before a backbone: attach one, with its start, and keep a copy as a reference."""
+
+import copy
+from typing import Literal, get_args
+
+import torch
+from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hub import load_tokenizer
+from lightning_modules.adapters import POLICY, REFERENCE
+
+Start = Literal["random", "vocabulary", "text"]
+"""Where the vectors of a soft prompt start."""
+
+COMMON_TOKENS = 5000
+"""How many of a vocabulary's first tokens are common (Lester et al. 2021, section 3.2)."""
+
+
+def attach_soft_prompt(
+    backbone: PreTrainedModel,
+    virtual_tokens: int,
+    init: Start = "vocabulary",
+    init_text: str | None = None,
+) -> PeftModel:
+    """Freeze a backbone and put trained vectors before its encoder's input embeddings.
+
+    Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv
+    2104.08691. The starts, of which its section 3.2 compares the first two:
+
+    - ``random``: uniform in [-0.5, 0.5]. T5 divides the length of every vector out before each
+      layer, so what the scale decides is how far a step of the optimizer turns a vector; PEFT's
+      own random start, N(0, 1), is 3.5 times as long as the paper's and turns as much slower.
+    - ``vocabulary``: embeddings of distinct tokens drawn from the 5,000 most common. A T5 tokenizer
+      lists its tokens from the most common on; special tokens are left out.
+    - ``text``: embeddings of the tokens of ``init_text``, repeated or cut to the number.
+
+    Args:
+        backbone: The model to steer; its weights are frozen in place.
+        virtual_tokens: Number of trained vectors.
+        init: Where they start.
+        init_text: The text for ``text``.
+    """
+    if backbone.get_input_embeddings().weight.is_meta:
+        # There a model is only counted, and its tokenizer need not be at hand.
+        init = "random"
+    is_text = init == "text"
+    config = PromptTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        num_virtual_tokens=virtual_tokens,
+        prompt_tuning_init={"random": "RANDOM", "vocabulary": "SAMPLE_VOCAB", "text": "TEXT"}[init],
+        prompt_tuning_init_text=init_text if is_text else None,
+        tokenizer_name_or_path=backbone.name_or_path if is_text else None,
+        # For an encoder-decoder PEFT would allocate a second set of rows for the decoder that
+        # never enters the computation and never gets a gradient.
+        num_transformer_submodules=1,
+    )
+    model = get_peft_model(backbone, config, adapter_name=POLICY)
+    rows = model.prompt_encoder[POLICY].embedding.weight
+    if init == "random":
+        nn.init.uniform_(rows, -0.5, 0.5)
+    elif init == "vocabulary":
+        tokens = draw_common_tokens(load_tokenizer(backbone.name_or_path), virtual_tokens)
+        rows.data.copy_(backbone.get_input_embeddings().weight[tokens])
+    return model
+
+
+def find_start_problem(virtual_tokens: int, init: str, init_text: str | None) -> str | None:
+    """Say why a soft prompt cannot start so, or return None where it can."""
+    problems = []
+    if virtual_tokens < 1:
+        problems.append(f"virtual_tokens must be at least 1, got {virtual_tokens}")
+    if init not in get_args(Start):
+        problems.append(f"init must be one of {', '.join(get_args(Start))}, got {init!r}")
+    if init == "text" and not (init_text or "").strip():
+        problems.append("init: text starts from a text; give it as init_text")
+    if init != "text" and init_text is not None:
+        problems.append(f"init_text changes nothing with init: {init}; set init: text")
+    return "; ".join(problems) or None
+
+
+def draw_common_tokens(tokenizer: PreTrainedTokenizerBase, number: int) -> Tensor:
+    """Draw tokens from the 5,000 first of a vocabulary that are not special: int64 [number].
+
+    They are distinct as long as there are enough.
+    """
+    special = set(tokenizer.all_special_ids)
+    common = [token for token in range(len(tokenizer)) if token not in special][:COMMON_TOKENS]
+    drawn = torch.tensor(common)[torch.randperm(len(common))]
+    return drawn.repeat(-(-number // len(common)))[:number]
+
+
+def attach_soft_prompt_reference(model: PeftModel) -> None:
+    """Freeze a copy of a policy's soft prompt as its reference, beside it on the same backbone."""
+    model.add_adapter(REFERENCE, copy.copy(model.peft_config[POLICY]))
+    model.prompt_encoder[REFERENCE].load_state_dict(model.prompt_encoder[POLICY].state_dict())
+    model.prompt_encoder[REFERENCE].requires_grad_(False)
+    model.set_adapter(POLICY)
