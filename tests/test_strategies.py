@@ -130,6 +130,7 @@ class Left(NamedTuple):
     metrics: list[dict[str, float]]
     final: dict[str, float]
     weights: dict[str, Tensor]
+    steps: set[int]
     moments: dict[str, Tensor]
     exported: dict[str, Tensor]
     seen: list[list[str]]
@@ -139,10 +140,13 @@ class Left(NamedTuple):
 def look_at(folder: RunFolder, ranks: int) -> Left:
     last = torch.load(folder.checkpoints / "last.ckpt", weights_only=True)
     (optimizer,) = last["optimizer_states"]
+    states = optimizer["state"]
+    # By themselves: beside a number of steps nobody would see how far moments are apart.
+    steps = {int(state["step"]) for state in states.values()}
     moments = {
-        f"{number} {name}": value
-        for number, state in optimizer["state"].items()
-        for name, value in state.items()
+        f"{number} {name}": state[name]
+        for number, state in states.items()
+        for name in state.keys() - {"step"}
     }
     files = (folder.path / f"seen{rank}.jsonl" for rank in range(ranks))
     seen = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
@@ -156,7 +160,7 @@ def look_at(folder: RunFolder, ranks: int) -> Left:
             name: metric["value"]
             for name, metric in without_clocks(folder.read_summary()["metrics"]).items()
         },
-        last["state_dict"], moments, load_file(exported),
+        last["state_dict"], steps, moments, load_file(exported),
         [sorted(row for part in step for row in part["ids"]) for step in zip(*seen, strict=True)],
         [batches[-1]["share"] for batches in seen],
     )  # fmt: skip
@@ -181,6 +185,7 @@ def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -
     assert len({row for step in shared.seen for row in step}) == sum(map(len, shared.seen)) == 7
     assert_close(shared.metrics, alone.metrics)
     assert_close([shared.final], [alone.final])
+    assert shared.steps == alone.steps == {2}
     assert distance(shared.weights, alone.weights) < 1e-5
     assert distance(shared.moments, alone.moments) < 1e-5
     assert distance(shared.exported, alone.exported) < 1e-5
@@ -206,7 +211,7 @@ def test_a_step_that_is_not_finite_is_left_out_under_sharding(strategy: str, run
     alone = look_at(run("fit", "lora", "alone", "", *poison(0)), 1)
     shared = look_at(run("fit", "lora", "shared", strategy, *poison(0)), 2)
     assert sum("train/skipped" in row for row in shared.metrics) == 1
-    assert {int(value) for name, value in shared.moments.items() if "step" in name} == {1}
+    assert shared.steps == alone.steps == {1}
     assert distance(shared.weights, alone.weights) < 1e-5
     assert distance(shared.moments, alone.moments) < 1e-5
     stopped = run("fit", "lora", "stopped", strategy, *poison(1), "--faults.skips", "0", code=2)
@@ -234,9 +239,12 @@ def test_deepspeed_leaves_autocast_on(strategy: str, run: Run) -> None:
     copied = look_at(run("fit", "lora", "copied", "ddp", *mixed), 2)
     shared = look_at(run("fit", "lora", "shared", strategy, *mixed), 2)
     exact = look_at(run("fit", "lora", "exact", strategy), 2)
-    # Gradients of bf16 activations are added up in another order where weights are divided.
+    losses = [each.metrics[0]["train/loss"] for each in (copied, shared, exact)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] != pytest.approx(losses[0], rel=1e-5)
+    # Gradients come by ZeRO-3's hooks, and not all of them are rounded to bf16 at the same place.
     rounding = distance(exact.moments, copied.moments)
-    assert distance(shared.moments, copied.moments) < rounding / 10
+    assert distance(shared.moments, copied.moments) < rounding / 2
 
 
 def test_without_deepspeed_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
