@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lightning_modules.dividing import Dividing
 from lightning_modules.strategies import ZERO_2, ZERO_3, find_optimizer_problem
-from lightning_modules.zero_engine import Divided, DividedOptimizer, make_engine
+from lightning_modules.zero_engine import Divided, make_engine
+from lightning_modules.zero_optimizer import DividedOptimizer
 from lightning_modules.zero_weights import put_weight
 
 

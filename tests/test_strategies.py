@@ -187,7 +187,7 @@ def test_two_ranks_take_the_steps_of_one(method: str, strategy: str, run: Run) -
     assert_close([shared.final], [alone.final])
     assert shared.steps == alone.steps == {2}
     assert distance(shared.weights, alone.weights) < 1e-5
-    # A reward's gradient is the difference of two that are nearly alike: rounding weighs more in it.
+    # A reward's gradient is the difference of two that are nearly alike: rounding weighs more.
     assert distance(shared.moments, alone.moments) < (1e-4 if method == "reward" else 1e-5)
     assert distance(shared.exported, alone.exported) < 1e-5
     norms = [row["train/grad_norm"] for row in alone.metrics if "train/grad_norm" in row]

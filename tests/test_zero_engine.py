@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.gradients import clip, gradient_norm, gradients
-from lightning_modules.zero_engine import Divided, DividedOptimizer, make_engine
+from lightning_modules.zero_engine import Divided, make_engine
+from lightning_modules.zero_optimizer import DividedOptimizer
 from lightning_modules.zero_weights import gathered, is_away, put_weight
 from tests.launching import run_ranks
 from tests.ranks import count_here, whole_gradient
