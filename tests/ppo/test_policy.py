@@ -28,7 +28,7 @@ from lightning_modules.ppo.policy_kinds import (
     SoftPromptPolicy,
 )
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
-from lightning_modules.ppo.token_scores import Prompts
+from lightning_modules.ppo.token_scores import Prompts, encode, score_tokens
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
 
@@ -184,11 +184,11 @@ def test_every_kind_learns_and_its_reference_stays(
 
     def read(model: Any) -> torch.Tensor:
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        encoded = rollout_module.encode(model, prompts)
+        encoded = encode(model, prompts)
         ones = torch.ones(6, 5, dtype=torch.bool)
         tokens = torch.arange(30).reshape(6, 5) + 40
         with torch.no_grad():
-            return rollout_module.score_tokens(model, encoded, tokens, ones, 1.0).logprobs
+            return score_tokens(model, encoded, tokens, ones, 1.0).logprobs
 
     before = read(module.model)
     with reference_policy(module.model, module.reference) as reference:
