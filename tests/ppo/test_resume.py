@@ -83,6 +83,18 @@ def test_a_fault_within_a_batch_never_leaves_half_of_its_updates(
     compare(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_run_that_breaks_off_before_its_first_batch_validates_the_start_once(
+    tiny_ppo: list[str], tmp_path: Path
+) -> None:
+    whole, parts = ([*tiny_ppo, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
+    train.main(["fit", *whole])
+    with pytest.raises(RuntimeError, match="broken off"):
+        train.main(["fit", *parts, *break_off("on_train_batch_start", 1, "error")])
+    assert [row["step"] for row in figures(tmp_path / "b")] == ["0"]
+    train.main(["fit", *parts, "--resume", "auto"])
+    compare(tmp_path / "a", tmp_path / "b")
+
+
 def test_a_signal_lets_a_batch_of_ppo_finish(tiny_ppo: list[str], tmp_path: Path) -> None:
     run = ["fit", *tiny_ppo, "--run_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
