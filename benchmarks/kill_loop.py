@@ -1,6 +1,7 @@
 """Kill a run again and again, at any moment, and see whether it ends as if nothing had happened.
 
     python -m benchmarks.kill_loop --kills 100
+    python -m benchmarks.kill_loop --kills 50 --runs ppo --root /tmp/kill_loop
 
 Half of the kills go to a LoRA run on the miniature and half to a PPO run. Each is a ``kill -9`` of
 a process that fits, at a random moment: in loading, in the middle of a step, of a validation or of
@@ -63,9 +64,8 @@ class Killer:
         self.root = root
         self.moments = moments
         self.whole = root / f"{name}_whole"
-        started = time.monotonic()
+        self.seconds = 0.0
         self.fit(self.whole, None)
-        self.seconds = time.monotonic() - started
         self.kills = self.ends = self.in_writes = self.before_first = 0
         self.found: list[str] = []
 
@@ -97,11 +97,16 @@ class Killer:
         child = os.fork()
         if child == 0:
             fit_and_exit(["fit", *configs, *RUNS[self.name], "--run_dir", str(folder), *more])
-        if after is not None:
-            time.sleep(after)
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
+        started = time.monotonic()
+        killed = False
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if after is not None and not killed and time.monotonic() - started >= after:
+                os.kill(child, signal.SIGKILL)
+                killed = True
+            time.sleep(0.01)
+        code = os.waitstatus_to_exitcode(ended[1])
+        if code == 0 and not saved:
+            self.seconds = time.monotonic() - started  # the machine may have become less busy
         if code not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{folder} ended with code {code}; see what it wrote above")
         return code == 0
@@ -115,10 +120,13 @@ class Killer:
     def compare(self, folder: Path, number: int) -> Path:
         """Compare a run that came to its end, remove it, and name the folder of the next."""
         self.ends += 1
-        self.found += differences(take_result(folder), take_result(self.whole))
+        found = differences(take_result(folder), take_result(self.whole))
         log.info("%s: %d kills, %d runs at their end", self.name, self.kills, self.ends)
-        if not self.found:
+        if found:
+            log.error("%s differs: %s", folder, "; ".join(found)[:500])
+        else:
             shutil.rmtree(folder)
+        self.found += found
         return self.root / f"{self.name}_{number}"
 
 
@@ -149,16 +157,18 @@ def make_table(killers: list[Killer], kills: int) -> Table:
 def main(args: list[str]) -> int:
     """Run the loop; give 0 where every run ended as the undisturbed one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="of both runs together")
+    parser.add_argument("--kills", type=int, default=100, help="of all runs together")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--root", type=Path, default=Path("runs/kill_loop"))
+    parser.add_argument("--root", type=Path, default=Path("runs/kill_loop"), help="a new folder")
     settings = parser.parse_args(args)
+    if settings.root.exists():
+        parser.error(f"{settings.root} exists; remove it, or name another --root")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    shutil.rmtree(settings.root, ignore_errors=True)
     killers = []
-    for number, name in enumerate(RUNS):
+    for number, name in enumerate(settings.runs):
         killer = Killer(name, settings.root, random.Random(settings.seed + number))
-        killer.spend(settings.kills // len(RUNS))
+        killer.spend(settings.kills // len(settings.runs))
         killers.append(killer)
     rich.get_console().print(make_table(killers, sum(each.kills for each in killers)))
     report = {each.name: [each.kills, each.ends, each.found] for each in killers}
