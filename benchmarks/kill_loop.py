@@ -14,6 +14,7 @@ for clocks. Then another one begins, until all kills are spent. Exit code 0 wher
 import argparse
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -65,7 +66,7 @@ class Killer:
         self.moments = moments
         self.whole = root / f"{name}_whole"
         self.seconds = 0.0
-        self.fit(self.whole, None)
+        self.fit(self.whole)
         self.kills = self.ends = self.in_writes = self.before_first = 0
         self.found: list[str] = []
 
@@ -78,11 +79,11 @@ class Killer:
                 folder = self.compare(folder, number)
             else:
                 self.count(folder)
-        self.fit(folder, None)
+        self.fit(folder)
         self.compare(folder, number)
 
-    def fit(self, folder: Path, after: float | None) -> bool:
-        """Fit, or go on with it, and kill the process after some seconds unless None.
+    def fit(self, folder: Path, after: float = math.inf) -> bool:
+        """Fit, or go on with it, and kill the process after some seconds.
 
         Returns:
             Whether the fit came to its end.
@@ -98,11 +99,9 @@ class Killer:
         if child == 0:
             fit_and_exit(["fit", *configs, *RUNS[self.name], "--run_dir", str(folder), *more])
         started = time.monotonic()
-        killed = False
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if after is not None and not killed and time.monotonic() - started >= after:
+            if time.monotonic() - started >= after:
                 os.kill(child, signal.SIGKILL)
-                killed = True
             time.sleep(0.01)
         code = os.waitstatus_to_exitcode(ended[1])
         if code == 0 and not saved:

@@ -30,9 +30,8 @@ class ValidateAtStart(Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate, in the way that the training loop does after a batch."""
-        if self._is_done or not trainer.enable_validation:
-            return
-        if trainer.global_step or trainer.current_epoch:
+        has_begun = self._is_done or trainer.global_step or trainer.current_epoch
+        if has_begun or not trainer.enable_validation:
             return
         loop: Any = trainer.fit_loop.epoch_loop.val_loop
         trainer.validating = True

@@ -31,7 +31,7 @@ def gradients(optimizer: Any) -> list[Tensor]:
     """
     if isinstance(optimizer, HoldsGradients):
         return optimizer.gradients()
-    return [weight.grad for weight in _trained(optimizer) if weight.grad is not None]
+    return [weight.grad for weight in trained_weights(optimizer) if weight.grad is not None]
 
 
 def gradient_norm(optimizer: Any) -> Tensor:
@@ -55,7 +55,7 @@ def clip_by_norm(optimizer: Any, most: float, norm: Tensor) -> None:
         for gradient in optimizer.gradients():
             gradient.mul_(factor)
     else:
-        torch.nn.utils.clip_grads_with_norm_(_trained(optimizer), most, norm)
+        torch.nn.utils.clip_grads_with_norm_(trained_weights(optimizer), most, norm)
 
 
 def clip(optimizer: Any, most: float | None, by: str | None, norm: Tensor) -> None:
@@ -76,5 +76,6 @@ def clip(optimizer: Any, most: float | None, by: str | None, norm: Tensor) -> No
         gradient.clamp_(-most, most)
 
 
-def _trained(optimizer: Any) -> list[Tensor]:
+def trained_weights(optimizer: Any) -> list[Tensor]:
+    """Give the weights of all groups of an optimizer, one after the other."""
     return [weight for group in optimizer.param_groups for weight in group["params"]]

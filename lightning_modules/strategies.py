@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_modules.dividing import Dividing
+from lightning_modules.gradients import trained_weights
 from lightning_modules.sharding import divide, has_shares, spread
 
 FSDP_2, ZERO_2, ZERO_3 = "fsdp2", "zero2", "zero3"
@@ -90,9 +91,8 @@ class FullyShardedStrategy(Dividing, ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this rank's share of the optimizers' states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             numbers = [number for group in saved["param_groups"] for number in group["params"]]
-            own = dict(zip(numbers, weights, strict=True))
+            own = dict(zip(numbers, trained_weights(optimizer), strict=True))
             state = {
                 number: {
                     key: spread(value, own[number]) if isinstance(value, Tensor) else value

@@ -41,6 +41,11 @@ def run_ranks(work: Callable[[], None], log: Path, ranks: int = 2, limit: float 
     return [codes[child] for child in children]
 
 
+def last_words(log: Path) -> str:
+    """Give what each rank whose log is in a folder said last."""
+    return "".join(file.read_text()[-3000:] for file in sorted(log.glob("rank*.log")))
+
+
 def _be_rank(rank: int, ranks: int, port: str, work: Callable[[], None], log: Path) -> int:
     code: object = 1
     try:
@@ -49,7 +54,7 @@ def _be_rank(rank: int, ranks: int, port: str, work: Callable[[], None], log: Pa
             str(ranks), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "TORCHELASTIC_RUN_ID": "test",
         }  # fmt: skip
-        file = os.open(log / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY)
+        file = os.open(log / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
         # pytest has taken the place of both, and of the log's handlers.

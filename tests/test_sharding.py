@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from lightning_modules.backbones import load_backbone
 from lightning_modules.lora_adapter import LoRASettings, attach_lora
 from lightning_modules.sharding import divide, full
-from tests.launching import run_ranks
+from tests.launching import last_words, run_ranks
 
 
 def test_what_each_rank_drew_at_random_is_rank_0s_when_divided(t5: str, tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_what_each_rank_drew_at_random_is_rank_0s_when_divided(t5: str, tmp_path
         torch.distributed.destroy_process_group()
 
     codes = run_ranks(draw_and_divide, tmp_path)
-    assert codes == [0, 0], "".join(log.read_text()[-3000:] for log in tmp_path.glob("*.log"))
+    assert codes == [0, 0], last_words(tmp_path)
     (drawn, divided), (others, seen) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     differing = {name for name in drawn if not torch.equal(drawn[name], others[name])}
     assert differing == {name for name in drawn if "lora_A" in name}

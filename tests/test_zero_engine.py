@@ -12,7 +12,7 @@ from lightning_modules.gradients import clip, gradient_norm, gradients
 from lightning_modules.zero_engine import Divided, make_engine
 from lightning_modules.zero_optimizer import DividedOptimizer
 from lightning_modules.zero_weights import gathered, is_away, put_weight
-from tests.launching import run_ranks
+from tests.launching import last_words, run_ranks
 from tests.ranks import count_here, whole_gradient
 from tests.test_strategies import needs_deepspeed
 
@@ -94,7 +94,7 @@ def on_two_ranks(work: Callable[[], None], folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
     codes = run_ranks(go, folder)
-    assert codes == [0, 0], "".join(log.read_text()[-3000:] for log in folder.glob("rank*.log"))
+    assert codes == [0, 0], last_words(folder)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:

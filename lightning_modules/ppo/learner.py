@@ -30,8 +30,8 @@ from lightning_modules.sharding import as_forward
 class PPOLearner(PolicyModule):
     """A policy, with a value head if asked for, that learns from rollouts in minibatches.
 
-    Where rollouts and their advantages come from is a subclass's business: :class:`PPOPolicy` draws
-    them, ``replay.py`` reads recorded ones.
+    Where rollouts and their advantages come from is not its business: :class:`PPOPolicy` draws
+    them, ``replay.py`` hands recorded ones to :meth:`update`.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.

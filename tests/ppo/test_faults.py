@@ -18,7 +18,7 @@ from lightning_modules.ppo.reward_terms import FunctionReward
 from run_folder import RunFolder
 from tests.batches import loader, make_batch, make_trainer
 from tests.breaking import poison
-from tests.launching import run_ranks
+from tests.launching import last_words, run_ranks
 from tests.ppo.test_policy import make_policy
 
 PPO = PPOConfig(
@@ -161,7 +161,7 @@ def test_ranks_skip_together_what_one_of_them_met(tiny_ppo: list[str], tmp_path:
         "--model.ppo.minibatch_size", "2", "--trainer.limit_val_batches", "0",
     ]  # fmt: skip
     codes = run_ranks(lambda: train.main(arguments), tmp_path)
-    assert codes == [0, 0], (tmp_path / "rank0.log").read_text()[-3000:]
+    assert codes == [0, 0], last_words(tmp_path)
     places = [each["place"] for each in run.read_summary()["skipped"]]
     assert places
     for place in places:
