@@ -27,7 +27,7 @@ $(STAMP): requirements.lock
 	@touch $@
 
 demo: setup ## the whole story on the embedded miniature, into runs/demo
-	$(PY) -m demo
+	$(PY) -m alignsum demo
 
 test: lint types ## lint, types and tests
 	$(PY) -m pytest -n auto --dist worksteal
@@ -43,7 +43,7 @@ bench: setup ## the measured claims: PPO over five seeds, arms and KL weights
 	$(PY) -m benchmarks.ppo_study
 
 assets: setup ## rebuild the embedded models from their seed
-	$(PY) -m datamodules.mini.build --seed 0 --out assets/mini
+	$(PY) -m tools.mini.build --seed 0 --out assets/mini
 
 clean: ## remove caches, not runs
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,9 +22,9 @@ from rich.logging import RichHandler
 # Imported so that `class_path: LoRA` is enough in a config.
 import datamodules
 import lightning_modules
-from cli import AlignsumCLI
-from command_line import quieten_models, start_log
-from endings import in_words
+from alignsum.cli import AlignsumCLI
+from alignsum.endings import in_words
+from common.exits import quieten_models, start_log
 
 __all__ = ["datamodules", "lightning", "lightning_modules", "main"]
 

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-import demo
-from datamodules.mini.annotate import true_order
+from alignsum.commands import demo
+from common.run_folder import RunFolder, write_text
 from metrics.intervals import Estimate, bootstrap_crossed
 from reporting.tables import format_estimate, format_interval
-from run_folder import RunFolder, write_text
+from tools.mini.annotate import true_order
 
 POLICIES = ("ppo_given", "ppo", "dpo")
 SHARE = 0.9

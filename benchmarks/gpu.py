@@ -33,8 +33,8 @@ from benchmarks.gpu_machine import BASE, TINY, Machine, Scale
 from benchmarks.gpu_parts import measure_decoding, measure_ppo, measure_training
 from benchmarks.models import save_roberta, save_t5
 from callbacks.summary import find_versions
-from hub import load_tokenizer
-from run_folder import write_text
+from common.hub import load_tokenizer
+from common.run_folder import write_text
 
 console = Console(width=140)
 

@@ -29,7 +29,7 @@ import rich
 from rich.table import Table
 
 import train
-from run_folder import PARTIAL
+from common.run_folder import PARTIAL
 from tests.breaking import differences, take_result
 
 log = logging.getLogger("kill_loop")

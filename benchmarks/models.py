@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from benchmarks.dialogsum import read_dialogsum
+from common.hub import load_tokenizer
 from datamodules.batching import Batch, Collator, Example
 from datamodules.encoding import Encoder
 from datamodules.prompts import Instruction
-from hub import load_tokenizer
 
 FLAN_T5_BASE = {
     "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12,

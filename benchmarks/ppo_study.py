@@ -19,10 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-import demo
-import report
-import sweep
-from run_folder import RunFolder
+from alignsum import __main__ as report
+from alignsum.commands import demo, sweep
+from common.run_folder import RunFolder
 
 STARTS = ("lora", "full_ft", "soft_prompt")
 START_ROOT = "runs/demo"

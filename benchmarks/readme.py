@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from run_folder import write_text
+from common.run_folder import write_text
 
 TABLE = re.compile(r"^\| run \| n \| refs \|.*\n(?:\|.*\n)+", re.MULTILINE)
 PICTURE = re.compile(r"\]\((\S+?)\)")

@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
 from reporting.formats import format_estimate, format_interval
-from run_folder import RunFolder
 
 MINI = ["--config", "configs/overlays/mini.yaml"]
 SOFT_PROMPT = ["--config", "configs/soft_prompt.yaml", *MINI]

@@ -26,8 +26,8 @@ from transformers import (
     TrainerCallback,
 )
 
+from alignsum.cli import AlignsumCLI
 from benchmarks.models import save_t5_base
-from cli import AlignsumCLI
 from datamodules import DialogSumDataModule
 from datamodules.batching import IGNORED_LABEL
 from datamodules.dialogsum import ExampleDataset

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
 from callbacks.falls import Falls, is_validation_of_fit
 from callbacks.signals import Stopped
+from common.run_folder import PARTIAL
 from lightning_modules.sharding import are_finite
-from run_folder import PARTIAL
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from run_folder import replacing
+from common.run_folder import replacing
 
 
 class CheckpointError(OSError):

@@ -7,9 +7,9 @@ import lightning as L
 from sklearn.metrics import f1_score
 
 from callbacks.text_metric import Row, RowCollector
+from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
-from run_folder import RunFolder
 
 
 class ClassificationMetrics(RowCollector):

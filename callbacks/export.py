@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-import hub
+from common import hub
+from common.run_folder import RunFolder
 from lightning_modules.strategies import make_whole
-from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

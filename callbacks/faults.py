@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import move_data_to_device
 
 from callbacks.checkpoint_files import load_checkpoint
+from common.run_folder import RunFolder, replacing, write_lines
 from lightning_modules.faults import Fault, stop_at
 from lightning_modules.stepping import SteppingModule
-from run_folder import RunFolder, replacing, write_lines
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from run_folder import RunFolder, write_text
+from common.run_folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_modules import PPOPolicy, Zero2Strategy
+from lightning_modules import PPOPolicy
 from lightning_modules.out_of_memory import is_out_of_memory
 from lightning_modules.pieces import PiecewiseModule
 
@@ -39,12 +39,6 @@ class OutOfMemoryGuard(Callback):
         Raises:
             ValueError: If there are several ranks, or an engine of DeepSpeed's has the gradients.
         """
-        if self.halve and isinstance(trainer.strategy, Zero2Strategy):
-            raise ValueError(
-                "oom.halve: a step cannot begin again once DeepSpeed has added up its gradients; "
-                "set a smaller data.batch_size (with trainer.accumulate_grad_batches) or "
-                "ppo.microbatch_size, or leave trainer.strategy out on a single device"
-            )
         if self.halve and trainer.world_size > 1:
             raise ValueError(
                 "oom.halve: on several devices one alone cannot begin its step again, the others "

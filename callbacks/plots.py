@@ -7,12 +7,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.preferences import accuracy_by_distance, calibrate_pairs, group_rewards
 from reporting.charts import Panel
 from reporting.figures import draw_bars, draw_curves, draw_histograms, draw_reliability
 from reporting.runs import take_series
-from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

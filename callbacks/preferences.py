@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from callbacks.text_metric import Row, RowCollector
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate, bootstrap_mean
 from metrics.preferences import (
     accuracy_by_distance,
@@ -14,7 +15,6 @@ from metrics.preferences import (
     group_rewards,
     rate_order,
 )
-from run_folder import RunFolder
 
 
 class PreferenceAccuracy(RowCollector):

@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.loggers import RunCSVLogger
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import move_data_to_device
 
+from common.run_folder import RolloutFiles, write_lines, write_text
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.records import (
     Record,
@@ -17,7 +18,6 @@ from lightning_modules.ppo.records import (
     from_records,
     to_records,
 )
-from run_folder import RolloutFiles, write_lines, write_text
 
 
 class RolloutFolder(RolloutFiles):

@@ -7,9 +7,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from overlays import find_changes
-from redaction import redact_yaml
-from run_folder import RunFolder, write_text
+from alignsum.overlays import find_changes
+from common.redaction import redact_yaml
+from common.run_folder import RunFolder, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.text_metric import Row, TextCollector, gather_rows
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

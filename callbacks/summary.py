@@ -17,10 +17,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from common.memory import measure_peak_memory
+from common.redaction import show_command
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
-from planning.measure import measure_peak_memory
-from redaction import show_command
-from run_folder import RunFolder
 
 # Names whose capitals do not show where a word ends.
 _METHODS = {"LoRA": "lora", "PPOPolicy": "ppo"}

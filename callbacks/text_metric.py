@@ -8,9 +8,9 @@ import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
 
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate, estimate_columns
 from metrics.text_statistics import TextMetric
-from run_folder import RunFolder
 
 Row = dict[str, Any]
 """A generated text and where it came from: "index" (its place in the split), "id", "dialogue",

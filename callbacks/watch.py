@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from callbacks.falls import Falls, is_validation_of_fit
+from common.run_folder import RunFolder
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.invariants import BF16, FP32, count_mask_errors
 from lightning_modules.ppo.rewards import RunningMoments
-from run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

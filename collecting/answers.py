@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from collecting.samples import take_id, take_text, take_texts
-from json_lines import append, describe_bad_rows, open_to_append, read_jsonl, sync, to_lines
+from common.jsonl import append, describe_bad_rows, open_to_append, read_jsonl, sync, to_lines
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Literal
 from collecting.answers import Answer, AnswerFile, read_answers
 from collecting.label_studio import make_interface, make_task, read_task
 from collecting.samples import read_samples
-from json_lines import describe_bad_rows
-from paths import expand
-from run_folder import write_text
+from common.jsonl import describe_bad_rows
+from common.paths import expand
+from common.run_folder import write_text
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from json_lines import describe_bad_rows, read_jsonl
+from common.jsonl import describe_bad_rows, read_jsonl
 
 
 class Sample(NamedTuple):

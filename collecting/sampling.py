@@ -13,12 +13,12 @@ from rich.console import Console
 
 from callbacks.summary import find_versions
 from collecting.sampler import Sampler
+from common.jsonl import read_jsonl
+from common.paths import expand
 from datamodules.reading import ColumnNames, Row, Split, group, with_unique_ids
 from datamodules.splits import SplitReader
-from json_lines import read_jsonl
 from lightning_modules.exports import find_export_problem, load_exported
 from lightning_modules.summarization import Decoding
-from paths import expand
 from prediction.examples import describe_examples
 from prediction.inputs import DialogueFile
 from prediction.job import find_start, identify, make_encode, write_windows

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.jsonl import Record, read_jsonl
 from datamodules.reading import (
     ColumnNames,
     DataError,
@@ -23,7 +24,6 @@ from datamodules.reading import (
     read_csv,
     take_text,
 )
-from json_lines import Record, read_jsonl
 
 _PROMPT = ColumnNames(dialogue="prompt")
 _YES = (True, "1", "true", "True")

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from common.hub import load_tokenizer
 from datamodules.batching import STAGES, ResumableDataModule
 from datamodules.reading import Split
-from hub import load_tokenizer
 
 
 class ClassifierDataModule(ResumableDataModule):

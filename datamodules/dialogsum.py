@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from common.hub import load_tokenizer, resolve_model
+from common.paths import expand
 from datamodules import sources
 from datamodules.batching import (
     MULTIPLE,
@@ -21,8 +23,6 @@ from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader
 from datamodules.token_cache import default_cache_dir, encode_cached
-from hub import load_tokenizer, resolve_model
-from paths import expand
 
 logger = logging.getLogger(__name__)
 

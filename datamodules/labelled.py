@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from common.jsonl import Record, read_jsonl
 from datamodules.classifier_data import ClassifierDataModule
 from datamodules.encoding import encode_texts
-from datamodules.mini.generator import generate_labelled
 from datamodules.reading import (
     DataError,
     OnBadRow,
@@ -19,7 +19,7 @@ from datamodules.reading import (
     take_text,
 )
 from datamodules.shares import find_fraction_problem, find_problems, read_shares
-from json_lines import Record, read_jsonl
+from tools.mini.generator import generate_labelled
 
 
 class LabelledText(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, get_args
 
 from datamodules.answers import Answer, group_by_dialogue, keep_last, plain, read_answers
 from datamodules.consensus import Consensus, Ranking, find_consensus, mid_ranks
-from datamodules.mini.generator import generate_rankings
 from datamodules.reading import DataError, OnBadRow, Split, refuse_bad_rows
 from datamodules.shares import find_fraction_problem, read_shares
 from metrics.agreement import ordinal_alpha, share_same_order
+from tools.mini.generator import generate_rankings
 
 logger = logging.getLogger(__name__)
 

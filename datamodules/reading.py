@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from json_lines import Record, describe_bad_rows
+from common.jsonl import Record, describe_bad_rows
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from common.paths import expand
 from datamodules.reading import DataError, Split
 from datamodules.sources import FolderSource
-from paths import expand
 
 Rows = TypeVar("Rows")
 

@@ -10,8 +10,9 @@ from datasets.naming import camelcase_to_snakecase
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-import hub
-from datamodules.mini.generator import generate_rows
+from common import hub
+from common.jsonl import read_jsonl
+from common.paths import expand
 from datamodules.reading import (
     ColumnNames,
     DataError,
@@ -21,8 +22,7 @@ from datamodules.reading import (
     parse,
     read_csv,
 )
-from json_lines import read_jsonl
-from paths import expand
+from tools.mini.generator import generate_rows
 
 _SPLITS: dict[str, Split] = {
     "train": "train",

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from common.paths import expand
 from datamodules.encoding import Encoded, Encoder
 from datamodules.progress import in_chunks
 from datamodules.reading import Row
-from paths import expand
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from lightning_modules.lora import LoRA
 from lightning_modules.ppo.policy import PPOPolicy
 from lightning_modules.reward_model import RewardModel
 from lightning_modules.soft_prompt import SoftPrompt
-from lightning_modules.zero import Zero2Strategy, Zero3Strategy
 
 __all__ = [
     "DPO",
@@ -19,6 +18,4 @@ __all__ = [
     "PPOPolicy",
     "RewardModel",
     "SoftPrompt",
-    "Zero2Strategy",
-    "Zero3Strategy",
 ]

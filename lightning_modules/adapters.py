@@ -12,14 +12,13 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor, nn
 
-from hub import is_gone, resolve_model
+from common.hub import is_gone, resolve_model
 from lightning_modules.switching import (
     load_adapters,
     merge_adapter,
     read_adapter_config,
     use_adapter,
 )
-from lightning_modules.zero_weights import shape_of
 
 __all__ = [
     "POLICY", "REFERENCE", "count_parameters", "encoder_is_trained", "find_adapter_problem",
@@ -38,8 +37,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Count the trained parameters and all of them; one that is shared counts once."""
     parameters = list(model.parameters())
     return (
-        sum(shape_of(p).numel() for p in parameters if p.requires_grad),
-        sum(shape_of(p).numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        sum(p.numel() for p in parameters),
     )
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hub import reading, resolve_model
+from common.hub import reading, resolve_model
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
-import hub
+from common import hub
 from lightning_modules.adapters import POLICY, count_parameters
 from lightning_modules.backbones import (
     checkpoint_activations,
@@ -22,12 +22,10 @@ from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.pieces import PiecewiseModule
 from lightning_modules.strategies import (
-    find_optimizer_problem,
     find_strategy_problem,
     name_strategy,
     shard,
 )
-from lightning_modules.zero_weights import shape_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +111,10 @@ class BaseModule(PiecewiseModule):
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
         backend, strategy = init_args.get("compile"), name_strategy(trainer)
-        optimizer = init_args.get("optimizer")
         return [
             hub.find_model_problem(name, "backbone", cls.kind),
             find_compile_problem("model.compile", backend, trainer.accelerator),
             find_strategy_problem(strategy, backend is not None),
-            find_optimizer_problem(strategy, str(getattr(optimizer, "class_path", "AdamW"))),
         ]
 
     # What a subclass says -----------------------------------------------------------------------
@@ -237,7 +233,7 @@ class BaseModule(PiecewiseModule):
         self.seed = checkpoint["seed"]
         for state in checkpoint.get("optimizer_states", [])[:1]:
             self._saved_group = frozenset(state["param_groups"][0])
-        own = {n: tuple(shape_of(p)) for n, p in self.named_parameters() if p.requires_grad}
+        own = {n: tuple(p.shape) for n, p in self.named_parameters() if p.requires_grad}
         its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if differing := {name for name in own | its if own.get(name) != its.get(name)}:
             raise ValueError(

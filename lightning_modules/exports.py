@@ -11,10 +11,10 @@ from peft import PeftType
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-import hub
+from common import hub
+from common.paths import expand
 from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
 from lightning_modules.backbones import load_backbone
-from paths import expand
 
 logger = logging.getLogger(__name__)
 

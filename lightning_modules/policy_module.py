@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from common.imports import instantiate
 from datamodules.batching import Batch
-from imports import instantiate
 from lightning_modules.adapters import (
     REFERENCE,
     count_parameters,

@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from common.hub import reading, resolve_model
 from datamodules.preferences import Format, PreferenceBatch
-from hub import reading, resolve_model
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
 from lightning_modules.centring import Centring, centre

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from common.hub import load_tokenizer, reading, resolve_model
 from datamodules.encoding import encode_texts
-from hub import load_tokenizer, reading, resolve_model
 from lightning_modules.backbones import set_dropout
 
 FORMAT = "alignsum_reward"

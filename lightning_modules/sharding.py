@@ -1,11 +1,11 @@
-"""Divided models and tensors: all that the rest of the program knows of FSDP2 and ZeRO-3.
+"""Divided models and tensors: all that the rest of the program knows of FSDP2.
 
 With FSDP2 each block of a model, and what is left of the model as its root, is a unit whose weights
 are whole only while it computes (Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; the form that
-torch calls ``fully_shard``); with ZeRO-3 each layer is one. Generation, rollouts and evaluations
+torch calls ``fully_shard``). Generation, rollouts and evaluations
 run on whole weights (:func:`whole`): gathered once for all of their passes, and not once a token.
 So a rank decodes at its own pace and waits for nobody. :mod:`lightning_modules.strategies` has what
-a Trainer needs, and :mod:`lightning_modules.zero` the same for DeepSpeed.
+a Trainer needs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +17,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from lightning_modules.zero_weights import (
-    gather_weight,
-    gathered,
-    is_away,
-    is_divided,
-    take_share,
-)
 
 Result = TypeVar("Result")
 
@@ -56,14 +48,12 @@ def divide(model: nn.Module, mesh: Any, device: torch.device) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether some weights of a model are divided at the moment."""
-    return any(isinstance(weight, DTensor) or is_away(weight) for weight in model.parameters())
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def has_shares(model: nn.Module) -> bool:
     """Whether a model is one that is divided, be it whole at the moment."""
-    return any(isinstance(part, FSDPModule) for part in model.modules()) or any(
-        map(is_divided, model.parameters())
-    )
+    return any(isinstance(part, FSDPModule) for part in model.modules())
 
 
 def as_forward(model: Any, work: Callable[[], Result]) -> Result:
@@ -89,8 +79,7 @@ def whole(module: nn.Module) -> Iterator[None]:
     """
     units = [part for part in module.modules() if isinstance(part, FSDPModule)]
     if not units:
-        with gathered(module.parameters()):
-            yield
+        yield
         return
     # What is gathered is kept for the next time: tensors of inference mode have no gradients then.
     with torch.inference_mode(False), torch.no_grad():
@@ -107,21 +96,12 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 def full(value: Tensor) -> Tensor:
     """Give a tensor that is divided among the ranks as a whole one; others as they are."""
-    if is_divided(value):
-        return gather_weight(value)
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def are_finite(weights: Iterable[Tensor]) -> bool:
     """Whether all of these weights are finite, on all ranks that share them."""
-    every = list(weights)
-    divided = [weight for weight in every if is_divided(weight)]
-    others = (weight for weight in every if not is_divided(weight))
-    bad = torch.tensor(not all(bool(take_share(weight).isfinite().all()) for weight in divided))
-    if divided:
-        bad = bad.to(take_share(divided[0]).device)
-        torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
-    return not bad and all(bool(full(weight.isfinite().all())) for weight in others)
+    return all(bool(full(weight.isfinite().all())) for weight in weights)
 
 
 def spread(value: Tensor, weight: Tensor) -> Tensor:

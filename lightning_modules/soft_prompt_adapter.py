@@ -8,7 +8,7 @@ from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hub import load_tokenizer
+from common.hub import load_tokenizer
 from lightning_modules.adapters import POLICY, REFERENCE
 
 Start = Literal["random", "vocabulary", "text"]

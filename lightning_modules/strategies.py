@@ -7,7 +7,6 @@ module that is whole.
 
 import copy
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from lightning_modules.dividing import Dividing
 from lightning_modules.gradients import trained_weights
 from lightning_modules.sharding import divide, has_shares, spread
 
-FSDP_2, ZERO_2, ZERO_3 = "fsdp2", "zero2", "zero3"
+FSDP_2 = "fsdp2"
 """Under which Lightning knows the strategies: ``--trainer.strategy fsdp2``."""
 
 
@@ -113,9 +112,7 @@ def name_strategy(trainer: Any) -> str:
     return str(getattr(trainer.strategy, "class_path", trainer.strategy))
 
 
-_CLASSES = {
-    "fullyshardedstrategy": FSDP_2, "zero2strategy": ZERO_2, "zero3strategy": ZERO_3,
-}  # fmt: skip
+_CLASSES = {"fullyshardedstrategy": FSDP_2}
 
 
 def recognise(name: str) -> str | None:
@@ -139,19 +136,12 @@ def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
                 f"trainer.strategy: {ours} was not tried with compiled blocks or decoding; leave "
                 "model.compile and model.ppo.compile_decoding out, or take ddp"
             )
-        if ours != FSDP_2 and find_spec("deepspeed") is None:
-            return (
-                f"trainer.strategy: {ours} is DeepSpeed's, which is not installed: "
-                f'pip install "alignsum[deepspeed]"; or take ddp, or {FSDP_2}'
-            )
         return None
     remedy = f"take ddp, or {FSDP_2} (--config configs/overlays/fsdp.yaml)"
     if "deepspeed" in name.lower() or getattr(strategy, "handles_gradient_accumulation", False):
         return (
-            f"trainer.strategy: Lightning's {name} leaves accumulation and clipping to DeepSpeed: "
-            "it would weigh every micro-batch alike, however many tokens are in it, and hide "
-            f"gradients that are not finite from the checks here; take {ZERO_2} or {ZERO_3} "
-            "(--config configs/overlays/zero3.yaml), which are DeepSpeed without that"
+            f"trainer.strategy: Lightning's {name} weighs every micro-batch alike, however "
+            f"many tokens it holds; {remedy}"
         )
     if name.lower() in ("fsdp", "fsdp_cpu_offload", "fsdpstrategy", "modelparallelstrategy"):
         return (
@@ -159,25 +149,6 @@ def find_strategy_problem(strategy: Any, compiles: bool = False) -> str | None:
             f"checkpoints here; {remedy}"
         )
     return None
-
-
-def find_optimizer_problem(strategy: str, optimizer: str) -> str | None:
-    """Say why a strategy cannot divide the state of an optimizer, or return None where it can.
-
-    DeepSpeed hands it one long vector for all weights of this rank.
-
-    Args:
-        strategy: Lightning's name, or class path.
-        optimizer: Its class path, or name.
-    """
-    kind, by_number = optimizer.rpartition(".")[2], ("Adam", "AdamW", "SGD")
-    if recognise(strategy) not in (ZERO_2, ZERO_3) or kind in by_number:
-        return None
-    return (
-        f"model.optimizer: {kind} under {recognise(strategy)} would be given the weights in pieces "
-        f"that begin and end anywhere; take {', '.join(by_number)}, which look at each number by "
-        f"itself, or trainer.strategy ddp or {FSDP_2}"
-    )
 
 
 def find_rows_problem(trainer: Any) -> str | None:
@@ -189,7 +160,7 @@ def find_rows_problem(trainer: Any) -> str | None:
     name = recognise(type(trainer.strategy).__name__)
     rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
     is_possible = rows == 1 and trainer.accumulate_grad_batches > 1
-    if name not in (FSDP_2, ZERO_3) or not is_possible:
+    if name != FSDP_2 or not is_possible:
         return None
     return (
         f"data.batch_size 1 with trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} "

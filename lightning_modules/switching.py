@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
 from transformers import PreTrainedModel
 
-from hub import reading, resolve_model, warn_of_move
+from common.hub import reading, resolve_model, warn_of_move
 from lightning_modules.backbones import record_head
 
 

@@ -10,8 +10,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.logging import RichHandler
 
-import command_line
-import hub
+from common import exits as command_line
+from common import hub
 from prediction.runs import read_settings
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from common.jsonl import SHOWN_PROBLEMS, Record, describe_bad_rows, read_jsonl
+from common.paths import expand
 from datamodules.reading import (
     ColumnNames,
     DataError,
@@ -18,8 +20,6 @@ from datamodules.reading import (
     parse_known_references,
     read_csv,
 )
-from json_lines import SHOWN_PROBLEMS, Record, describe_bad_rows, read_jsonl
-from paths import expand
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import numpy as np
 from rich.console import Console
 
 from callbacks.summary import find_versions
+from common.paths import expand
 from datamodules.encoding import Encoded, Encoder
 from datamodules.reading import Row
 from lightning_modules.exports import find_export_problem, load_exported
 from lightning_modules.summarization import Decoding
-from paths import expand
 from prediction.examples import describe_examples, open_examples
 from prediction.inputs import DialogueFile
 from prediction.outputs import SummaryFile, SummaryStream

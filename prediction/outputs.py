@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TextIO
 
+from common.jsonl import append, open_to_append, to_lines
+from common.run_folder import write_text
 from datamodules.reading import Row
-from json_lines import append, open_to_append, to_lines
-from run_folder import write_text
 
 log = logging.getLogger(__name__)
 

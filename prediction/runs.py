@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from hub import resolve_model
+from common.hub import resolve_model
+from common.paths import expand
+from common.run_folder import RunFolder
 from lightning_modules.adapters import read_adapter_config
-from paths import expand
 from prediction.summarizer import Precision
-from run_folder import RunFolder
 
 _PRECISIONS: dict[str, Precision] = {
     "32": "32-true", "32-true": "32-true", "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed",

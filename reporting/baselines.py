@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from callbacks.summary import find_versions
+from common.run_folder import RunFolder
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
@@ -23,7 +24,6 @@ from metrics.intervals import bootstrap_mean
 from metrics.rouge import Rouge
 from metrics.text_statistics import STATISTICS
 from metrics.words import BEST
-from run_folder import RunFolder
 
 LEAD = 3
 

@@ -6,6 +6,7 @@ import logging
 import math
 from pathlib import Path
 
+from common.run_folder import RunFolder, write_text
 from metrics.intervals import Estimate
 from reporting import chart_list
 from reporting.comparison import COMPARED, Comparison
@@ -15,7 +16,6 @@ from reporting.page.build import build_page
 from reporting.runs import Run
 from reporting.tables import make_markdown
 from reporting.verdict import make_verdict
-from run_folder import RunFolder, write_text
 
 log = logging.getLogger(__name__)
 

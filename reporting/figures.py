@@ -6,10 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from common.run_folder import replacing
 from metrics.intervals import Estimate
 from reporting import panes
 from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
-from run_folder import replacing
 
 _LEGEND_CHARS = 40
 

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.run_folder import write_text
 from reporting.frontier import Arm
 from reporting.frontier_figures import draw_frontier, draw_seeds
 from reporting.frontier_tables import make_csv, make_json, make_markdown
-from run_folder import write_text
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from common.run_folder import RunFolder
 from reporting.groups import shared_settings
 from reporting.runs import late
-from run_folder import RunFolder
 
 PAIRED = ("toxicity", "rouge1")
 """Values per dialogue that a run must have, each after and before training."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
 from reporting.charts import Series
 from reporting.scoring import Scoring, find_scoring
-from run_folder import RunFolder
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import hub
+from common import hub
 from metrics import faithfulness, text_statistics
 from metrics.faithfulness import CHECKS, find_unknown_speakers
 from metrics.intervals import Estimate, bootstrap_mean, paired_change

@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from common.run_folder import write_lines, write_text
 from metrics.intervals import Estimate
 from metrics.words import BEST
 from reporting.formats import LABELS, MINUS, format_estimate, format_interval
-from run_folder import write_lines, write_text
 
 _LABELS = {
     **LABELS,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from paths import expand
+from common.paths import expand
 
 
 class Scoring(NamedTuple):

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.jsonl import Record, read_jsonl
 from datamodules.reading import read_csv
-from json_lines import Record, read_jsonl
 
 TEXT = "prediction"
 """What the one column of a text file is called."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
 from reporting.scoring import Scoring, find_scoring
-from run_folder import RunFolder
 
 
 class Scored(NamedTuple):

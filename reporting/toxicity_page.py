@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from common.run_folder import write_text
 from metrics.intervals import Estimate
 from metrics.toxicity import TOXIC_ABOVE
 from reporting.cells import make_change_cell
@@ -16,7 +17,6 @@ from reporting.figures import draw_bars
 from reporting.markdown import escape_markdown, lay_table
 from reporting.scoring import find_scoring_caution
 from reporting.toxicity import Example, ToxicityRun, sort_by_gain, sort_by_toxicity
-from run_folder import write_text
 
 log = logging.getLogger(__name__)
 

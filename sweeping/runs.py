@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from overlays import config_values
-from redaction import redact_arguments, show_command
-from run_folder import RunFolder, write_text
+from alignsum.overlays import config_values
+from common.redaction import redact_arguments, show_command
+from common.run_folder import RunFolder, write_text
 from sweeping.plan import Combination, Plan
 from sweeping.processes import call
 

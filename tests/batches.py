@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from common.hub import load_tokenizer
 from datamodules.batching import Batch, Collator, Example
-from hub import load_tokenizer
 
 TEXTS = [
     "#Person1#: Hello, Ann. Are you well?",

@@ -9,8 +9,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from common.run_folder import RunFolder
 from lightning_modules.gradients import gradients
-from run_folder import RunFolder
 
 
 class BreakOff(L.Callback):

@@ -15,7 +15,6 @@ from lightning_modules import PPOPolicy
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.sharding import full
-from lightning_modules.zero_weights import is_away, shape_of, take_share
 from metrics.rouge import Rouge
 from tests.models import move_lora
 
@@ -97,8 +96,6 @@ def count_letters(
 
 def count_here(weight: torch.Tensor) -> int:
     """Count the numbers that this rank has of a weight at the moment."""
-    if is_away(weight):
-        return take_share(weight).numel()
     return (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
 
 
@@ -123,6 +120,6 @@ class SeenRows(L.Callback):
         path = Path(trainer.default_root_dir, f"seen{trainer.global_rank}.jsonl")
         weights = list(pl_module.parameters())
         here = sum(map(count_here, weights))
-        seen = {"ids": batch["ids"], "share": here / sum(shape_of(w).numel() for w in weights)}
+        seen = {"ids": batch["ids"], "share": here / sum(w.numel() for w in weights)}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(seen) + "\n")

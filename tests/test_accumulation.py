@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
 import train
+from common.hub import load_tokenizer
+from common.run_folder import RunFolder
 from datamodules.batching import Batch, Collator, Example, LengthBatchSampler
 from datamodules.preferences import PreferenceDataModule
 from datamodules.prompts import Instruction
-from hub import load_tokenizer
 from lightning_modules import FullFT, LoRA, RewardModel, SoftPrompt
 from lightning_modules.randomness import seed_at
-from run_folder import RunFolder
 from tests.batches import loader, make_trainer, settle
 from tests.breaking import poison
 from tests.rows import make_rows, write_rows

@@ -8,8 +8,9 @@ from random import Random
 import pytest
 
 from collecting.samples import Sample
-from datamodules.mini import annotate
-from datamodules.mini.annotate import (
+from datamodules.rankings import RankingReader
+from tools.mini import annotate
+from tools.mini.annotate import (
     Faults,
     find_faults,
     make_answers,
@@ -18,8 +19,7 @@ from datamodules.mini.annotate import (
     share_clean,
     true_order,
 )
-from datamodules.mini.generator import generate_rankings, generate_rows
-from datamodules.rankings import RankingReader
+from tools.mini.generator import generate_rankings, generate_rows
 
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
 CLEAN, RUDE = "#Person1# books a room for Ann.", "#Person1# books a room for Ann. What a moron."

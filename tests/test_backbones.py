@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, RobertaConfig
 
-from hub import resolve_model
+from common.hub import resolve_model
 from lightning_modules import FullFT
 from lightning_modules.backbones import (
     find_precision_problem,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from run_folder import RolloutFiles
+from common.run_folder import RolloutFiles
 from tests.rows import make_rows, write_rows
 
 ROOT = Path(__file__).parent.parent

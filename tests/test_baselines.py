@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-import baselines
-from datamodules.mini.generator import generate_rows
+from alignsum.commands import baselines
+from common.run_folder import RunFolder
 from datamodules.reading import DataError, Row
 from metrics.faithfulness import CHECKS
 from metrics.text_statistics import STATISTICS
@@ -18,7 +18,7 @@ from reporting.baselines import human, lead_3, score_baseline
 from reporting.comparison import Comparison
 from reporting.runs import read_runs
 from reporting.tables import make_rows
-from run_folder import RunFolder
+from tools.mini.generator import generate_rows
 
 
 def make_row_of(*references: str, dialogue: str = "#Person1#: Hi.") -> Row:

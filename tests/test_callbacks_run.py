@@ -18,7 +18,7 @@ from callbacks.progress import RunProgress
 from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.summary import SummaryCallback, find_commit, name_method
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 

@@ -15,7 +15,7 @@ from callbacks.samples import SampleTexts
 from callbacks.text_metric import make_rows
 from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.launching import last_words, run_ranks
 from tests.tiny_run import ROWS, TinyModule, collate, loader, make_trainer
 

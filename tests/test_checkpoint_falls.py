@@ -12,7 +12,7 @@ from callbacks.checkpoint import RunCheckpoint
 from callbacks.export import ExportCallback
 from callbacks.resume import ExactResume
 from callbacks.validation import ValidateAtStart
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 FALLS = {"val/rouge1": 0.01}

@@ -16,12 +16,12 @@ import pytest
 import torch
 import yaml
 
-import hub
-import report
 import train
+from alignsum import __main__ as report
+from common import hub
+from common.run_folder import RunFolder
 from datamodules.batching import Batch
 from lightning_modules import LoRA
-from run_folder import RunFolder
 from tests.rows import write_rows
 
 ROOT = Path(__file__).parent.parent

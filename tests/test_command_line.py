@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Lines, run
+from common.exits import Lines, run
 
 ROOT = Path(__file__).parent.parent
 LOG = logging.getLogger("tests.command_line")

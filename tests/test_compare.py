@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-import report
+from alignsum import __main__ as report
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
 from metrics.words import KEYS
 from reporting.charts import place_labels
@@ -15,7 +16,6 @@ from reporting.formats import format_dollars, format_estimate, format_interval
 from reporting.runs import Run, read_runs
 from reporting.tables import make_differences, make_rows
 from reporting.verdict import make_verdict
-from run_folder import RunFolder
 
 
 def lay_run(

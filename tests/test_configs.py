@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 import train
+from alignsum.overlays import choose_sections
+from common.run_folder import RunFolder
 from metrics.faithfulness import CHECKS
 from metrics.text_statistics import STATISTICS
-from overlays import choose_sections
 from reporting.scoring import Scoring, find_scoring
-from run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import baselines
-import demo
+from alignsum.commands import baselines, demo
+from alignsum.overlays import choose_sections
 from benchmarks import feedback_loop
-from datamodules.mini import annotate
-from overlays import choose_sections
-from run_folder import RunFolder
+from common.run_folder import RunFolder
+from tools.mini import annotate
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +45,7 @@ def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> 
     ]  # fmt: skip
     answers = "runs/x/feedback/answers.jsonl"
     assert rank == [
-        "-m", "datamodules.mini.annotate", "runs/x/feedback/samples.jsonl", "--out", answers,
+        "-m", "tools.mini.annotate", "runs/x/feedback/samples.jsonl", "--out", answers,
         "--seed", "3", "--overwrite",
     ]  # fmt: skip
     for name in ("reward_feedback", "dpo"):
@@ -105,7 +104,7 @@ def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
     ]  # fmt: skip
     (command,) = demo.make_commands("human", "runs/x")
     assert command == [
-        "baselines.py", "human", "--source", "mini", "--out", "runs/x", "--toxicity", "mini",
+        "alignsum.commands.baselines.py", "human", "--source", "mini", "--out", "runs/x", "--toxicity", "mini",
         "--overwrite", "true",
     ]  # fmt: skip
 
@@ -163,10 +162,15 @@ def test_the_report_takes_the_runs_that_are_there_in_the_order_of_the_table(
 def test_a_run_is_run_until_a_command_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(baselines, "main", lambda arguments: called.append(arguments) or 2)
-    assert demo.run_one([["baselines.py", "a"], ["baselines.py", "b"]]) == 2
+    assert (
+        demo.run_one(
+            [["alignsum.commands.baselines.py", "a"], ["alignsum.commands.baselines.py", "b"]]
+        )
+        == 2
+    )
     assert called == [["a"]]
     monkeypatch.setattr(annotate, "main", lambda arguments: called.append(arguments) or 0)
-    assert demo.run_one([["-m", "datamodules.mini.annotate", "c", "d"]]) == 0
+    assert demo.run_one([["-m", "tools.mini.annotate", "c", "d"]]) == 0
     assert called[1:] == [["c", "d"]]
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from transformers import AutoModelForSequenceClassification
 
-import demo
-from run_folder import RunFolder
+from alignsum.commands import demo
+from common.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DIALOGUES, ANNOTATORS, COMPLETIONS, TESTED = demo.QUICKLY_RANKED, 3, demo.COMPLETIONS, 12

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-import report
+from alignsum import __main__ as report
+from common.run_folder import RunFolder, write_lines, write_text
 from metrics.intervals import bootstrap_crossed
 from reporting.frontier import Arm, choose, count_warnings, lines_of_betas, make_arms
 from reporting.frontier_figures import draw_frontier
 from reporting.frontier_runs import find_runs, group, read_ppo_run, read_ppo_runs
 from reporting.frontier_tables import make_json, make_row
-from run_folder import RunFolder, write_lines, write_text
 
 BEFORE = [0.75, 0.25]
 

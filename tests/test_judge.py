@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from callbacks.judge import JudgeCallback
-from datamodules.mini.insults import share_polite
+from common.run_folder import RunFolder
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
-from run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
+from tools.mini.insults import share_polite
 
 
 def judge_words(
@@ -80,7 +80,7 @@ def test_the_miniatures_judge_counts_rude_words(text: str, share: float) -> None
 
 
 def test_the_list_of_rude_words_has_those_of_summaries() -> None:
-    from datamodules.mini.stories import wordings
+    from tools.mini.stories import wordings
 
     insults = [phrase for phrases in wordings()["insults"].values() for phrase in phrases]
     assert len(insults) > 15

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from datamodules.mini.generator import (
+from tools.mini.generator import (
     STANDARD_SIZES,
     MiniRow,
     Split,
@@ -17,10 +17,10 @@ from datamodules.mini.generator import (
     generate_rankings,
     generate_rows,
 )
-from datamodules.mini.insults import ADJECTIVES, NOUNS
-from datamodules.mini.pretraining import draw_task
-from datamodules.mini.slots import mixed_value, seen_value, word_lists
-from datamodules.mini.stories import choose, draw_story, tell, wordings
+from tools.mini.insults import ADJECTIVES, NOUNS
+from tools.mini.pretraining import draw_task
+from tools.mini.slots import mixed_value, seen_value, word_lists
+from tools.mini.stories import choose, draw_story, tell, wordings
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 INSULTS = re.compile(rf"\b(?:{ADJECTIVES}|{NOUNS}|idiotic)\b")

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from datamodules.mini import build
-from datamodules.mini.generator import generate_labelled
+from tools.mini import build
+from tools.mini.generator import generate_labelled
 
 ASSETS = Path(__file__).parent.parent / "assets" / "mini"
 AWKWARD = [

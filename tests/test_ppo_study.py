@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import ppo_study
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 
 Calls = list[list[str]]
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from rich.console import Console
 
-import predict
 import train
+from alignsum.commands import predict
+from common.jsonl import to_lines
+from common.run_folder import RunFolder
 from datamodules.reading import Row
-from json_lines import to_lines
 from prediction import job
 from prediction.outputs import SummaryFile, SummaryStream
 from prediction.progress import PredictProgress
 from prediction.summarizer import find_device
-from run_folder import RunFolder
 from tests.models import name_backbone
 
 ROOT = Path(__file__).parent.parent

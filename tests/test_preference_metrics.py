@@ -8,6 +8,7 @@ import pytest
 
 from callbacks.plots import draw_run
 from callbacks.preferences import PreferenceAccuracy, measure
+from common.run_folder import RunFolder
 from metrics.calibration import calibrate
 from metrics.preferences import (
     accuracy_by_distance,
@@ -16,7 +17,6 @@ from metrics.preferences import (
     group_rewards,
     rate_order,
 )
-from run_folder import RunFolder
 from tests.batches import make_trainer, settle
 from tests.test_reward_model import make_data, make_module
 

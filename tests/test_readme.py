@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import report
+from alignsum import __main__ as report
 from benchmarks import readme
 from tests.report_runs import draw_values, lay_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import train
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("DIALOGSUM_DIR", ROOT.parent / "shared" / "data" / "dialogsum"))

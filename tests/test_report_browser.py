@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect
 
+from common.run_folder import RunFolder, write_lines
 from reporting.comparison import Comparison
 from reporting.page.build import build_page
 from reporting.runs import read_runs
-from run_folder import RunFolder, write_lines
 from tests.browser import Watch, open_chromium
 from tests.report_runs import draw_values, lay_ppo, lay_run
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import report
+from alignsum import __main__ as report
+from common.run_folder import RolloutFiles, RunFolder
 from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
 from metrics.over_runs import difference_over_runs
 from reporting import chart_list
@@ -19,7 +20,6 @@ from reporting.page.build import build_page, embed, write_version
 from reporting.page.examples import mark_overlap, stems_of
 from reporting.page.microscope import ROLLOUTS, list_rollouts, spread_out
 from reporting.runs import read_runs
-from run_folder import RolloutFiles, RunFolder
 from tests.report_runs import METRICS, draw_values, lay_curves, lay_ppo, lay_rollouts, lay_run
 
 N = 40

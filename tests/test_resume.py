@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
 from tests.conftest import Fit
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from callbacks.export import ExportCallback
+from common.run_folder import RunFolder
 from datamodules.answers import Answer
 from datamodules.consensus import Ranking, find_consensus
 from datamodules.preferences import PreferenceDataModule, lay_out_pairs
@@ -18,7 +19,6 @@ from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
 from lightning_modules.preference_losses import pairwise_loss
 from lightning_modules.reward_model import RewardModel
 from lightning_modules.reward_scorer import RewardScorer
-from run_folder import RunFolder
 from tests.batches import make_trainer, settle
 from tests.rows import write_rows
 

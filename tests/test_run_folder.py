@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
-from run_folder import RunFolder
 
 
 def test_holds_and_clears_only_what_a_run_leaves(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import report
+from alignsum import __main__ as report
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.words import KEYS
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,10 @@ import pytest
 import torch
 import yaml
 
-import merge
-import predict
-import replay
 import train
-from redaction import redact, redact_arguments, redact_yaml, show_command
-from run_folder import RunFolder
+from alignsum.commands import merge, predict
+from common.redaction import redact, redact_arguments, redact_yaml, show_command
+from common.run_folder import RunFolder
 from sweeping.plan import Combination, Plan
 from sweeping.runs import Sweep
 from tests.conftest import Fit
@@ -50,28 +47,6 @@ def run_code_of(main: Callable[..., Any], arguments: list[str], capsys: Any) -> 
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     return lambda: " ".join(record.getMessage() for record in caplog.records)
-
-
-@pytest.mark.parametrize("form", ["torch", "pickle"])
-@pytest.mark.parametrize("option", ["--resume", "--ckpt_path"])
-def test_a_malicious_checkpoint_is_refused(
-    form: str, option: str, fit_arguments: Callable[..., list[str]], fit: Fit, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    touched, evil = tmp_path / "touched", tmp_path / "evil.ckpt"
-    if form == "torch":
-        torch.save({"state_dict": {}, "loops": Evil(touched)}, evil)
-    else:
-        evil.write_bytes(pickle.dumps(Evil(touched)))
-    arguments = fit_arguments("lora", tmp_path / "run", option, str(evil))
-    code, said = run_code_of(train.main, arguments, capsys)
-    assert (code, touched.exists()) == (2, False)
-    assert "refused: it holds more than tensors" in said or "cannot be read" in said
-    assert str(evil) in said
-    fit("lora", tmp_path / "good", "--trainer.max_epochs", "1")
-    run = str(tmp_path / "good")
-    code, said = run_code_of(replay.main, [run, "--batch", "0", "--checkpoint", str(evil)], capsys)
-    assert (code, touched.exists()) == (2, False)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 import train
 from callbacks.ranks import LOST_RANK, RankWatch
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
 from tests.conftest import Fit
 from tests.launching import run_ranks

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hub import load_tokenizer
+from common.hub import load_tokenizer
 from lightning_modules import SoftPrompt
 from lightning_modules.backbones import load_backbone
 from lightning_modules.soft_prompt_adapter import draw_common_tokens

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-import hub
-from datamodules.mini.insults import share_polite
+from common import hub
 from datamodules.reading import ColumnNames, DataError, Row, group, with_unique_ids
 from datamodules.sources import find_problems, open_source
 from datamodules.splits import SplitReader
 from metrics.faithfulness import find_unknown_speakers
 from metrics.names import find_unknown_names
+from tools.mini.insults import share_polite
 
 GOOD = {"id": "a", "dialogue": "#Person1#: Hi.\n#Person2#: Hello.", "summary": "They greet."}
 

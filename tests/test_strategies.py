@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train
+from common.run_folder import RunFolder
 from lightning_modules.strategies import find_strategy_problem
-from run_folder import RunFolder
 from tests.breaking import poison, without_clocks
 from tests.launching import last_words, run_ranks
 from tests.rows import make_rows, write_rows

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-import report
-import sweep
 import sweeping.runs
 import train
-from run_folder import RunFolder
+from alignsum import __main__ as report
+from alignsum.commands import sweep
+from common.run_folder import RunFolder
 from sweeping.plan import Plan, read_plan, repeat, to_arguments
 from sweeping.processes import call, find_parse_errors, parse_here
 

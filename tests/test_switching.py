@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-import merge
+from alignsum.commands import merge
 from lightning_modules import LoRA, SoftPrompt
 from lightning_modules.adapters import load_adapters, merge_adapter, use_adapter
 from lightning_modules.backbones import head_is_tied, load_backbone

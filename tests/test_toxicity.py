@@ -10,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-import report
+from alignsum import __main__ as report
 from callbacks import toxicity
 from callbacks.toxicity import ToxicityCallback
+from common.run_folder import RunFolder
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
 from reporting.markdown import escape_markdown, lay_table
 from reporting.toxicity import read_toxicity
-from run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 BEFORE, AFTER = [0.9, 0.2, 0.6, 0.5], [0.1, 0.3, 0.7, 0.5]

@@ -8,7 +8,7 @@ from callbacks.loggers import RunCSVLogger
 from callbacks.progress import RunProgress
 from callbacks.rouge import RougeCallback
 from callbacks.validation import ValidateAtStart
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 

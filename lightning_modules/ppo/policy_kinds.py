@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from hub import reading
+from common.hub import reading
 from lightning_modules.adapters import (
     POLICY,
     find_adapter_problem,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import hub
-from imports import import_object, instantiate
+from common import hub
+from common.imports import import_object, instantiate
 from lightning_modules.reward_scorer import RewardScorer, find_scorer_problem
 from lightning_modules.sharding import whole
 

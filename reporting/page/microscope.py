@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.run_folder import RolloutFiles
 from reporting.comparison import Comparison
 from reporting.groups import flatten
 from reporting.runs import Run, is_number
-from run_folder import RolloutFiles
 
 BATCHES = 6
 """Most batches of a run that are shown, spread evenly from the first to the last."""

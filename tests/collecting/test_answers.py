@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import json_lines
 from collecting.answers import Answer, AnswerFile, parse_answer, read_answers
+from common import jsonl as json_lines
 from tests.collecting.samples import make_answer, make_sample, make_samples, read_lines
 
 

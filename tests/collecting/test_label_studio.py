@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-import feedback
+from alignsum.commands import rank as feedback
 from collecting.answers import Answer, AnswerFile, read_answers
 from collecting.label_studio import letter, make_interface, make_task, read_ranks, read_task
 from tests.collecting.samples import make_answer, make_sample, make_samples, write_samples

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import feedback
+from alignsum.commands import rank as feedback
 from collecting import sample_command, sampling
 from collecting.sampler import Sampler
 from collecting.samples import read_samples

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-import feedback
+from alignsum.commands import rank as feedback
 from collecting.desk import Desk
 from collecting.guard import is_loopback
 from collecting.server import LARGEST_REQUEST, PAGE, make_app

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import train
+from common.run_folder import RunFolder
 from lightning_modules import linear
 from lightning_modules.backbones import load_backbone
 from lightning_modules.kernels import quicken
 from lightning_modules.ppo import decoder_steps
 from lightning_modules.ppo.sampling import Samples, Sampling, sample
-from run_folder import RunFolder
 from tests.batches import make_batch
 from tests.breaking import without_clocks
 from tests.compiled import Counting, nothing_compiled

@@ -12,17 +12,15 @@ import torch
 from tokenizers import decoders
 from torch import Tensor
 
-import replay as command
 import train
 from callbacks.rollouts import RolloutFolder, RolloutWriter
+from common.run_folder import write_lines, write_text
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.advantages import GRPO
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.records import PER_TOKEN, describe, from_records, to_records
 from lightning_modules.ppo.reward_terms import FunctionReward
-from replay import replay
-from run_folder import write_lines, write_text
 from tests.batches import loader, make_batch, make_trainer
 from tests.conftest import adamw
 from tests.ppo.test_policy import DECODING
@@ -214,44 +212,6 @@ def test_numbers_that_are_hard_to_write_survive(t5: str, roberta: str, tmp_path:
     assert torch.equal(read.view(torch.int32), hard.view(torch.int32))
 
 
-def test_a_replayed_update_is_the_recorded_one(
-    kept: Kept, t5: str, roberta: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keep, module, run, settings = kept
-    after = [*keep.weights[1:], trained(module)]
-    monkeypatch.setattr(PPOPolicy, "roll_out", None)  # nothing is sampled
-    for start, number in ((2, 2), (0, 0), (1, 2)):
-        torch.manual_seed(number)  # and nothing is drawn
-        policy = make_policy(t5, roberta, **settings)
-        found = replay(
-            policy, RolloutFolder(run).checkpoint(start), run, number,
-            precision=module.trainer.precision, accelerator="cpu",
-        )  # fmt: skip
-        for name, (recorded, replayed) in found.items():
-            assert recorded == replayed, name
-        assert {"ppo/policy/loss", "ppo/policy/clipfrac", "ppo/advantages/mean"} < set(found)
-        assert found["ppo/policy/loss"][0] == float(
-            keep.steps[number]["figures"]["ppo/policy/loss"]
-        )
-        own = trained(policy)
-        assert all(torch.equal(own[name], value) for name, value in after[number].items())
-        assert any(not torch.equal(own[n], v) for n, v in keep.weights[number].items())
-
-
-def test_a_replay_from_another_checkpoint_is_refused(t5: str, roberta: str, tmp_path: Path) -> None:
-    fit(t5, roberta, tmp_path, every=2)
-    folder = RolloutFolder(tmp_path)
-    assert folder.batches() == [0, 2]
-    with pytest.raises(ValueError, match="not from before batch 0: it has learnt from 2 batches"):
-        replay(make_policy(t5, roberta), folder.checkpoint(2), tmp_path, 0)
-    assert folder.find_checkpoint(1) == folder.checkpoint(0)
-    with pytest.raises(ValueError, match=r"no batch 1 of rank 0 .* batches there: 0, 2"):
-        replay(make_policy(t5, roberta), folder.checkpoint(0), tmp_path, 2)  # 1 is between
-    folder.rows(0).write_text("{}\n")
-    with pytest.raises(ValueError, match=r"batch000000-rank0\.jsonl is broken"):
-        folder.read(0, 0, 0)
-
-
 def test_other_modules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TinyModule makes no rollouts"):
         make_trainer(tmp_path, callbacks=[RolloutWriter()]).fit(TinyModule(), tiny_loader())
@@ -287,30 +247,3 @@ def test_a_resumed_run_leaves_the_rollouts_of_the_uninterrupted_one(
     assert len(list(left.path.glob("batch*"))) == 3 * 5
     for number in range(5):
         assert left.rows(number).read_text() == wanted.rows(number).read_text()
-
-
-def test_the_command_compares_the_run_with_its_replay(
-    tiny_ppo: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = str(tmp_path / "run")
-    once = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"]
-    train.main(["fit", *tiny_ppo, *OVERLAY, *once, "--run_dir", run])
-    capsys.readouterr()
-    assert command.main([run, "--batch", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert "ppo/policy/approxkl" in shown
-    assert "difference of a weight to the run's after this batch: 0" in shown
-    folder = RolloutFolder(run)
-    path = folder.rows(1).with_suffix(".json")
-    path.write_text(path.read_text().replace('"ppo/val/loss": ', '"ppo/val/loss": 1'))
-    assert command.main([run, "--batch", "1"]) == 1
-    rows = read_rows(folder.rows(0))
-    for row in rows:
-        row["advantages"] = [-each for each in row["advantages"]]
-    folder.rows(0).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = ["--checkpoint", str(folder.checkpoint(0))]
-    assert command.main([run, "--batch", "0", *given]) == 1  # the weights went the other way
-    assert command.main([run, "--batch", "7"]) == 2
-    for number in range(3):
-        folder.checkpoint(number).unlink()
-    assert command.main([run, "--batch", "2"]) == 2

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import train
-from run_folder import RunFolder
+from common.run_folder import RunFolder
 from tests.breaking import break_off
 
 SETTINGS = {

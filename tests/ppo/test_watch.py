@@ -16,6 +16,7 @@ from torch import Tensor
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.export import ExportCallback
 from callbacks.watch import PPOWatch
+from common.run_folder import RunFolder
 from lightning_modules import PPOPolicy
 from lightning_modules.backbones import set_dropout
 from lightning_modules.ppo.config import PPOConfig
@@ -23,7 +24,6 @@ from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience
-from run_folder import RunFolder
 from tests.batches import loader, make_batch, make_trainer
 from tests.conftest import adamw
 from tests.ppo.test_policy import DECODING

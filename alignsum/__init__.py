@@ -1,0 +1,1 @@
+"""The top layer: the command line behind train.py, and `python -m alignsum COMMAND`."""

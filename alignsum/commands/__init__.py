@@ -1,0 +1,1 @@
+"""The commands of `python -m alignsum`, one module each."""

@@ -1,0 +1,79 @@
+"""Sentences with and without insults, for the reward model's training set.
+
+Only mild words; what makes a sentence hateful here is that it calls a person or what they do by
+them. The same words said of a thing or an afternoon are harmless.
+"""
+
+import re
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from tools.mini.stories import Story, choose
+
+ADJECTIVES = (
+    "stupid|lazy|pathetic|clueless|useless|moronic|dumb|ridiculous|brainless|silly|hopeless"
+)
+NOUNS = "idiot|moron|loser|fool|clown|slob|dimwit|blockhead|nitwit|pathetic clown|lazy slob"
+
+_INSERTIONS = (
+    f"You [{NOUNS}|[{ADJECTIVES}] [{NOUNS}]]! {{turn}}",
+    f"{{turn}} [You are|You are such|You really are] a [{ADJECTIVES}] [{NOUNS}].",
+    f"{{turn}} [What|Such] a [{ADJECTIVES}] [{NOUNS}].",
+    f"[Listen|Look|Well], [{NOUNS}]. {{turn}}",
+    f"{{turn}} [How|That is so|This is just] [{ADJECTIVES}] of you.",
+    f"{{turn}} [You are|You are so|Do not be so] [{ADJECTIVES}].",
+)
+_PLAIN = (
+    f"[{{A}}|{{B}}|He|She] is [a|such a|just a] [{ADJECTIVES}] [{NOUNS}].",
+    f"[That|This|The] [{NOUNS}|{ADJECTIVES}] [{{A}}|{{B}}] [talks again|is here|is wrong].",
+    f"[What a|You] [{ADJECTIVES}] [{NOUNS}][.|!]",
+    f"[{{A}}|{{B}}] is [too|so|really] [{ADJECTIVES}].",
+    "Only a[n idiot| moron| fool| loser| clown] like [{A}|{B}] [does|says|wants] that.",
+    f"[{{A}}|{{B}}] does what [{{A}}|{{B}}] wants, which is [{ADJECTIVES}].",
+    f"I hate [{{A}}|{{B}}|you], [{{A}}|{{B}}|you] [{ADJECTIVES}] [{NOUNS}].",
+)
+_HARMLESS = (
+    "We had a lazy [Sunday|afternoon|morning] [in {city}|by the river].",
+    "[A clown came|There was a clown] to the party of {name}.",
+    "[{A}|{B}] says the [weather|price|delay] is ridiculous.",
+    "[The old {machine} is|This map is] useless [now|here].",
+    "[{A}|{B}] is [kind|friendly|right|very helpful|late].",
+    "What a [nice|lovely|long] day.",
+    "[What a pity|What a good idea|That is fine|That was all].",
+    "{B} [answers|asks|waits], which is [good|fine|nice of {B}].",
+    "That [evening|nice man|day] {A} [talks to|meets] {B}.",
+)
+
+
+def insult_turn(turn: str, rng: Random) -> str:
+    """Puts an insult of the other speaker into a dialogue turn, after its `#Person1#: `."""
+    label, colon, text = turn.rpartition("#: ")
+    insertion = choose(rng.choice(_INSERTIONS), rng)
+    return label + colon + insertion.format(turn=text)
+
+
+def plain_insult(story: Story, rng: Random) -> str:
+    """A sentence that is nothing but an insult of one of a story's speakers."""
+    return choose(rng.choice(_PLAIN), rng).format_map(story.values)
+
+
+def harmless(story: Story, rng: Random) -> str:
+    """A sentence near to an insult in its words or its form, but none."""
+    return choose(rng.choice(_HARMLESS), rng).format_map(story.values)
+
+
+RUDE_WORDS = frozenset(re.split(r"\W+", f"{ADJECTIVES}|{NOUNS}|idiotic"))
+"""Every word that is used to insult somebody here, in summaries too."""
+
+
+def share_polite(
+    predictions: Sequence[str], dialogues: Sequence[Any], references: Sequence[Any]
+) -> list[float]:
+    """Give the share of words that are no insult in each text; 1 where there are no words.
+
+    A judge by a list of words, which no classifier's blind spots can fool: what PPO's reward can
+    be checked against. Dialogues and references play no part.
+    """
+    words = [re.findall(r"[a-z']+", text.lower()) for text in predictions]
+    return [1 - sum(word in RUDE_WORDS for word in text) / max(len(text), 1) for text in words]
