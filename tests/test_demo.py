@@ -104,7 +104,8 @@ def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
     ]  # fmt: skip
     (command,) = demo.make_commands("human", "runs/x")
     assert command == [
-        "alignsum.commands.baselines.py", "human", "--source", "mini", "--out", "runs/x", "--toxicity", "mini",
+        "alignsum.commands.baselines.py", "human", "--source", "mini", "--out", "runs/x",
+        "--toxicity", "mini",
         "--overwrite", "true",
     ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,33 +20,16 @@ from tests.test_accumulation import distance
 from tests.test_reward_model import REFERENCES
 
 ROOT = Path(__file__).parent.parent
-STRATEGIES = {
-    "ddp": "ddp.yaml", "fsdp2": "fsdp.yaml", "zero2": "zero2.yaml", "zero3": "zero3.yaml",
-}  # fmt: skip
+STRATEGIES = {"ddp": "ddp.yaml", "fsdp2": "fsdp.yaml"}
 """Lightning's names, and their overlays."""
 
-needs_deepspeed = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason='needs pip install "alignsum[deepspeed]"'
-)
-
-ZERO = [
-    pytest.param(name, marks=[needs_deepspeed, pytest.mark.slow]) for name in ("zero2", "zero3")
-]
-
-DIVIDING = ["fsdp2", *ZERO]
+DIVIDING = ["fsdp2"]
 
 
-def cases(kinds: Iterable[str], *quick: tuple[str, str]) -> list[Any]:
-    """Pair kinds with strategies; those of DeepSpeed are slow, but for some that are named."""
+def cases(kinds: Iterable[str]) -> list[Any]:
+    """Pair each kind with each strategy."""
     return [
-        pytest.param(
-            kind,
-            strategy,
-            marks=[needs_deepspeed, *([] if (kind, strategy) in quick else [pytest.mark.slow])]
-            if strategy.startswith("zero")
-            else [],
-            id=f"{kind}-{strategy}",
-        )
+        pytest.param(kind, strategy, id=f"{kind}-{strategy}")
         for kind in kinds
         for strategy in STRATEGIES
     ]

@@ -12,7 +12,6 @@ import torch
 
 import train
 from callbacks.rollouts import RolloutFolder
-from lightning_modules import Zero3Strategy
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.policy_kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import FunctionReward
@@ -69,7 +68,7 @@ def test_two_ranks_write_their_own_stop_together_and_are_replayed(
     assert len(re.findall("ppo/policy/loss", shown)) == 1
 
 
-@pytest.mark.parametrize(("kind", "strategy"), cases(POLICIES, ("all weights", "zero3")))
+@pytest.mark.parametrize(("kind", "strategy"), cases(POLICIES))
 def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     kind: str, strategy: str, t5: str, tmp_path: Path
 ) -> None:
@@ -111,7 +110,7 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
 
     (alone,) = steps("alone", [0, 1, 2, 3, 4, 5])
     # ZeRO-3 would leave models as small as these whole.
-    how = Zero3Strategy(whole_below=0) if strategy == "zero3" else strategy
+    how = strategy
     ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=how)
     for each in ranks:
         for what in ("gradients", "weights"):
@@ -175,8 +174,8 @@ def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
 
     overlays = ROOT / "configs" / "overlays"
     settings = tmp_path / "settings.yaml"
-    divides = [] if strategy == "zero2" else [f"shard_frozen: {str(frozen == 'sharded').lower()}"]
-    small = ["whole_below: 0"] if strategy == "zero3" else []
+    divides = [f"shard_frozen: {str(frozen == 'sharded').lower()}"]
+    small: list[str] = []
     settings.write_text(SETTINGS.format(", ".join([*divides, *small])))
     ddp = roll("ddp", overlays / "ddp.yaml")
     assert not any(torch.equal(*pair) for pair in ddp)
