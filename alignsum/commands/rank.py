@@ -5,7 +5,7 @@
     python feedback.py export --samples runs/samples.jsonl --output runs/tasks.json
     python feedback.py import --input exported.json --answers runs/samples.answers.jsonl
 
-Details: docs/feedback.md.
+Details: docs/ranking.md.
 """
 
 import logging
