@@ -21,9 +21,7 @@ from callbacks.checkpoint_files import (
 from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
-from callbacks.faults import FaultGuard
 from callbacks.loggers import RunCSVLogger
-from callbacks.out_of_memory import OutOfMemoryGuard
 from callbacks.plots import PlotCallback
 from callbacks.progress import RunProgress
 from callbacks.resume import ExactResume
@@ -111,8 +109,6 @@ class AlignsumCLI(LightningCLI):
         parser.add_lightning_class_args(SampleTexts, "samples")
         parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PPOWatch, "watch")
-        parser.add_lightning_class_args(FaultGuard, "faults")
-        parser.add_lightning_class_args(OutOfMemoryGuard, "oom")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {

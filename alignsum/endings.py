@@ -13,18 +13,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from callbacks.out_of_memory import explain
 from callbacks.signals import Stopped
 from common import exits as command_line
-from lightning_modules.out_of_memory import is_out_of_memory
 from lightning_modules.ppo.invariants import GateError
 
 FORESEEN = (*command_line.FORESEEN, GateError, MisconfigurationException)
 """What ends a run with a message in place of a traceback."""
+
+LESS_MEMORY = (
+    "To need less: halve --data.batch_size and double --trainer.accumulate_grad_batches (the same "
+    "result; in PPO halve --model.ppo.microbatch_size), --model.gradient_checkpointing true, "
+    "--trainer.precision bf16-mixed, or train a LoRA (configs/lora.yaml)"
+)
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -52,10 +57,8 @@ def in_words() -> Iterator[None]:
     except ProcessRaisedException as error:
         end_as_rank(str(error).strip().rpartition("\n")[2], error.error_index)
         raise
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fail(explain(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        fail(f"out of memory: {error}. {LESS_MEMORY}")
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

@@ -45,7 +45,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.jsonl"
         self.samples = self.path / "samples.jsonl"
         self.rollouts = self.path / "rollouts"
-        self.faults = self.path / "faults"
+        self.nonfinite = self.path / "nonfinite"
         self.checkpoints = self.path / "checkpoints"
         self.export = self.path / "export"
         self.plots = self.path / "plots"
@@ -55,7 +55,7 @@ class RunFolder:
         """Every path that a run may leave; nothing else in the folder is ever touched."""
         configs = (self.config, *self.path.glob("config.*.yaml"))  # of a test beside its fit
         files = (*configs, self.metrics_csv, self.summary, self.predictions, self.samples)
-        return (*files, self.rollouts, self.faults, self.checkpoints, self.export, self.plots)
+        return (*files, self.rollouts, self.nonfinite, self.checkpoints, self.export, self.plots)
 
     def holds_run(self) -> bool:
         """Whether any entry of a run lies here."""

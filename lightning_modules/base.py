@@ -1,14 +1,17 @@
 """BaseModule: what every trained model has in common, whatever it is trained for."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
@@ -20,8 +23,21 @@ from lightning_modules.backbones import (
 )
 from lightning_modules.compiling import compile_blocks, find_compile_problem
 from lightning_modules.kernels import fuse, quicken
-from lightning_modules.pieces import PiecewiseModule
+from lightning_modules.optimizer_step import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    StepSums,
+    clip_by_norm,
+    gradient_norm,
+    gradients,
+    seed_step,
+    stop_if_not_finite,
+    trained_weights,
+    zero_loss,
+)
 from lightning_modules.strategies import (
+    find_rows_problem,
     find_strategy_problem,
     name_strategy,
     shard,
@@ -30,7 +46,7 @@ from lightning_modules.strategies import (
 logger = logging.getLogger(__name__)
 
 
-class BaseModule(PiecewiseModule):
+class BaseModule(L.LightningModule):
     """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
 
     A subclass overrides :meth:`sum_losses` and :meth:`attach`, the one place that says what the
@@ -63,6 +79,16 @@ class BaseModule(PiecewiseModule):
 
     generates: ClassVar[bool] = False
     """Whether its evaluation steps give texts, for callbacks to score."""
+
+    seed = 0
+    """Seed of the run; a resumed run takes that of its checkpoint."""
+
+    half_updated = False
+    """True from the first weight update of a batch until the batch ends; no checkpoint is written
+    meanwhile."""
+
+    _step: StepSums
+    """Losses of the optimizer step in progress."""
 
     _saved_group: frozenset[str] = frozenset()
     """Names of the settings of the optimizer in the checkpoint that was loaded."""
@@ -130,10 +156,19 @@ class BaseModule(PiecewiseModule):
     # Construction -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision in which the model cannot work."""
-        if problem := find_precision_problem(self.trainer.precision):
-            raise ValueError(problem)
-        super().setup(stage)
+        """Check precision and strategy, and note the seed.
+
+        Raises:
+            ValueError: If the model cannot be trained with them.
+        """
+        for problem in (
+            find_precision_problem(self.trainer.precision),
+            find_strategy_problem(self.trainer.strategy),
+            find_rows_problem(self.trainer),
+        ):
+            if problem:
+                raise ValueError(problem)
+        self.seed = torch.initial_seed()
 
     def configure_model(self) -> None:
         """Load what there is to load, and divide it among ranks that share it; does so once."""
@@ -202,6 +237,110 @@ class BaseModule(PiecewiseModule):
     def count_parameters(self) -> tuple[int, int]:
         """Count the parameters that are trained, and all that the model has."""
         return count_parameters(self.model)
+
+    # One optimizer step: see optimizer_step.py ---------------------------------------------------
+
+    def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the sum of the losses in a batch, and how many there are: two scalars."""
+        raise NotImplementedError
+
+    def sum_over_ranks(self, value: Tensor) -> Tensor:
+        """Sum a tensor over all ranks; without gradient."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Start an optimizer step with its first micro-batch: its sums, its random numbers."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._step = StepSums(self.sum_over_ranks, self.trainer.world_size)
+            seed_step(self.seed, TRAINING, self.global_rank, self.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        """Compute the loss of a micro-batch, which may have no rows on this rank."""
+        loss_sum, count = self.sum_losses(batch) if batch["ids"] else zero_loss(self, self.device)
+        return self._step.add(loss_sum, count, batch)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Turn the accumulated gradients into the exact mean before any hook sees them."""
+        accumulate = self.trainer.accumulate_grad_batches
+
+        def closure() -> Any:
+            loss = None if optimizer_closure is None else optimizer_closure()
+            if accumulate > 1:
+                factor = accumulate * self._step.gradient_factor()
+                for gradient in gradients(optimizer):
+                    gradient.mul_(factor)
+            return loss
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the loss and gradient norm of the step, check both, and clip the gradients.
+
+        Raises:
+            FloatingPointError: If one of the two is not finite.
+        """
+        norm = gradient_norm(optimizer)
+        found = {"train/loss": self._step.mean(), "train/grad_norm": norm}
+        for name, value in found.items():
+            shown = name == "train/loss"
+            self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, batch_size=1)
+        stop_if_not_finite(self, found, self._step.rows_to_blame(), self._step.batches)
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(trained_weights(optimizer), gradient_clip_val)
+        elif gradient_clip_val:
+            clip_by_norm(optimizer, gradient_clip_val, norm)
+        self.half_updated = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note that the weights stand between two batches again."""
+        self.half_updated = False
+
+    # Evaluation ---------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Seed a validation within a fit: texts may be sampled in it."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            seed_step(self.seed, VALIDATION, self.global_rank, self.global_step)
+
+    def on_test_start(self) -> None:
+        """Use the seed of this command, also where a checkpoint has restored that of its run."""
+        self.seed = torch.initial_seed()
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Seed a test batch."""
+        self.seed_test_batch(batch_idx)
+
+    def seed_test_batch(self, batch_idx: int) -> None:
+        """Give every model that is tested on a batch the same random numbers."""
+        seed_step(self.seed, TEST, self.global_rank, batch_idx)
+
+    def log_mean(self, name: str, value: Tensor, count: int, **settings: Any) -> None:
+        """Log the mean over everything counted, in all evaluation batches on all ranks.
+
+        Lightning averages the counts over the ranks and rounds that down; times the number of
+        ranks, the average is their sum.
+
+        Args:
+            name: Of the metric.
+            value: The batch's mean on this rank.
+            count: How many values are in it.
+            **settings: See ``log``.
+        """
+        weight = count * self.trainer.world_size
+        self.log(name, value, batch_size=weight, sync_dist=True, **settings)
 
     # What a run leaves --------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from datamodules.dpo import ComparisonBatch
 from lightning_modules.adapters import reference_policy
-from lightning_modules.faults import Row
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo.invariants import GateError
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
@@ -156,19 +155,6 @@ class DPO(PolicyModule):
                 ("logps/chosen", policy[chosen]), ("logps/rejected", policy[rejected]),
             )
         }  # fmt: skip
-
-    def describe_rows(self, batch: ComparisonBatch) -> list[Row]:
-        """Give prompts and completions as texts, for the record of a fault."""
-        prompts = self.decode(batch["input_ids"])
-        padding = self.tokenizer.pad_token_id
-        texts = self.decode(batch["responses"].masked_fill(~batch["mask"], padding))
-        owners = batch["owner"].tolist()
-        return [
-            {"id": name, "prompt": prompts[row],
-             "completions": [text for text, owner in zip(texts, owners, strict=True)
-                             if owner == row]}
-            for row, name in enumerate(batch["ids"])
-        ]  # fmt: skip
 
     # Evaluation ---------------------------------------------------------------------------------
 

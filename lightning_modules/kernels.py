@@ -4,7 +4,6 @@ On a CPU an encoder-decoder of this size spends a third of an fp32 step outside 
 more than half of a bf16 one. docs/performance.md says what each part here gives.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,7 +82,6 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
-    row_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention as transformers' ``sdpa`` does, quicker on a CPU.
@@ -102,21 +100,12 @@ def attend(
         dropout: Share of the attention weights that is dropped.
         scaling: Factor of the scores; None is d ** -0.5.
         position_bias: [B or 1, heads, Q, K], added to the scores.
-        row_lengths: For B = 1, the lengths of rows that stand one behind the other: each attends to
-            itself alone, with the head of the position bias; see :mod:`lightning_modules.unpadded`.
         **kwargs: For ``sdpa``.
 
     Returns:
         [B, Q, heads, d], and None for the weights.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if row_lengths is not None:
-        split = (each.split(row_lengths, dim=2) for each in (query, key, value))
-        parts = [
-            weigh(one, its_key, its_value, scaling, dropout, position_bias)
-            for one, its_key, its_value in zip(*split, strict=True)
-        ]
-        return torch.cat(parts, dim=1), None
     grouped = getattr(module, "num_key_value_groups", 1) > 1
     fused = dropout == 0 and query.shape[2] > 1 and value.dtype == torch.float32
     if fused or query.device.type != "cpu" or grouped:

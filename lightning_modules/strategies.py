@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_modules.dividing import Dividing
-from lightning_modules.gradients import trained_weights
+from lightning_modules.optimizer_step import trained_weights
 from lightning_modules.sharding import divide, has_shares, spread
 
 FSDP_2 = "fsdp2"

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from common.run_folder import RunFolder
-from lightning_modules.gradients import gradients
+from lightning_modules.optimizer_step import gradients
 
 
 class BreakOff(L.Callback):

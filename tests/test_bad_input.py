@@ -134,7 +134,6 @@ CASES: dict[str, Bad] = {
     ),
     "a seed that is none": Bad(f"{LORA} --seed_everything hello", ("seed_everything",)),
     "a patience of 0": Bad(f"{LORA} --early_stopping.patience 0", ("patience",)),
-    "negative skips": Bad(f"{LORA} --faults.skips -1", ("skips",)),
     "no checkpoints to keep": Bad(f"{LORA} --checkpoint.keep_last 0", ("keep_last",)),
     "a metric that nobody logs": Bad(
         f"{LORA} --checkpoint.monitor val/nothing", ("val/nothing", "val/rougeL"), begins=True

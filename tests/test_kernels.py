@@ -218,23 +218,6 @@ def test_what_torch_has_a_quick_kernel_for_goes_to_it(
         torch.testing.assert_close(output.float(), exact, rtol=1e-6, atol=0.02 if not fused else 0)
 
 
-def test_rows_behind_one_another_attend_to_themselves() -> None:
-    torch.manual_seed(0)
-    lengths = [4, 1, 3]
-    query, key, value = (torch.randn(1, 3, 8, 4) for _ in range(3))
-    bias = torch.randn(1, 3, 4, 4)
-    together, _ = attend(
-        Layer(False), query, key, value, None, position_bias=bias, row_lengths=lengths
-    )
-    parts = [each.split(lengths, dim=2) for each in (query, key, value)]
-    for row, *operands in zip(together.split(lengths, dim=1), *parts, strict=True):
-        n = row.shape[1]
-        alone, _ = sdpa_attention_forward(
-            Layer(False), *operands, None, position_bias=bias[..., :n, :n]
-        )
-        torch.testing.assert_close(row, alone)
-
-
 def test_attention_drops_weights_in_training(t5: str) -> None:
     """Hidden states are not dropped here: what differs between two passes is attention."""
     module = settle(FullFT(backbone=t5))

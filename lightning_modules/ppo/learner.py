@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_modules.faults import Fault, name_not_finite
-from lightning_modules.gradients import clip_by_norm, gradient_norm
+from lightning_modules.optimizer_step import clip_by_norm, gradient_norm, stop_if_not_finite
 from lightning_modules.policy_module import PolicyModule
 from lightning_modules.ppo import figures
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.faults import update_fault
 from lightning_modules.ppo.update import (
     Experience,
     Sums,
@@ -79,12 +77,6 @@ class PPOLearner(PolicyModule):
             groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
         return groups
 
-    @property
-    def microbatch_size(self) -> int | None:
-        """Rollouts in one pass at most: as set, or fewer where these did not fit the memory."""
-        sizes = [size for size in (self.ppo.microbatch_size, self.room) if size is not None]
-        return min(sizes, default=None)
-
     def update(self, experience: Experience, ids: Sequence[str] = ()) -> Update:
         """Take a step for every minibatch of every epoch, and move the learning rate on.
 
@@ -93,7 +85,7 @@ class PPOLearner(PolicyModule):
             ids: Of its prompts, for the record of a fault; none where they are not known.
 
         Raises:
-            FloatingPointError: If not one minibatch is finite.
+            FloatingPointError: If a loss or gradient is not finite.
         """
         generator = torch.Generator().manual_seed(self.shuffle_number())
         owner = experience.rollout.owner
@@ -104,29 +96,23 @@ class PPOLearner(PolicyModule):
         )
         logprobs = experience.rollout.logprobs.clone()
         total = torch.zeros(len(Sums._fields), device=self.device)
-        first: Tensor | None = None
+        every: list[Tensor] = []
         skipped, epochs = 0, 0
         for epoch in minibatches(owner, cut, self.ppo.epochs, generator):
             of_epoch = torch.zeros_like(total)
             for parts in epoch:
                 sums, stepped = self.step(experience, parts, logprobs, ids)
                 skipped += not stepped
-                if sums is not None:
-                    first = sums if first is None else first
-                    of_epoch += sums
+                every.append(sums)
+                of_epoch += sums
             total += of_epoch
             epochs += 1
             mean_kl = of_epoch[Sums._fields.index("approx_kl")] / of_epoch[-1]
             if self.ppo.stop_kl is not None and mean_kl > self.ppo.stop_kl:
                 break
         self.step_schedule()
-        if first is None:
-            raise FloatingPointError(
-                f"batch {self.batches_done}: none of its minibatches is finite; the last "
-                "checkpoint is untouched"
-            )
         counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        start = figures.start(Sums(*first))
+        start = figures.start(Sums(*every[0]))
         return Update(figures.losses(Sums(*total)) | start | counts, logprobs)
 
     def step_schedule(self) -> None:
@@ -141,7 +127,7 @@ class PPOLearner(PolicyModule):
         parts: tuple[Tensor, ...],
         logprobs: Tensor,
         ids: Sequence[str] = (),
-    ) -> tuple[Tensor | None, bool]:
+    ) -> tuple[Tensor, bool]:
         """Take one optimizer step on a minibatch.
 
         Args:
@@ -152,20 +138,20 @@ class PPOLearner(PolicyModule):
 
         Returns:
             The sums over the minibatch's tokens on all ranks (see :class:`Sums`), and whether the
-            step was taken: it is not where the mean ratio passes the guard, nor where something is
-            not finite and ``on_fault`` has the minibatch skipped; then there are no sums either.
+            step was taken: it is not where the mean ratio passes the guard.
 
         Raises:
-            FloatingPointError: If the loss or the gradient is not finite, on any rank, and the
-                minibatch is not to be skipped; it leaves the weights as they are.
+            FloatingPointError: If the loss or the gradient is not finite, on any rank; the weights
+                are left as they are.
         """
         optimizer: Any = self.optimizers()
         total, found = self.add_up(experience, parts)
         means, norm = Sums(*total), gradient_norm(optimizer)
         losses = means.loss + means.value_loss + means.kl_loss
-        if what := name_not_finite({"PPO's loss": losses, "the gradient's norm": norm}):
-            self.on_fault(self._make_minibatch_fault(what, experience, torch.cat(parts), ids))
-            return None, False
+        rows = torch.cat(parts)
+        names = [ids[row] for row in experience.rollout.owner[rows].tolist() if ids]
+        values = {"PPO's loss": losses, "the gradient's norm": norm}
+        stop_if_not_finite(self, values, names, experience.rows(rows))
         for part, values in found:
             logprobs[part, : values.shape[1]] = values
         stepped = bool(means.ratio / means.tokens <= self.ppo.ratio_guard)
@@ -189,34 +175,20 @@ class PPOLearner(PolicyModule):
             and for each pass its row numbers and log pi(y_t).
         """
         optimizer: Any = self.optimizers()
-        rows, longest = torch.cat(parts), max(map(len, parts))
-        tokens = self.sum_over_ranks(experience.rollout.mask[rows].sum())
-
-        def go(size: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-            total, logprobs = torch.zeros(len(Sums._fields), device=self.device), []
-            optimizer.zero_grad()
-            for part in parts if size >= longest else rows.tensor_split(-(-len(rows) // size)):
-                scored = experience.rows(part)
-                loss, sums, found = as_forward(
-                    self.model,
-                    partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
-                )
-                logprobs.append((part, found))
-                # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
-                self.manual_backward(loss * self.trainer.world_size / tokens)
-                total += torch.stack(sums)
-            return total, logprobs
-
-        total, logprobs = self.in_passes(go, min(longest, self.room or longest))
+        tokens = self.sum_over_ranks(experience.rollout.mask[torch.cat(parts)].sum())
+        total, logprobs = torch.zeros(len(Sums._fields), device=self.device), []
+        optimizer.zero_grad()
+        for part in parts:
+            scored = experience.rows(part)
+            loss, sums, found = as_forward(
+                self.model,
+                partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
+            )
+            logprobs.append((part, found))
+            # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
+            self.manual_backward(loss * self.trainer.world_size / tokens)
+            total += torch.stack(sums)
         return self.sum_over_ranks(total), logprobs
-
-    def _make_minibatch_fault(
-        self, what: str, experience: Experience, rows: Tensor, ids: Sequence[str]
-    ) -> Fault:
-        names = [ids[row] for row in experience.rollout.owner[rows].tolist() if ids]
-        return update_fault(
-            what, experience.rows(rows), names, self.decode, self.batches_done, self.global_step
-        )
 
     def shuffle_number(self) -> int:
         """Give the seed of this batch's shuffles: the same when the update is done again."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from datamodules.batching import Batch
 from lightning_modules.compiling import find_compile_problem
+from lightning_modules.optimizer_step import stop_if_not_finite
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.faults import score_fault
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
 from lightning_modules.ppo.learner import PPOLearner
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
@@ -31,7 +31,6 @@ from lightning_modules.ppo.rollout import Rollout, roll_out
 from lightning_modules.ppo.sampling import Sampling
 from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience
-from lightning_modules.randomness import put_state, take_state
 from lightning_modules.sharding import whole
 from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
@@ -171,8 +170,7 @@ class PPOPolicy(PPOLearner):
             (what was made of it) and length of each rollout, [B] each; the experience that was
             learnt from; rewards [B, T]; new_logprobs [B, T], see :class:`Update`; terms, each
             term's scores [B]; texts, the B summaries; beta; figures, all that was logged, times and
-            speed of this rank; and batch, the number of batches of rollouts before this one. None
-            where the batch was skipped.
+            speed of this rank; and batch, the number of batches of rollouts before this one.
         """
         self._at_batch_start = self._loop_state()
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
@@ -184,8 +182,6 @@ class PPOPolicy(PPOLearner):
 
         texts = self.read(rollout, batch)
         terms = self.score(texts, batch)
-        if terms is None:
-            return self.skip_batch()
         scores, lengths = weigh(self.terms, terms), rollout.mask.sum(dim=1)
         shaped = self.shaping(scores, rollout.finished, lengths, self.sum_over_ranks)
         times.append(time.perf_counter())
@@ -224,19 +220,14 @@ class PPOPolicy(PPOLearner):
 
     def roll_out(self, prompts: Prompts) -> Rollout:
         """Sample ``ppo.samples`` responses to each prompt, and score their tokens."""
-        reuse, before = self.ppo.reuse_sampler, take_state(self.device)
-
-        def go(chunk: int) -> Rollout:
-            put_state(before, self.device)
-            return roll_out(
-                self.model, prompts, self.sampling, self.value_head, self.reference,
-                samples=self.ppo.samples,
-                shared_encoder=self.shares_encoder,
-                reuse_sampler=self.is_exact if reuse is None else reuse,
-                chunk=chunk,
-            )  # fmt: skip
-
-        return self.in_passes(go, self.microbatch_size or self.ppo.minibatch_size)
+        reuse = self.ppo.reuse_sampler
+        return roll_out(
+            self.model, prompts, self.sampling, self.value_head, self.reference,
+            samples=self.ppo.samples,
+            shared_encoder=self.shares_encoder,
+            reuse_sampler=self.is_exact if reuse is None else reuse,
+            chunk=self.ppo.microbatch_size or self.ppo.minibatch_size,
+        )  # fmt: skip
 
     def pass_gate(self, prompts: Prompts) -> None:
         """Before the first update, measure what must hold then, and stop the run if it does not.
@@ -265,22 +256,19 @@ class PPOPolicy(PPOLearner):
             [batch["references"][row] for row in owner],
         )
 
-    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor] | None:
+    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
         """Give each term's scores, before its weight: [B] each.
 
-        Returns:
-            None where a score, on any rank, is not finite and ``on_fault`` has the batch skipped.
-
         Raises:
-            FloatingPointError: If it does not, with the text that got it.
+            FloatingPointError: If a score, on any rank, is not finite.
         """
         scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
-        bad = ~torch.isfinite(torch.stack(list(scores.values())))
-        if self.sum_over_ranks(bad.sum()) == 0:
-            return scores
-        ids = [batch["ids"][row // self.ppo.samples] for row in range(len(texts.summaries))]
-        self.on_fault(score_fault(scores, texts, ids, self.batches_done))
-        return None
+        sums = {f"the reward {name}": self.sum_over_ranks(s.sum()) for name, s in scores.items()}
+        bad = (~torch.isfinite(torch.stack(list(scores.values())))).any(dim=0).nonzero()
+        ids = [batch["ids"][row // self.ppo.samples] for row in bad.flatten().tolist()]
+        content = {"texts": texts._asdict(), "scores": scores, "ids": batch["ids"]}
+        stop_if_not_finite(self, sums, ids, content)
+        return scores
 
     def shape_rewards(self, shaped: Tensor, rollout: Rollout) -> Tensor:
         """Give each token its reward, [B, T]: the KL's penalty, and the score on the last one."""
@@ -299,13 +287,6 @@ class PPOPolicy(PPOLearner):
             advantages = whiten(advantages, rollout.mask, False, self.sum_over_ranks)
         beta = self.kl_coef.beta if self.ppo.kl_in_loss else 0.0
         return credit, Experience(rollout, advantages, credit.returns, beta)
-
-    def skip_batch(self) -> None:
-        """Be done with a batch of rollouts that cannot be learnt from."""
-        # Or Lightning would log the figures of the batch before once more.
-        self.log_step(dict.fromkeys(self._logged, torch.nan))
-        self.step_schedule()
-        self.finish_batch()
 
     def finish_batch(self) -> int:
         """Count a batch of rollouts as done, and give its number, from 0."""

@@ -15,7 +15,6 @@ from lightning_modules.adapters import find_virtual_tokens, unwrap
 from lightning_modules.backbones import head_logits
 from lightning_modules.ppo.crossing import project, projected
 from lightning_modules.ppo.value_head import ValueHead
-from lightning_modules.unpadded import encode_rows
 
 
 class Prompts(NamedTuple):
@@ -74,7 +73,8 @@ def encode(model: Any, prompts: Prompts, projects: bool = False) -> Encoded:
     if (virtual := find_virtual_tokens(model, len(mask))) is not None:
         inputs = torch.cat([virtual.to(inputs.dtype), inputs], dim=1)
         mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
-    hidden = encode_rows(backbone.get_encoder(), inputs, mask)
+    encoder = backbone.get_encoder()
+    hidden = encoder(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     return Encoded(hidden, mask, project(backbone.get_decoder(), hidden, mask) if projects else ())
 
 

@@ -618,7 +618,7 @@ def test_a_nan_score_stops_the_run_with_its_text(
         "score",
         lambda self, texts, device: torch.full((len(texts.summaries),), torch.nan),
     )
-    with pytest.raises(FloatingPointError, match=r"summary of row_0, .* no weight was changed"):
+    with pytest.raises(FloatingPointError, match=r"rows row_0, .* no weight was changed"):
         make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
 
 
