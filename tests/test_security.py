@@ -15,10 +15,8 @@ import yaml
 
 import train
 from alignsum.commands import merge, predict
-from common.redaction import redact, redact_arguments, redact_yaml, show_command
+from common.redaction import redact, redact_arguments, redact_yaml
 from common.run_folder import RunFolder
-from sweeping.plan import Combination, Plan
-from sweeping.runs import Sweep
 from tests.conftest import Fit
 from tests.rows import make_rows, write_rows
 
@@ -181,16 +179,3 @@ def test_what_is_secret_and_what_is_not() -> None:
     tagged = f"tags:\n- {GIVEN}\n- b\nnotes: {GIVEN} it's\nlast: at {GIVEN}\n"
     read = {"tags": ["***", "b"], "notes": "*** it's", "last": "at ***"}
     assert yaml.safe_load(redact_yaml(tagged)) == read
-
-
-def test_no_key_is_in_the_record_of_a_sweep(tmp_path: Path) -> None:
-    plan = Plan(["fit", "test"], [Combination("a", {"x": "a"}, ["--model.r=4"])])
-    sweep = Sweep(plan, ["--trainer.logger.init_args.api_key", KEY, f"--x=at {GIVEN}"], tmp_path)
-    sweep._record(plan.combinations[0], complete=True)
-    text = (tmp_path / "sweep.json").read_text()
-    assert KEY not in text
-    assert GIVEN not in text
-    assert sweep.find_others() == []  # it knows its own runs again
-    assert KEY in sweep.arguments(plan.combinations[0])
-    shown = show_command(["python", "train.py", *sweep.arguments(plan.combinations[0])])
-    assert shown.startswith("python train.py --trainer.logger.init_args.api_key '***' '--x=at ***'")

@@ -1,1 +1,0 @@
-"""Sweeps: a plan of combinations, and the runs that it makes."""
