@@ -5,9 +5,10 @@
 
 On the miniature, for each seed from scratch: a LoRA is tuned; completions are drawn from it, of as
 many train dialogues as rankings are wanted, and of validation and test dialogues; simulated
-annotators rank them, and are wrong about one fault in ten (datamodules/mini/annotate.py); a reward
-model learns from the rankings; PPO by RLOO from the LoRA goes by that reward model, and beside it
-by the classifier that is given; and DPO learns from the same pairs. Every step is a command that
+annotators rank them, and are wrong about one fault in ten (collecting.simulated_annotators);
+a reward model learns from the rankings; PPO by RLOO from the LoRA goes by that reward model, and
+beside it by the classifier that is given; and DPO learns from the same pairs. Every step is a
+command that
 anyone can type, printed before it runs. A step that is done is not done again: the same call goes
 on where an earlier one stopped.
 
@@ -30,8 +31,8 @@ from rich.table import Table
 from alignsum.commands import demo
 from common.run_folder import RunFolder, write_text
 from metrics.intervals import Estimate, bootstrap_crossed
+from metrics.mini import rate_pairs
 from reporting.tables import format_estimate, format_interval
-from tools.mini.annotate import true_order
 
 POLICIES = ("ppo_given", "ppo", "dpo")
 SHARE = 0.9
@@ -100,7 +101,7 @@ def read_accuracies(root: Path) -> dict[str, tuple[float, float]]:
     """Give for each test dialogue the reward model's accuracy, and what the annotators allow."""
     found = {}
     for row in RunFolder(root / "reward").read_predictions():
-        allowed = true_order(row)
+        allowed = rate_pairs(row)
         found[row["id"]] = (row["accuracy"], sum(allowed) / len(allowed))
     return found
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from collecting.answers import Answer, AnswerFile, parse_marks, parse_ranks, parse_seconds
+from collecting.answers import AnswerFile
 from collecting.samples import Sample
+from datamodules.rankings import Answer, parse_marks, parse_ranks, parse_seconds
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from collecting.answers import Answer, parse_answer
 from collecting.desk import shuffle
 from collecting.samples import Sample
+from datamodules.rankings import Answer, parse_answer
 
 UNUSABLE = "unusable"
 """Bucket of the completions that get no rank."""

@@ -1,8 +1,8 @@
-"""Data: where dialogues come from, how they are prompted, tokenised and batched."""
+"""Data: where dialogues come from, how they are prompted, tokenized and batched."""
 
 from datamodules.dialogsum import DialogSumDataModule
 from datamodules.dpo import DPODataModule
-from datamodules.examples import (
+from datamodules.few_shot import (
     ExampleSelector,
     FixedExamples,
     RandomExamples,

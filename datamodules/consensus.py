@@ -1,19 +1,42 @@
-"""From the answers of several annotators to one set of pairs, the preferred one first."""
+"""Preference pairs from the rankings of one or several annotators, and how far they agree."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from statistics import mean, median
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from datamodules.answers import Answer
+from datamodules.rankings import (
+    Answer,
+    group_by_dialogue,
+    keep_latest,
+    normalize_whitespace,
+    read_answers,
+)
+from datamodules.reading import DataError, OnBadRow, Split, refuse_bad_rows
+from datamodules.sources import open_local
+from datamodules.splits import check_fractions, split_by_hash
+from metrics.agreement import ordinal_alpha, share_same_order
+
+logger = logging.getLogger(__name__)
 
 Consensus = Literal["mean_rank", "majority"]
 
+Groups = dict[str, list[Answer]]
+"""Answers by dialogue id."""
+
+_EXAMPLE = (
+    'An answer is {"id": "1", "dialogue": "...", "completions": ["...", "..."], "ranks": [1, 2]} '
+    'or {"prompt": "...", "chosen": "...", "rejected": "..."}'
+)
+
 
 class Pair(NamedTuple):
-    """Two completions by their places: the preferred one, the other, and how far apart they are.
+    """Two completions of a ranking by position: the preferred one and the other.
 
-    The distance is in ranks: 1 for neighbours in the ranking of a single annotator.
+    The distance is in ranks: 1 for neighbors in the ranking of a single annotator.
     """
 
     preferred: int
@@ -22,18 +45,18 @@ class Pair(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What all annotators together say of the completions of one dialogue.
+    """The combined judgement of all annotators on one dialogue.
 
     Attributes:
-        index: Its number in the split.
-        id: Of the dialogue.
+        index: Row number in the split.
+        id: Id of the dialogue.
         dialogue: Its text.
-        completions: In the order of the alphabet, so that their order in a file plays no part.
-        ranks: Mean rank of each over those who ranked it.
-        pairs: Every two of which one is preferred; ties are no pair.
+        completions: Sorted alphabetically, so that their order in the file has no influence.
+        ranks: Mean rank of each completion over the annotators who ranked it.
+        pairs: All pairs with a preference; ties are not pairs.
     """
 
-    index: int  # type: ignore[assignment] # it hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment] # hides tuple.index, which is not used
     id: str
     dialogue: str
     completions: list[str]
@@ -41,14 +64,24 @@ class Ranking(NamedTuple):
     pairs: list[Pair]
 
 
-def mid_ranks(answer: Answer) -> dict[str, float]:
-    """Rank the usable completions of an answer from 1 on; ties share the mean of their places.
+class RankedSplit(NamedTuple):
+    """The rankings of a split, and counts of what they were made from (JSON types)."""
 
-    Only the order of the ranks given counts: 1, 5, 5 is 1, 2.5, 2.5.
+    rankings: list[Ranking]
+    description: dict[str, Any]
+
+
+# One dialogue -------------------------------------------------------------------------------------
+
+
+def mid_ranks(answer: Answer) -> dict[str, float]:
+    """Rank the usable completions from 1; ties share the mean of their positions.
+
+    Only the order of the given ranks counts: 1, 5, 5 becomes 1, 2.5, 2.5.
     """
     usable = {
         text: rank
-        for text, rank in zip(answer.completions, answer.ranks, strict=True)
+        for text, rank in zip(answer.completions, answer.ranks or (), strict=True)
         if rank is not None
     }
     given = list(usable.values())
@@ -59,30 +92,29 @@ def mid_ranks(answer: Answer) -> dict[str, float]:
 
 
 def find_consensus(index: int, name: str, answers: Sequence[Answer], how: Consensus) -> Ranking:
-    """Make one ranking of the answers on a dialogue.
+    """Combine the answers on one dialogue into one ranking.
 
     Two completions are compared by the annotators who ranked both, so annotators may have seen
-    different completions. With r the ranks of :func:`mid_ranks`, the gap of an annotator is
-    r(b) - r(a).
+    different completions. With r the ranks of :func:`mid_ranks`, an annotator's gap is r(b) - r(a).
 
-    - ``mean_rank``: a is preferred where the mean gap is above 0; it is the distance. Where all
-      have ranked the same completions, these are the differences of the mean ranks.
-    - ``majority``: a is preferred where the gap of more than half is above 0. The distance is the
+    - ``mean_rank``: a is preferred if the mean gap is positive; the mean gap is the distance. If
+      all annotators ranked the same completions, these are differences of mean ranks.
+    - ``majority``: a is preferred if more than half of the gaps are positive. The distance is the
       median gap.
 
-    A completion that more annotators call unusable than rank is left out.
+    Completions that more annotators call unusable than rank are left out.
 
     Args:
-        index: Number of the ranking in its split.
+        index: Row number of the ranking in its split.
         name: Id of the dialogue.
-        answers: At least one, in any order.
+        answers: At least one answer with ranks, in any order.
         how: The kind of consensus.
     """
     ranked = [mid_ranks(answer) for answer in answers]
-    seen = [text for answer in answers for text in answer.completions]
-    given = {text: [ranks[text] for ranks in ranked if text in ranks] for text in seen}
+    shown = [text for answer in answers for text in dict.fromkeys(answer.completions)]
+    given = {text: [ranks[text] for ranks in ranked if text in ranks] for text in shown}
     texts = sorted(
-        text for text in given if given[text] and 2 * len(given[text]) >= seen.count(text)
+        text for text in given if given[text] and 2 * len(given[text]) >= shown.count(text)
     )
     pairs = []
     for a, b in combinations(range(len(texts)), 2):
@@ -94,12 +126,12 @@ def find_consensus(index: int, name: str, answers: Sequence[Answer], how: Consen
 
 
 def find_gap(ranked: Sequence[Mapping[str, float]], a: str, b: str, how: Consensus) -> float:
-    """Say by how many ranks a is preferred to b; below 0 where b is, and 0 where neither is.
+    """Return by how many ranks a is preferred to b; negative if b is, 0 if neither is.
 
     Args:
-        ranked: Ranks that each annotator gave.
+        ranked: The ranks given by each annotator.
         a: A completion.
-        b: Another one.
+        b: Another completion.
         how: See :func:`find_consensus`.
     """
     gaps = [ranks[b] - ranks[a] for ranks in ranked if a in ranks and b in ranks]
@@ -109,3 +141,166 @@ def find_gap(ranked: Sequence[Mapping[str, float]], a: str, b: str, how: Consens
         return mean(gaps)
     decided = max(sum(gap > 0 for gap in gaps), sum(gap < 0 for gap in gaps))
     return median(gaps) if 2 * decided > len(gaps) else 0.0
+
+
+# One source ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class RankingReader:
+    """Reads the rankings of a source.
+
+    Args:
+        name: ``mini``, a folder with one file of answers per split, or one file of answers.
+        consensus: How the answers of several annotators are combined.
+        on_bad_row: Stop at lines that are not answers, or skip and count them.
+        validation_fraction: Share of the dialogues of a single file used for validation.
+        test_fraction: Share of the dialogues of a single file used for testing.
+        split_seed: Seed of the assignment of dialogues to splits.
+
+    Raises:
+        ValueError: If settings are out of range; one message names all of them.
+    """
+
+    name: str
+    consensus: Consensus = "mean_rank"
+    on_bad_row: OnBadRow = "stop"
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    split_seed: int = 0
+    _splits: dict[Split, RankedSplit] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be one of {', '.join(known)}, got {value!r}"
+            for name, value, known in (
+                ("consensus", self.consensus, get_args(Consensus)),
+                ("on_bad_row", self.on_bad_row, get_args(OnBadRow)),
+            )
+            if value not in known
+        ]
+        problems += check_fractions(self.validation_fraction, self.test_fraction)
+        if problems:
+            raise ValueError("data: " + "; ".join(problems))
+
+    def read(self, splits: Sequence[Split]) -> dict[Split, RankedSplit]:
+        """Read the rankings of some splits, each split only once.
+
+        Raises:
+            DataError: If a split is missing, has bad lines (all of them in one message), or no
+                preference at all.
+        """
+        if missing := [split for split in splits if split not in self._splits]:
+            self._splits |= self._read(missing)
+            warn_about_overlap({split: found.rankings for split, found in self._splits.items()})
+        return {split: self._splits[split] for split in splits}
+
+    def _read(self, splits: Sequence[Split]) -> dict[Split, RankedSplit]:
+        source = open_local(self.name, "rankings")
+        files = source.find(splits)
+        groups: dict[Path, Groups] = {}
+        problems = []
+        for path in dict.fromkeys(files.values()):
+            parsed = read_answers(path)
+            groups[path], clashes = group_by_dialogue(parsed.answers)
+            problems += [*parsed.problems, *clashes]
+        refuse_bad_rows(problems, self.on_bad_row, _EXAMPLE)
+        parts = {split: groups[path] for split, path in files.items()}
+        if source.is_single_file:
+            fractions = self.validation_fraction, self.test_fraction
+            chosen = split_by_hash(groups[source.path], *fractions, self.split_seed)
+            parts = {
+                split: {name: part[name] for name in part if chosen[name] == split}
+                for split, part in parts.items()
+            }
+        return {split: self._combine(split, part, len(problems)) for split, part in parts.items()}
+
+    def _combine(self, split: Split, groups: Groups, bad_rows: int) -> RankedSplit:
+        """Find the consensus on each dialogue of a split."""
+        latest = {name: keep_latest(answers) for name, answers in groups.items()}
+        ranked = {
+            name: [answer for answer in answers if any(answer.ranks or ())]
+            for name, answers in latest.items()
+        }
+        ranked = {name: answers for name, answers in ranked.items() if answers}
+        rankings: list[Ranking] = []
+        for name, answers in ranked.items():
+            ranking = find_consensus(len(rankings), name, answers, self.consensus)
+            if ranking.pairs:
+                rankings.append(ranking)
+        answers = [answer for each in ranked.values() for answer in each]
+        description = {
+            "rankings": len(rankings),
+            "pairs": sum(len(ranking.pairs) for ranking in rankings),
+            "answers": len(answers),
+            "annotators": len({answer.annotator for answer in answers} - {None}),
+            "passed_over": sum(map(len, latest.values())) - len(answers),
+            "replaced": sum(len(groups[name]) - len(latest[name]) for name in groups),
+            "without_pairs": len(ranked) - len(rankings),
+            "bad_rows": bad_rows,
+            "agreement": describe_agreement(ranked.values()),
+        }
+        if not rankings:
+            raise DataError(
+                f"data: {self.name} has no {split} dialogue with two completions of which one is "
+                f"preferred ({description})"
+            )
+        logger.info("%s: %s", split, format_description(description))
+        return RankedSplit(rankings, description)
+
+
+def describe_agreement(dialogues: Iterable[Sequence[Answer]]) -> dict[str, Any] | None:
+    """Measure the agreement on dialogues ranked by at least two annotators.
+
+    Returns:
+        ``alpha``, Krippendorff's alpha of the ranks; ``same_order``, the share of ``comparisons``
+        (two completions, two annotators) with the same order; ``dialogues``, their number. None if
+        nothing was ranked twice.
+    """
+    ranked = [[mid_ranks(answer) for answer in answers] for answers in dialogues]
+    ranked = [annotators for annotators in ranked if len(annotators) > 1]
+    share = share_same_order(ranked)
+    if share is None:
+        return None
+    units = [
+        [ranks[text] for ranks in annotators if text in ranks]
+        for annotators in ranked
+        for text in sorted({text for ranks in annotators for text in ranks})
+    ]
+    return {
+        "alpha": ordinal_alpha(units),
+        "same_order": share.value,
+        "comparisons": share.n,
+        "dialogues": len(ranked),
+    }
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """Format the counts of a split as a sentence."""
+    text = (
+        "{rankings} rankings with {pairs} pairs, from {answers} answers; {passed_over} skipped, "
+        "{replaced} replaced by a later one, {without_pairs} dialogues without a preference"
+    ).format(**description)
+    if found := description["agreement"]:
+        alpha = "undefined" if found["alpha"] is None else f"{found['alpha']:.2f}"
+        text += (
+            f"; on {found['dialogues']} dialogues with several annotators Krippendorff's alpha is "
+            f"{alpha}, and {100 * found['same_order']:.0f} % of {found['comparisons']} comparisons "
+            "agree"
+        )
+    return text
+
+
+def warn_about_overlap(splits: Mapping[Split, Sequence[Ranking]]) -> None:
+    """Warn about dialogues in two splits: scores on them measure what was memorized."""
+    known = {
+        split: {normalize_whitespace(ranking.dialogue) for ranking in rankings}
+        for split, rankings in splits.items()
+    }
+    for one, two in combinations(known, 2):
+        if shared := known[one] & known[two]:
+            logger.warning(
+                "%d dialogue(s) are in both the %s and the %s split, so scores on them are too "
+                "good. To have one file split by dialogue, use the file itself as data.source",
+                len(shared), one, two,
+            )  # fmt: skip

@@ -1,4 +1,4 @@
-"""DialogSumDataModule: dialogues and references as batches, for every method alike."""
+"""DialogSumDataModule: dialogues with reference summaries, tokenized and batched."""
 
 import logging
 import warnings
@@ -8,7 +8,6 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from common.hub import load_tokenizer, resolve_model
-from common.paths import expand
 from datamodules import sources
 from datamodules.batching import (
     MULTIPLE,
@@ -18,11 +17,10 @@ from datamodules.batching import (
     ResumableDataModule,
 )
 from datamodules.encoding import Encoded, Encoder
-from datamodules.examples import ExampleSelector, RandomExamples
+from datamodules.few_shot import ExampleSelector, RandomExamples
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader
-from datamodules.token_cache import default_cache_dir, encode_cached
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ class ExampleDataset(Dataset[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Give one row; ``index`` is its number in the split."""
+        """Return one row by its number in the split."""
         row = self.rows[index]
         return Example(
             index, row.id, row.dialogue, list(row.references),
@@ -53,46 +51,45 @@ class ExampleDataset(Dataset[Example]):
 
 
 class DialogSumDataModule(ResumableDataModule):
-    """DialogSum, or any data set of its shape.
+    """DialogSum, or any data set of the same form.
 
-    Only the splits that a command needs have to be there. Without a train split the validation
-    split is trained on, but for a held-out part; without a validation split a part of the train
-    split is held out.
+    Only the splits that a command needs have to exist. If the train or the validation split is
+    missing, it is held out from the other one.
 
     Args:
-        source: Hub id, folder with ``{train,validation|dev|val,test}.{jsonl,csv}``, ``mini``, or
-            ``challenge``, dialogues that provoke: a test split only.
+        source: Hub id; folder with ``{train,validation|dev|val,test}.{jsonl,csv}``; a single such
+            file, which is split by dialogue; ``mini``; or ``challenge``, rude dialogues, a test
+            split only.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         prompt: The words around the dialogue.
-        shots: Examples from the train split before each question, as many of them as fit.
+        shots: Examples from the train split before each question, as many as fit.
         examples: How they are chosen; None is ``RandomExamples``.
         batch_size: Rows per training batch and rank.
         eval_batch_size: Rows per evaluation batch and rank; None is ``batch_size``.
-        max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
-        max_target_length: Most tokens of a label, EOS included.
-        pad_to_multiple_of: Batches are padded to lengths of which this is a factor. Tensor cores
-            want 8; a CPU gains nothing by more than 1, and pays for each token.
-        max_train_rows: Train on the first rows only.
-        max_validation_rows: Validate on the first rows only.
-        max_test_rows: Test on the first rows only.
-        min_dialogue_chars: Train on dialogues of at least this many characters.
-        max_dialogue_chars: Train on dialogues of at most this many characters.
-        holdout: Share of the rows held out for validation where a split is missing.
+        max_source_length: Maximum number of tokens of a prompt; dialogues are truncated to fit.
+        max_target_length: Maximum number of tokens of a label, EOS included.
+        pad_to_multiple_of: Pad batches to lengths that are multiples of this. Tensor cores want 8;
+            a CPU gains nothing from more than 1.
+        max_train_rows: Use only the first train rows.
+        max_validation_rows: Use only the first validation rows.
+        max_test_rows: Use only the first test rows.
+        min_dialogue_chars: Train only on dialogues of at least this many characters.
+        max_dialogue_chars: Train only on dialogues of at most this many characters.
+        holdout: Share of the dialogues that are held out for a missing split.
         columns: Names of the source's columns.
-        on_bad_row: Stop at rows that cannot be used, or skip and count them.
+        on_bad_row: Stop at unusable rows, or skip and count them.
         seed: Seed of the hold-out, of the examples and of the order of the batches.
-        num_workers: Processes that collate batches; 0 does it in the main one.
-        cache_dir: Folder for tokenised data; None is ``$XDG_CACHE_HOME/alignsum/tokens``.
+        num_workers: Processes that collate batches; 0 uses the main process.
 
     Raises:
-        ValueError: If settings are out of range, all of them in one message.
+        ValueError: If settings are out of range; one message names all of them.
     """
 
     def __init__(
         self,
         source: str,
         tokenizer: str,
-        prompt: PromptStyle = Instruction(),  # noqa: B008 - a style is never changed
+        prompt: PromptStyle = Instruction(),  # noqa: B008 - styles are immutable
         shots: int = 0,
         examples: ExampleSelector | None = None,
         batch_size: int = 8,
@@ -110,7 +107,6 @@ class DialogSumDataModule(ResumableDataModule):
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
         num_workers: int = 0,
-        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -133,7 +129,6 @@ class DialogSumDataModule(ResumableDataModule):
         self.reader = SplitReader(source, columns, on_bad_row, holdout, seed)
         self.seed = seed
         self.num_workers = num_workers
-        self.cache_dir = expand(cache_dir) if cache_dir else default_cache_dir()
         self._selector = examples or RandomExamples()
         self._check_settings()
         self.tokenizer: Any = None
@@ -158,13 +153,13 @@ class DialogSumDataModule(ResumableDataModule):
             for name, (value, low) in least.items()
             if value is not None and value < low
         ]
-        if not 0 < self.reader.holdout < 1:
-            problems.append(f"holdout must be a share between 0 and 1, got {self.reader.holdout}")
+        if not 0 < self.reader.holdout < 0.5:
+            problems.append(f"holdout must be between 0 and 0.5, got {self.reader.holdout}")
         if self.reader.on_bad_row not in ("stop", "skip"):
             problems.append(f"on_bad_row must be stop or skip, got {self.reader.on_bad_row!r}")
         if self.examples is not None and self.shots == 0:
             name = type(self.examples).__name__
-            problems.append(f"examples {name} changes nothing while shots is 0; set shots, or null")
+            problems.append(f"examples {name} has no effect if shots is 0; set shots, or null")
         if problem := self._selector.find_problem(self.shots):
             problems.append(problem)
         if problems:
@@ -172,7 +167,7 @@ class DialogSumDataModule(ResumableDataModule):
 
     @staticmethod
     def find_problems(settings: Any) -> list[str]:
-        """Say why the data of these settings cannot be had, before anything is loaded.
+        """Return why the source is not available, before anything is loaded.
 
         Args:
             settings: The arguments of the constructor, as attributes.
@@ -182,7 +177,7 @@ class DialogSumDataModule(ResumableDataModule):
     # Rows ---------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Read and tokenise the splits that a stage needs.
+        """Read and tokenize the splits that a stage needs.
 
         Raises:
             DataError: If a split is missing, empty or has bad rows.
@@ -192,23 +187,30 @@ class DialogSumDataModule(ResumableDataModule):
         missing = [split for split in STAGES[stage] if split not in self.datasets]
         if not missing:
             return
-        # Anew: the selector may have been fitted to another module's rows since.
+        # Not reused: the selector may have been fitted to another datamodule's rows meanwhile.
         self._encoder = None
         encoder = self.encoder
         for split in missing:
             rows = self._split_rows(split)
-            if split == "train":  # no row is asked for while it stands solved in its own prompt
+            if split == "train":  # never ask for a row that the prompt shows with its summary
                 rows = self._selector.without_shown(rows)
             if not rows:
                 raise DataError("data: all train rows are examples; lower shots")
-            first = self._rank() == 0
-            picks = self._selector.pick(rows, show_progress=first)
-            encoded = encode_cached(encoder, rows, picks, split, self.cache_dir, first)
+            encoded = encoder.encode(rows, self._selector.pick(rows))
+            self._log(split, encoded)
             self.datasets[split] = ExampleDataset(rows, encoded)
+
+    def _log(self, split: Split, encoded: Encoded) -> None:
+        rows = len(encoded.sources)
+        if truncated := int(encoded.cut.sum()):
+            logger.info("%s: %d of %d dialogues were truncated", split, truncated, rows)
+        if self.shots:
+            fitted = ", ".join(f"{n} in {count} rows" for n, count in encoded.count_shots().items())
+            logger.info("%s: of %d examples there fit %s", split, self.shots, fitted)
 
     @property
     def encoder(self) -> Encoder:
-        """What turns rows into tokens, its examples taken from the train split; made once."""
+        """The encoder of rows, with examples from the train split; created once."""
         if self._encoder is None:
             if self.tokenizer is None:
                 self.tokenizer = load_tokenizer(self.tokenizer_name)
@@ -221,21 +223,21 @@ class DialogSumDataModule(ResumableDataModule):
         return self._encoder
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenise rows of one's own as those of a split, with examples from the train split.
+        """Tokenize other rows in the same way as a split, with examples from the train split.
 
         Raises:
-            DataError: If there are not so many examples.
+            DataError: If the train split has too few examples.
             ValueError: If the instruction does not fit.
         """
         return self.encoder.encode(rows, self._selector.pick(rows))
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Say what became of the rows of each split that was read, for the run's summary.
+        """Describe the rows of each split that was read, for the run's summary.
 
         Returns:
-            By split: ``rows``; ``shortened``, the rows whose dialogue was cut; ``shots_asked``;
-            ``shots_fitted_mean``, the mean number of examples before a row; ``shots_fitted``, the
-            number of rows by their number of examples.
+            By split: ``rows``; ``shortened``, rows whose dialogue was truncated; ``shots_asked``;
+            ``shots_fitted_mean``, the mean number of examples; ``shots_fitted``, the number of
+            rows by their number of examples.
         """
         return {
             str(split): dataset.encoded.describe(self.shots)
@@ -248,12 +250,12 @@ class DialogSumDataModule(ResumableDataModule):
         if backbone is not None and resolve_model(backbone) != resolve_model(self.tokenizer_name):
             raise ValueError(
                 f"data.tokenizer is {self.tokenizer_name!r} but model.backbone is {backbone!r}: "
-                "their tokens differ; leave data.tokenizer out (the command line sets it) or give "
-                "both the same name"
+                "their tokens differ; leave data.tokenizer out (the command line sets it) or use "
+                "the same name for both"
             )
 
     def _split_rows(self, split: Split) -> list[Row]:
-        """Give the rows of a split, filtered and limited as the settings say."""
+        """Return the rows of a split, filtered and limited by the settings."""
         if split not in self._rows:
             rows = self.reader.read(split)
             if split == "train":
@@ -270,26 +272,26 @@ class DialogSumDataModule(ResumableDataModule):
                 "widen min_dialogue_chars and max_dialogue_chars"
             )
         if len(kept) < len(rows):
-            logger.info("train: %d of %d dialogues have the length asked for", len(kept), len(rows))
+            logger.info("train: %d of %d dialogues are in the length limits", len(kept), len(rows))
         return kept
 
     # Batches ------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of like lengths, new ones each epoch."""
+        """Return shuffled batches of similar lengths, different in each epoch."""
         return self.resume_loader(self._loader("train", self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Batches from the longest rows to the shortest."""
+        """Return the validation batches, longest rows first."""
         return self._loader("validation", self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches from the longest rows to the shortest."""
+        """Return the test batches, longest rows first."""
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test split's batches."""
-        # Lightning cannot see that this sampler leaves out no row; it does not.
+        """Return the test batches."""
+        # Lightning warns because it cannot know that this sampler yields every row once.
         warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
         return self._loader("test", self.eval_batch_size)
 
@@ -305,6 +307,3 @@ class DialogSumDataModule(ResumableDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0

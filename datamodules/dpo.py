@@ -1,4 +1,4 @@
-"""DPODataModule: compared completions under their prompts, and dialogues to be summarised."""
+"""DPODataModule: compared completions with their prompts, and dialogues to summarize."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -10,28 +10,26 @@ from torch.utils.data import DataLoader
 
 from datamodules import sources
 from datamodules.batching import MULTIPLE, STAGES, ResumableDataModule, pad
-from datamodules.consensus import Consensus, Ranking
+from datamodules.consensus import Consensus, Ranking, RankingReader
 from datamodules.dialogsum import DialogSumDataModule
-from datamodules.preferences import lay_out_pairs
+from datamodules.preferences import stack_pairs
 from datamodules.prompts import Instruction, PromptStyle
-from datamodules.rankings import RankingReader
 from datamodules.reading import OnBadRow, Row, Split
-from datamodules.shares import find_problems
 
 
 class ComparisonBatch(TypedDict):
-    """What a dataloader yields: B dialogues, their N completions one after the other.
+    """A batch of B dialogues; their N completions are concatenated.
 
     Keys:
         input_ids: [B, S] int64, the prompts, padded on the right.
-        attention_mask: [B, S] int64.
+        attention_mask: [B, S] int64, 0 on padding.
         responses: [N, T] int64, the completions with EOS, padded on the right.
         mask: [N, T] bool, True at y1..EOS.
-        owner: [N] int64, the prompt of each completion.
-        pairs: [P, 2] int64, places of (preferred, other) among the N.
-        weights: [P]; the pairs of one dialogue share a weight of 1.
+        owner: [N] int64, the row of each completion's prompt.
+        pairs: [P, 2] int64, positions of (preferred, other) among the N completions.
+        weights: [P] float32; the pairs of one dialogue sum to 1.
         index: [B] int64, row number of each dialogue in the split.
-        ids: Their ids.
+        ids: B ids.
     """
 
     input_ids: Tensor
@@ -46,33 +44,31 @@ class ComparisonBatch(TypedDict):
 
 
 class DPODataModule(ResumableDataModule):
-    """Pairs to learn from, and dialogues with references to see what was learnt.
+    """Preference pairs to train on, and dialogues with references to evaluate on.
 
     A fit trains on the pairs of ``source`` and validates on its held-out pairs and on the
-    validation dialogues of ``dialogues``; a test takes the test pairs and the test dialogues.
-    Prompts are made, and cut, as :class:`DialogSumDataModule` does it.
+    validation dialogues of ``dialogues``; a test uses the test pairs and the test dialogues.
+    Prompts are made and truncated as in :class:`DialogSumDataModule`.
 
     Args:
         source: Rankings or pairs, as for :class:`PreferenceDataModule`.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
-        dialogues: Source of the dialogues that are summarised, as for
-            :class:`DialogSumDataModule`.
-        prompt: The words around the dialogue. For pairs whose prompt has its instruction in it,
-            ``Plain``.
-        batch_size: Dialogues in one step, on each rank, each with all of its completions.
-        eval_batch_size: The same in evaluation; None is ``batch_size``.
-        max_source_length: Most tokens of a prompt; longer dialogues are cut at their end.
-        max_target_length: Most tokens of a completion, EOS included.
-        pad_to_multiple_of: Batches are padded to lengths of which this is a factor.
-        max_validation_rows: Summarise the first validation dialogues only.
-        max_test_rows: Summarise the first test dialogues only.
-        consensus: How the answers of several annotators become one ranking.
-        validation_fraction: Share of the dialogues of a single file that are for validation.
-        test_fraction: Share of them that are for the test.
-        split_seed: Which dialogues these are.
-        on_bad_row: Stop at lines that cannot be used, or skip and count them.
-        seed: Seed of the order.
-        cache_dir: See :class:`DialogSumDataModule`.
+        dialogues: Source of the dialogues to summarize, as for :class:`DialogSumDataModule`.
+        prompt: The words around the dialogue; ``Plain`` for pairs whose prompt already contains
+            the instruction.
+        batch_size: Dialogues per training batch and rank, each with all of its completions.
+        eval_batch_size: Dialogues per evaluation batch and rank; None is ``batch_size``.
+        max_source_length: Maximum number of tokens of a prompt; dialogues are truncated to fit.
+        max_target_length: Maximum number of tokens of a completion, EOS included.
+        pad_to_multiple_of: Pad batches to lengths that are multiples of this.
+        max_validation_rows: Summarize only the first validation dialogues.
+        max_test_rows: Summarize only the first test dialogues.
+        consensus: How the answers of several annotators are combined.
+        validation_fraction: Share of the dialogues of a single file used for validation.
+        test_fraction: Share of the dialogues of a single file used for testing.
+        split_seed: Seed of the assignment of dialogues to splits.
+        on_bad_row: Stop at unusable lines, or skip and count them.
+        seed: Seed of the order of the batches.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -83,7 +79,7 @@ class DPODataModule(ResumableDataModule):
         source: str,
         tokenizer: str,
         dialogues: str,
-        prompt: PromptStyle = Instruction(),  # noqa: B008 - a style is never changed
+        prompt: PromptStyle = Instruction(),  # noqa: B008 - styles are immutable
         batch_size: int = 16,
         eval_batch_size: int | None = None,
         max_source_length: int = 512,
@@ -97,7 +93,6 @@ class DPODataModule(ResumableDataModule):
         split_seed: int = 0,
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
-        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.reader = RankingReader(
@@ -116,7 +111,6 @@ class DPODataModule(ResumableDataModule):
             max_test_rows=max_test_rows,
             on_bad_row=on_bad_row,
             seed=seed,
-            cache_dir=cache_dir,
         )
         self.batch_size = batch_size
         self.eval_batch_size = self.dialogues.eval_batch_size
@@ -129,9 +123,9 @@ class DPODataModule(ResumableDataModule):
 
     @classmethod
     def find_problems(cls, init_args: Any) -> list[str]:
-        """List why the sources cannot be used, before anything is loaded."""
+        """Return why the sources cannot be used, before anything is loaded."""
         return [
-            *find_problems(init_args.source, "answers"),
+            *sources.find_problems(init_args.source, "rankings"),
             *(f"data.dialogues: {each}" for each in sources.find_problems(init_args.dialogues)),
         ]
 
@@ -139,37 +133,35 @@ class DPODataModule(ResumableDataModule):
         """Read the pairs and the dialogues that a stage needs.
 
         Raises:
-            DataError: If they cannot be had, or hold bad lines.
+            DataError: If they are missing or unusable.
             ValueError: If the tokenizer is not the module's, or the instruction does not fit.
         """
         self.dialogues.trainer = self.trainer
         self.dialogues.setup("validate" if stage == "fit" else stage)
-        # To predict is to summarise dialogues; it needs no pairs.
-        splits = () if stage == "predict" else STAGES[stage]
+        splits = () if stage == "predict" else STAGES[stage]  # predicting needs no pairs
         for split, found in self.reader.read(splits).items():
             self.splits[split] = found.rankings
             self._descriptions[split] = found.description
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Say what became of the dialogues, and what the pairs were made of, for the summary."""
-        return self.dialogues.describe() | {
-            f"{split}_pairs": found for split, found in self._descriptions.items()
-        }
+        """Return counts of the dialogues and pairs, for the run's summary."""
+        pairs = {f"{split}_pairs": found for split, found in self._descriptions.items()}
+        return self.dialogues.describe() | pairs
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of pairs."""
+        """Return shuffled batches of pairs."""
         return self.resume_loader(self._loader("train", shuffle=True))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The validation dialogues, and the held-out pairs."""
+        """Return the validation dialogues and the held-out pairs."""
         return [self.dialogues.val_dataloader(), self._loader("validation")]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """The test dialogues, and the test pairs."""
+        """Return the test dialogues and the test pairs."""
         return [self.dialogues.test_dataloader(), self._loader("test")]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test dialogues."""
+        """Return the test dialogues."""
         return self.dialogues.predict_dataloader()
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
@@ -181,14 +173,14 @@ class DPODataModule(ResumableDataModule):
         )
 
     def collate(self, rankings: Sequence[Ranking]) -> ComparisonBatch:
-        """Tokenise the prompts and completions of some dialogues and lay out their pairs."""
+        """Tokenize the prompts and completions of some dialogues and list their pairs."""
         encoder, multiple = self.dialogues.encoder, self.pad_to_multiple_of
         padding = encoder.tokenizer.pad_token_id
         rows = [Row(r.id, r.dialogue, tuple(r.completions)) for r in rankings]
         prompts = encoder.encode(rows).sources
         texts = [text for ranking in rankings for text in ranking.completions]
         responses = [np.asarray(ids) for ids in encoder.encode_targets(texts)] if texts else []
-        pairs, _, weights = lay_out_pairs(rankings)
+        pairs, _, weights = stack_pairs(rankings)
         sizes = torch.tensor([len(ranking.completions) for ranking in rankings], dtype=torch.int64)
         return ComparisonBatch(
             input_ids=pad(prompts, padding, multiple),

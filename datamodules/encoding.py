@@ -1,7 +1,5 @@
-"""From rows to token ids: prompts that fit the context, labels that end in EOS."""
+"""Tokenize rows: prompts that fit the context, labels that end in EOS."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,9 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.prompts import PromptStyle
 from datamodules.reading import Row
 
-_VERSION = 2
-"""Part of every cache key: raise it when the same settings give other tokens."""
-
 
 class Encoded(NamedTuple):
     """The tokens of N rows.
@@ -23,8 +18,8 @@ class Encoded(NamedTuple):
     Attributes:
         sources: N prompts, int32 [length] each.
         targets: N first references, int32 [length] each, ending in EOS.
-        shots: [N] examples that stand before each question.
-        cut: [N] whether the dialogue was shortened.
+        shots: [N] number of examples before each question.
+        cut: [N] whether the dialogue was truncated.
     """
 
     sources: list[np.ndarray]
@@ -33,11 +28,15 @@ class Encoded(NamedTuple):
     cut: np.ndarray
 
     def count_shots(self) -> dict[int, int]:
-        """Count the rows by how many examples they have, the most examples first."""
+        """Count the rows by their number of examples, most examples first."""
         return dict(sorted(Counter(self.shots.tolist()).items(), reverse=True))
 
     def describe(self, asked: int) -> dict[str, Any]:
-        """Say in JSON's types what became of the rows, of whose examples ``asked`` were wanted."""
+        """Summarize truncation and fitted examples in JSON types.
+
+        Args:
+            asked: Number of examples requested per row.
+        """
         return {
             "rows": len(self.sources),
             "shortened": int(self.cut.sum()),
@@ -50,22 +49,22 @@ class Encoded(NamedTuple):
 class Encoder:
     """Turns rows into token ids.
 
-    A prompt is tokenised as one string, so what fits is exactly what the tokenizer makes of it.
-    Where it is too long, examples are left out: from the most wanted on, each is kept that still
-    fits beside the question and those kept before it. A question that is too long by itself has no
-    example and loses tokens from the end of its dialogue: the cut is the character at which the
-    first token too many begins. The instruction is never cut.
+    A prompt is tokenized as one string, so its length is exact. If it is too long, examples are
+    dropped: going from the best to the worst, each is kept if it fits together with the question
+    and the examples kept so far. A question that is too long by itself has no examples, and the end
+    of its dialogue is truncated at the character where the first excess token begins. The
+    instruction is never truncated.
 
     Args:
         tokenizer: A fast tokenizer with an EOS and a padding token.
         prompt: The words around the dialogue.
-        examples: Rows that may be shown solved before a question.
-        max_source_length: Most tokens of a prompt, EOS included.
-        max_target_length: Most tokens of a label, EOS included.
-        best_last: Whether the most wanted example stands last, next to the question, or first.
+        examples: Rows that may be shown, solved, before a question.
+        max_source_length: Maximum number of tokens of a prompt, EOS included.
+        max_target_length: Maximum number of tokens of a label, EOS included.
+        best_last: Whether the best example comes last, next to the question, or first.
 
     Raises:
-        ValueError: If the tokenizer will not do, or the instruction leaves no room for a dialogue.
+        ValueError: If the tokenizer is unsuitable, or the instruction too long for any dialogue.
     """
 
     def __init__(
@@ -79,8 +78,8 @@ class Encoder:
     ) -> None:
         if not tokenizer.is_fast or None in (tokenizer.eos_token_id, tokenizer.pad_token_id):
             raise ValueError(
-                f"tokenizer {tokenizer.name_or_path!r} must be a fast one (tokenizer.json) and "
-                "have an EOS and a padding token"
+                f"tokenizer {tokenizer.name_or_path!r} must be a fast tokenizer (tokenizer.json) "
+                "with an EOS and a padding token"
             )
         self.tokenizer = tokenizer
         self.prompt = prompt
@@ -88,7 +87,6 @@ class Encoder:
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
         self.best_last = best_last
-        self._tokenizer_state = tokenizer.backend_tokenizer.to_str()
         needed = len(self.tokenize([prompt.wrap("")])[0])
         if needed >= max_source_length:
             raise ValueError(
@@ -97,31 +95,20 @@ class Encoder:
                 f"(--data.max_source_length) or choose a shorter prompt"
             )
 
-    def key(self, rows: Sequence[Row], picks: np.ndarray) -> str:
-        """Give a hash of all that the tokens of these rows depend on."""
-        shown = np.unique(picks[picks >= 0])
-        settings = [
-            _VERSION, self._tokenizer_state, self.tokenizer.eos_token, self.prompt.prefix,
-            self.prompt.suffix, self.max_source_length, self.max_target_length, self.best_last,
-            [(int(place), self.blocks[place]) for place in shown], picks.tolist(),
-            [(row.dialogue, row.references[0]) for row in rows],
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-
     def encode(self, rows: Sequence[Row], picks: np.ndarray | None = None) -> Encoded:
-        """Tokenise N rows.
+        """Tokenize N rows.
 
         Args:
             rows: The rows.
-            picks: [N, K] examples wanted before each question, by their places in ``examples``, the
-                most wanted first; a negative number is none. None shows no examples.
+            picks: [N, K] positions in ``examples`` of the examples requested before each question,
+                best first; negative numbers are skipped. None shows no examples.
         """
         if picks is None:
             picks = np.empty((len(rows), 0), dtype=np.int32)
-        wanted = [[int(place) for place in row if place >= 0] for row in picks]
-        texts = [self.ask(row, places) for row, places in zip(rows, wanted, strict=True)]
+        wanted = [[int(position) for position in row if position >= 0] for row in picks]
+        texts = [self.ask(row, shown) for row, shown in zip(rows, wanted, strict=True)]
         sources = self.tokenize(texts)
-        shots = np.array([len(places) for places in wanted], dtype=np.int32)
+        shots = np.array([len(shown) for shown in wanted], dtype=np.int32)
         cut = np.zeros(len(rows), dtype=bool)
         for i, ids in enumerate(sources):
             if len(ids) > self.max_source_length:
@@ -130,34 +117,34 @@ class Encoder:
         return Encoded(_arrays(sources), _arrays(targets), shots, cut)
 
     def ask(self, row: Row, shown: Sequence[int]) -> str:
-        """Give a prompt: the examples at some places, the most wanted first, and the question."""
-        blocks = [self.blocks[place] for place in shown]
+        """Return a prompt: some examples, given by position and best first, and the question."""
+        blocks = [self.blocks[position] for position in shown]
         return "".join(blocks[:: -1 if self.best_last else 1]) + self.prompt.wrap(row.dialogue)
 
     def fit_prompt(self, row: Row, wanted: Sequence[int]) -> tuple[list[int], int, bool]:
-        """Make a prompt fit that is too long with all of its examples.
+        """Shorten a prompt that is too long with all of its examples.
 
         Returns:
-            Its tokens, how many examples it has, and whether its dialogue was cut.
+            Its tokens, its number of examples, and whether its dialogue was truncated.
         """
         (best,) = self.tokenize([self.ask(row, [])])
         if len(best) > self.max_source_length:
-            return self.shorten(row.dialogue), 0, True
+            return self.truncate(row.dialogue), 0, True
         kept: list[int] = []
-        for place in wanted:
-            (ids,) = self.tokenize([self.ask(row, [*kept, place])])
+        for position in wanted:
+            (ids,) = self.tokenize([self.ask(row, [*kept, position])])
             if len(ids) <= self.max_source_length:
-                best, kept = ids, [*kept, place]
+                best, kept = ids, [*kept, position]
         return best, len(kept), False
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise texts whole, special tokens included."""
+        """Tokenize texts without truncation, special tokens included."""
         if not texts:
             return []
         return self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
 
-    def shorten(self, dialogue: str) -> list[int]:
-        """Give the tokens of a prompt whose dialogue is cut at its end until the prompt fits."""
+    def truncate(self, dialogue: str) -> list[int]:
+        """Return the tokens of a prompt, its dialogue truncated at the end so that it fits."""
         begin = len(self.prompt.prefix)
         while True:
             encoding = self.tokenizer(
@@ -175,7 +162,7 @@ class Encoder:
             dialogue = dialogue[: inside[-excess]] if excess <= len(inside) else ""
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise references; each ends in one EOS, cut to ``max_target_length`` before it."""
+        """Tokenize references: at most ``max_target_length`` tokens, of which the last is EOS."""
         eos = self.tokenizer.eos_token_id
         encoding = self.tokenizer(text_target=list(texts), truncation=False, verbose=False)
         targets = []
@@ -188,17 +175,17 @@ class Encoder:
 def encode_texts(
     tokenizer: Any, texts: Sequence[str], contexts: Sequence[str] | None, max_length: int
 ) -> dict[str, Tensor]:
-    """Tokenise B texts for a classifier, padded to one length.
+    """Tokenize B texts for a classifier, padded to the same length.
 
     Args:
-        tokenizer: The classifier's.
-        texts: At least one.
-        contexts: What each is said about, the first text of a pair; where the two are too long
-            together the longer one is cut at its end. None takes the texts alone.
-        max_length: Most tokens, special ones included.
+        tokenizer: The classifier's tokenizer.
+        texts: At least one text.
+        contexts: The first text of each pair, such as the dialogue; if a pair is too long, the
+            longer text is truncated. None tokenizes the texts alone.
+        max_length: Maximum number of tokens, special tokens included.
 
     Returns:
-        All that the classifier takes, int64 [B, L] each.
+        The classifier's inputs, int64 [B, L] each.
     """
     pairs = [list(texts)] if contexts is None else [list(contexts), list(texts)]
     return dict(

@@ -1,5 +1,6 @@
-"""LabelledTextDataModule: texts with a label, for a classifier."""
+"""LabelledTextDataModule: texts with labels, for a classifier."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -7,37 +8,36 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from common.jsonl import Record, read_jsonl
-from datamodules.classifier_data import ClassifierDataModule
-from datamodules.encoding import encode_texts
+from datamodules import sources
+from datamodules.base import ClassifierDataModule
 from datamodules.reading import (
     DataError,
     OnBadRow,
     Split,
-    read_csv,
+    parse_records,
+    read_records,
     refuse_bad_rows,
     take_text,
 )
-from datamodules.shares import find_fraction_problem, find_problems, read_shares
-from tools.mini.generator import generate_labelled
+from datamodules.splits import check_fractions, split_by_hash
 
 
 class LabelledText(NamedTuple):
-    """A text, the number of its label among the labels, and its number in the split."""
+    """A text, the number of its label, and its row number in the split."""
 
-    index: int  # type: ignore[assignment] # it hides tuple.index, which nobody calls
+    index: int  # type: ignore[assignment] # hides tuple.index, which is not used
     text: str
     label: int
 
 
 class LabelledBatch(TypedDict):
-    """What a dataloader yields: B texts.
+    """A batch of B texts.
 
     Keys:
-        inputs: What the classifier takes, [B, L] int64 each.
+        inputs: The classifier's inputs, [B, L] int64 each.
         labels: [B] int64.
         index: [B] int64, row number of each text in the split.
-        ids: Row numbers as words.
+        ids: The row numbers as strings.
         texts: The texts.
     """
 
@@ -53,19 +53,19 @@ class LabelledTextDataModule(ClassifierDataModule):
 
     Args:
         source: ``mini``; a folder with ``{train,validation,test}.{jsonl,csv}``; or one file, which
-            is split by text. A row has a text and a label.
-        tokenizer: The classifier's: hub id, folder, or ``mini``.
+            is split by text. Rows have a text and a label.
+        tokenizer: The classifier's tokenizer: hub id, folder, or ``mini``.
         labels: The labels in the order of the classifier's outputs; the command line sets them to
             the model's.
         text_column: Name of the column with the text.
         label_column: Name of the column with the label.
-        batch_size: Texts in one step, on each rank.
-        max_length: Most tokens of a text; the rest is cut off.
-        validation_fraction: Share of the texts of a single file that are for validation.
-        test_fraction: Share of them that are for the test.
-        split_seed: Which texts these are.
-        on_bad_row: Stop at rows that cannot be used, or skip and count them.
-        seed: Seed of the order.
+        batch_size: Texts per batch and rank.
+        max_length: Maximum number of tokens; longer texts are truncated.
+        validation_fraction: Share of a single file used for validation.
+        test_fraction: Share of a single file used for testing.
+        split_seed: Seed of the assignment of texts to splits.
+        on_bad_row: Stop at unusable rows, or skip and count them.
+        seed: Seed of the order of the batches.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -87,25 +87,26 @@ class LabelledTextDataModule(ClassifierDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__(tokenizer, batch_size, max_length, seed)
-        if problem := find_fraction_problem(validation_fraction, test_fraction):
-            raise ValueError(f"data: {problem}")
+        if problems := check_fractions(validation_fraction, test_fraction):
+            raise ValueError("data: " + "; ".join(problems))
         self.source = source
         self.labels = list(labels)
-        self.columns = text_column, label_column
+        self.text_column = text_column
+        self.label_column = label_column
         self.fractions = validation_fraction, test_fraction
         self.split_seed = split_seed
         self.on_bad_row = on_bad_row
 
     @classmethod
     def find_problems(cls, init_args: Any) -> list[str]:
-        """List why the source cannot be used, before anything is loaded."""
-        return find_problems(init_args.source, "labelled texts")
+        """Return why the source cannot be used, before anything is loaded."""
+        return sources.find_problems(init_args.source, "labelled")
 
     def setup(self, stage: str) -> None:
         """Read the texts that a stage needs.
 
         Raises:
-            DataError: If they cannot be had, or rows are bad.
+            DataError: If they are missing or unusable.
             ValueError: If the module has other labels.
         """
         module = self.trainer.lightning_module if self.trainer else None
@@ -113,7 +114,7 @@ class LabelledTextDataModule(ClassifierDataModule):
         if wanted != self.labels:
             raise ValueError(
                 f"data.labels is {self.labels} but model.labels is {wanted}; leave data.labels out "
-                "(the command line sets it) or give both the same"
+                "(the command line sets it) or make them equal"
             )
         super().setup(stage)
 
@@ -121,76 +122,57 @@ class LabelledTextDataModule(ClassifierDataModule):
         """Read the texts of some splits.
 
         Raises:
-            DataError: If they cannot be had, or rows are bad.
+            DataError: If they are missing or unusable.
         """
-        for split, texts in self._read(splits).items():
+        source = sources.open_local(self.source, "labelled")
+        files = source.find(splits)
+        rows: dict[Path, list[tuple[str, int]]] = {}
+        problems: list[str] = []
+        options = {self.text_column: "--data.text_column", self.label_column: "--data.label_column"}
+        for path in dict.fromkeys(files.values()):
+            rows[path], bad = parse_records(read_records(path), str(path), self._parse, options)
+            problems += bad
+        refuse_bad_rows(problems, self.on_bad_row)
+        for split, path in files.items():
+            texts = rows[path]
+            if source.is_single_file:
+                chosen = split_by_hash(
+                    (text for text, _ in texts), *self.fractions, self.split_seed
+                )
+                texts = [row for row in texts if chosen[row[0]] == split]
             if not texts:
                 raise DataError(f"data: {self.source} has no labelled text for {split}")
-            self.splits[split] = [LabelledText(i, *each) for i, each in enumerate(texts)]
+            self.splits[split] = [LabelledText(i, *row) for i, row in enumerate(texts)]
 
-    def _read(self, splits: Sequence[Split]) -> dict[Split, list[tuple[str, int]]]:
-        if self.source == "mini":
-            rows: dict[Split, Any] = {split: generate_labelled(split) for split in splits}
-            return {
-                split: [(row["text"], self._number(row["label"])) for row in rows[split]]
-                for split in splits
-            }
-        shares = read_shares(self.source, splits, self._parse, self.fractions, self.split_seed)
-        return {
-            split: [(text, label) for text, labels in shares[split].items() for label in labels]
-            for split in splits
-        }
-
-    def _parse(self, files: Mapping[Split, Path]) -> dict[Split, dict[str, list[int]]]:
-        """Read files: by text, all labels that it was given."""
-        found: dict[Split, dict[str, list[int]]] = {}
-        problems = []
-        for split, path in files.items():
-            texts: dict[str, list[int]] = found.setdefault(split, {})
-            for number, record in (read_csv if path.suffix == ".csv" else read_jsonl)(path):
-                try:
-                    text, label = self._take(record)
-                except DataError as error:
-                    problems.append(f"{path}:{number}: {error}")
-                else:
-                    texts.setdefault(text, []).append(label)
-        refuse_bad_rows(problems, self.on_bad_row)
-        return found
-
-    def _take(self, record: Record) -> tuple[str, int]:
-        if isinstance(record, str):
-            raise DataError(record)
-        text, label = self.columns
-        return take_text(record, text), self._number(take_text(record, label))
-
-    def _number(self, label: str) -> int:
+    def _parse(self, record: Mapping[str, Any], number: int) -> tuple[str, int]:
+        text, label = take_text(record, self.text_column), take_text(record, self.label_column)
         if label not in self.labels:
             raise DataError(f"label {label!r} is not one of {', '.join(self.labels)}")
-        return self.labels.index(label)
+        return text, self.labels.index(label)
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Say how many texts of each split have which label, for the run's summary."""
-        return {
-            str(split): {
-                "rows": len(texts),
-                "labels": {
-                    name: sum(text.label == number for text in texts)
-                    for number, name in enumerate(self.labels)
-                },
-            }
+        """Count the labels of each split that was read, for the run's summary."""
+        counts = {
+            str(split): Counter(text.label for text in texts)
             for split, texts in self.splits.items()
+        }
+        return {
+            split: {
+                "rows": count.total(),
+                "labels": {name: count[number] for number, name in enumerate(self.labels)},
+            }
+            for split, count in counts.items()
         }
 
     def length(self, row: LabelledText) -> int:
-        """Give the characters of a text."""
+        """Return the number of characters of a text."""
         return len(row.text)
 
     def collate(self, rows: Sequence[LabelledText]) -> LabelledBatch:
-        """Tokenise some texts."""
+        """Tokenize texts."""
         texts = [row.text for row in rows]
         return LabelledBatch(
-            # An empty batch is legal: see LengthBatchSampler.
-            inputs=encode_texts(self.tokenizer, texts, None, self.max_length) if texts else {},
+            inputs=self.tokenize(texts),
             labels=torch.tensor([row.label for row in rows], dtype=torch.int64),
             index=torch.tensor([row.index for row in rows], dtype=torch.int64),
             ids=[str(row.index) for row in rows],

@@ -1,7 +1,7 @@
 """Prompt styles: the words around a dialogue.
 
-A style is a prefix and a suffix, so that truncation can shorten the dialogue between them and never
-the instruction. ``answer`` stands between a prompt and its summary in few-shot examples.
+A style is a prefix and a suffix, so that truncation can shorten the dialogue between them but never
+the instruction. In few-shot examples, ``answer`` separates a prompt from its summary.
 """
 
 
@@ -9,9 +9,9 @@ class PromptStyle:
     """The words around a dialogue.
 
     Attributes:
-        prefix: What comes before the dialogue.
-        suffix: What comes after it; the model answers from here.
-        answer: What stands between the suffix and the summary of an example.
+        prefix: The text before the dialogue.
+        suffix: The text after it; the model's answer follows.
+        answer: The text between the suffix and the summary of an example.
     """
 
     prefix: str = ""
@@ -19,16 +19,16 @@ class PromptStyle:
     answer: str = "\n"
 
     def wrap(self, dialogue: str) -> str:
-        """Give the prompt for a dialogue."""
+        """Return the prompt for a dialogue."""
         return f"{self.prefix}{dialogue}{self.suffix}"
 
     def example(self, dialogue: str, summary: str) -> str:
-        """Give the block that shows one solved task before the question."""
+        """Return the text of a solved example, which comes before the question."""
         return f"{self.wrap(dialogue)}{self.answer}{summary}\n\n\n"
 
 
 class Plain(PromptStyle):
-    """No instruction: the dialogue alone."""
+    """The dialogue without an instruction."""
 
 
 class Instruction(PromptStyle):
@@ -40,10 +40,10 @@ class Instruction(PromptStyle):
 
 
 class SpacedInstruction(Instruction):
-    """``Instruction`` with a space at its end, as in the original project's fine-tuning.
+    """``Instruction`` with a trailing space.
 
-    T5's tokenizer splits at white space and drops it, so to T5 the two are the same tokens. To a
-    byte-level tokenizer, such as the miniature's, they are not.
+    T5's tokenizer splits at white space and drops it, so for T5 the tokens are the same. For a
+    byte-level tokenizer, such as the miniature's, they differ.
     """
 
     suffix = "\n\nSummary: "
@@ -51,35 +51,35 @@ class SpacedInstruction(Instruction):
 
 
 class Flan(PromptStyle):
-    """The template that FLAN was tuned with for dialogue summaries (Wei et al. 2022)."""
+    """FLAN's template for dialogue summaries (Wei et al. 2022)."""
 
     prefix = "Dialogue:\n\n"
     suffix = "\n\nWhat was going on?"
 
 
 class Professional(PromptStyle):
-    """FLAN's template after a sentence that gives the model a part to play."""
+    """FLAN's template after a sentence that assigns the model a role."""
 
     prefix = "You are a professional text summarizer.\n\nDialogue:\n\n"
     suffix = "\n\nWhat was going on?"
 
 
 class Template(PromptStyle):
-    """A template of one's own.
+    """A custom template.
 
     Args:
         template: The prompt, with ``{dialogue}`` once where the dialogue goes.
-        answer: What stands between the prompt and the summary of an example.
+        answer: The text between the prompt and the summary of an example.
 
     Raises:
-        ValueError: If ``{dialogue}`` does not stand in the template exactly once.
+        ValueError: If the template does not contain ``{dialogue}`` exactly once.
     """
 
     def __init__(self, template: str, answer: str = "\n") -> None:
         if template.count("{dialogue}") != 1:
             raise ValueError(
-                f"template {template!r} must have '{{dialogue}}' once, where the dialogue goes; "
-                f"it stands there {template.count('{dialogue}')} times"
+                f"template {template!r} must contain '{{dialogue}}' once, where the dialogue goes; "
+                f"it contains it {template.count('{dialogue}')} times"
             )
         self.prefix, self.suffix = template.split("{dialogue}")
         self.answer = answer

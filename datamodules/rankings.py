@@ -1,204 +1,268 @@
-"""The rankings of a source, split by split: the miniature, a folder, or one file of answers."""
+"""The file format of people's judgements: rankings of completions, or preference pairs.
 
-import logging
+A line is one annotator's answer on one dialogue, in JSON lines or CSV:
+
+- a ranking: ``id``, ``dialogue``, ``completions`` and as many ``ranks`` (1 is best, equal ranks are
+  ties, null marks an unusable completion), optionally ``annotator``, ``toxic`` (one boolean per
+  completion), ``sources``, ``time`` and ``seconds``. In CSV, lists are written as JSON. A line with
+  ``"skipped": true`` needs no ranks.
+- a pair: ``prompt``, ``chosen``, ``rejected``, optionally ``id`` and ``annotator``. The prompt is
+  used as the dialogue.
+
+The ranking page writes this format (``collecting``), reward models and DPO read it.
+"""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from datamodules.answers import Answer, group_by_dialogue, keep_last, plain, read_answers
-from datamodules.consensus import Consensus, Ranking, find_consensus, mid_ranks
-from datamodules.reading import DataError, OnBadRow, Split, refuse_bad_rows
-from datamodules.shares import find_fraction_problem, read_shares
-from metrics.agreement import ordinal_alpha, share_same_order
-from tools.mini.generator import generate_rankings
+from datamodules.reading import (
+    ColumnNames,
+    DataError,
+    MissingColumnError,
+    parse_dialogue,
+    parse_records,
+    read_records,
+    take_text,
+)
 
-logger = logging.getLogger(__name__)
-
-Groups = dict[str, list[Answer]]
-"""Answers by the id of their dialogue."""
-
-
-class RankedSplit(NamedTuple):
-    """The rankings of a split, and what they were made of, in JSON's types."""
-
-    rankings: list[Ranking]
-    description: dict[str, Any]
+_PAIR_COLUMNS = ColumnNames(dialogue="prompt")
+_TRUE = (True, "1", "true", "True")
+_FALSE = (None, False, "", "0", "false", "False")
 
 
-@dataclass
-class RankingReader:
-    """Reads the rankings of a source.
+@dataclass(frozen=True)
+class Answer:
+    """One annotator's judgement of the k completions of a dialogue.
 
     Args:
-        name: ``mini``, a folder with a file of answers for each split, or one such file.
-        consensus: How the answers of several annotators become one ranking.
-        on_bad_row: Stop at lines that are no answers, or skip and count them.
-        validation_fraction: Share of the dialogues of a single file that are for validation.
-        test_fraction: Share of them that are for the test.
-        split_seed: Which dialogues these are.
+        id: Id of the dialogue.
+        dialogue: Its text.
+        completions: The texts; all lists below are in their order.
+        annotator: Name of the annotator; None if unknown.
+        ranks: 1 is best, equal ranks are ties, None marks an unusable completion. None instead of
+            the tuple means that the annotator skipped the dialogue.
+        toxic: Which completions are toxic; empty if that was not asked.
+        sources: The run that each completion comes from; empty if unknown.
+        time: When the answer was given, in ISO 8601.
+        seconds: How long the dialogue was on the screen; None if unknown.
+        place: File and line, for error messages.
 
     Raises:
-        ValueError: If settings are out of range, all of them in one message.
+        DataError: If the lists differ in length.
     """
 
-    name: str
-    consensus: Consensus = "mean_rank"
-    on_bad_row: OnBadRow = "stop"
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
-    split_seed: int = 0
-    bad_rows: int = field(default=0, init=False)
-    """How many were skipped in the files that were read last."""
-    _splits: dict[Split, RankedSplit] = field(default_factory=dict, init=False)
+    id: str
+    dialogue: str
+    completions: tuple[str, ...]
+    annotator: str | None
+    ranks: tuple[int | None, ...] | None
+    toxic: tuple[bool, ...] = ()
+    sources: tuple[str, ...] = ()
+    time: str = ""
+    seconds: float | None = None
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} must be one of {', '.join(known)}, got {value!r}"
-            for name, value, known in (
-                ("consensus", self.consensus, get_args(Consensus)),
-                ("on_bad_row", self.on_bad_row, get_args(OnBadRow)),
-            )
-            if value not in known
-        ]
-        shares = find_fraction_problem(self.validation_fraction, self.test_fraction)
-        problems += [shares] if shares else []
-        if problems:
-            raise ValueError("data: " + "; ".join(problems))
+        count = len(self.completions)
+        if self.ranks is not None and len(self.ranks) != count:
+            raise DataError(f"ranks must be {count}, one per completion, got {len(self.ranks)}")
+        if self.toxic and len(self.toxic) != count:
+            raise DataError(f"toxic must be {count} marks, one per completion")
 
-    def read(self, splits: Sequence[Split]) -> dict[Split, RankedSplit]:
-        """Give some splits, each read once.
+    def to_row(self) -> dict[str, Any]:
+        """Return the answer as a line of the file."""
+        judgement = {"skipped": True} if self.ranks is None else {"ranks": list(self.ranks)}
+        return {
+            "id": self.id, "dialogue": self.dialogue, "completions": list(self.completions),
+            **judgement, "annotator": self.annotator, "toxic": list(self.toxic),
+            "sources": list(self.sources), "time": self.time, "seconds": self.seconds,
+        }  # fmt: skip
 
-        Raises:
-            DataError: If a split is missing, has bad lines (all of them in one message), or has no
-                two completions of which one is preferred.
-        """
-        missing = [split for split in splits if split not in self._splits]
-        if missing:
-            self._splits |= self._read(missing)
-            warn_of_shared({split: self._splits[split].rankings for split in self._splits})
-        return {split: self._splits[split] for split in splits}
 
-    def _read(self, splits: Sequence[Split]) -> dict[Split, RankedSplit]:
-        if self.name == "mini":
-            parts: dict[Split, Groups] = {
-                split: {row.id: [row] for row in mini_answers(split)} for split in splits
-            }
-        else:
-            fractions = self.validation_fraction, self.test_fraction
-            parts = read_shares(self.name, splits, self._group, fractions, self.split_seed)
-        return {split: self._make(split, parts[split]) for split in splits}
+class ParsedAnswers(NamedTuple):
+    """The answers of a file, and one message for each line that is not an answer."""
 
-    def _group(self, files: Mapping[Split, Path]) -> dict[Split, Groups]:
-        """Read files and put the answers on one dialogue together."""
-        groups, problems = {}, []
-        for split, path in files.items():
-            reading = read_answers(path)
-            groups[split], clashes = group_by_dialogue(reading.answers)
-            problems += [*reading.problems, *clashes]
-        refuse_bad_rows(
-            problems,
-            self.on_bad_row,
-            'An answer is {"id": "1", "dialogue": "...", "completions": ["...", "..."], "ranks": '
-            '[1, 2]} or {"prompt": "...", "chosen": "...", "rejected": "..."}',
+    answers: list[Answer]
+    problems: list[str]
+
+
+def read_answers(path: Path) -> ParsedAnswers:
+    """Read a file of answers, collecting the lines that are not answers as problems."""
+    return ParsedAnswers(
+        *parse_records(
+            read_records(path),
+            str(path),
+            lambda record, number: parse_answer(record, f"{path}:{number}"),
+            column_options={},
         )
-        self.bad_rows = len(problems)
-        return groups
-
-    def _make(self, split: Split, groups: Groups) -> RankedSplit:
-        """Find the consensus on each dialogue of a split."""
-        kept = {name: keep_last(answers) for name, answers in groups.items()}
-        given = {
-            name: [answer for answer in answers if any(answer.ranks)]
-            for name, answers in kept.items()
-        }
-        given = {name: answers for name, answers in given.items() if answers}
-        rankings: list[Ranking] = []
-        for name, answers in given.items():
-            ranking = find_consensus(len(rankings), name, answers, self.consensus)
-            if ranking.pairs:
-                rankings.append(ranking)
-        answers = [answer for each in given.values() for answer in each]
-        description = {
-            "rankings": len(rankings),
-            "pairs": sum(len(ranking.pairs) for ranking in rankings),
-            "answers": len(answers),
-            "annotators": len({answer.annotator for answer in answers} - {None}),
-            "passed_over": sum(not any(a.ranks) for each in kept.values() for a in each),
-            "replaced": sum(len(groups[name]) - len(kept[name]) for name in groups),
-            "without_pairs": len(given) - len(rankings),
-            "bad_rows": self.bad_rows,
-            "agreement": describe_agreement(given.values()),
-        }
-        if not rankings:
-            raise DataError(
-                f"data: {self.name} has no {split} dialogue with two completions of which one is "
-                f"preferred ({description})"
-            )
-        logger.info("%s: %s", split, tell(description))
-        return RankedSplit(rankings, description)
+    )
 
 
-def mini_answers(split: Split) -> list[Answer]:
-    """Give the miniature's own rankings as answers of one annotator."""
-    return [
-        Answer("mini", row["id"], row["dialogue"], tuple(row["completions"]), tuple(row["ranks"]))
-        for row in generate_rankings(split)
-    ]
+def parse_answer(record: Mapping[str, Any], place: str = "") -> Answer:
+    """Parse one line.
+
+    Args:
+        record: Its columns.
+        place: File and line, kept for later messages.
+
+    Raises:
+        DataError: If the line is not an answer.
+    """
+    is_pair = "chosen" in record or "rejected" in record
+    name, dialogue = parse_dialogue(record, "", _PAIR_COLUMNS if is_pair else ColumnNames())
+    name = name or hashlib.sha256(normalize_whitespace(dialogue).encode()).hexdigest()[:16]
+    completions, ranks = _parse_pair(record) if is_pair else _parse_ranking(record)
+    return Answer(
+        id=name,
+        dialogue=dialogue,
+        completions=completions,
+        annotator=_parse_annotator(record.get("annotator")),
+        ranks=ranks,
+        toxic=parse_marks(_parse_list(record, "toxic")) if record.get("toxic") else (),
+        sources=tuple(map(str, _parse_list(record, "sources") if record.get("sources") else ())),
+        time=str(record.get("time") or ""),
+        seconds=parse_seconds(record.get("seconds")),
+        place=place,
+    )
 
 
-def describe_agreement(dialogues: Iterable[Sequence[Answer]]) -> dict[str, Any] | None:
-    """Measure how far annotators agree on the dialogues that two or more of them have ranked.
+def parse_ranks(values: Any) -> tuple[int | None, ...]:
+    """Parse ranks and make them dense: 1, 1, 4 becomes 1, 1, 2.
+
+    Raises:
+        DataError: If a rank is neither None nor an integer of at least 1.
+    """
+    if not isinstance(values, list):
+        raise DataError("ranks must be a list")
+    for rank in values:
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise DataError(f"a rank must be an integer from 1, or null; got {rank!r}")
+    order = sorted({rank for rank in values if rank is not None})
+    dense = {rank: place for place, rank in enumerate(order, start=1)}
+    return tuple(dense.get(rank) for rank in values)
+
+
+def parse_marks(values: Any) -> tuple[bool, ...]:
+    """Parse one boolean per completion.
+
+    Raises:
+        DataError: If they are not a list of booleans.
+    """
+    if not isinstance(values, list) or not all(isinstance(mark, bool) for mark in values):
+        raise DataError("toxic must be a list of true and false")
+    return tuple(values)
+
+
+def parse_seconds(value: Any) -> float | None:
+    """Parse a duration in seconds, rounded to tenths.
+
+    Raises:
+        DataError: If it is not a finite number of at least 0.
+    """
+    if value in (None, ""):
+        return None
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not math.isfinite(number) or number < 0:
+        raise DataError(f"seconds must be a number of at least 0, got {value!r}")
+    return round(number, 1)
+
+
+def _parse_annotator(value: Any) -> str | None:
+    if value in (None, ""):
+        return None
+    return take_text({"annotator": str(value)}, "annotator")
+
+
+def _parse_pair(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
+    chosen, rejected = take_text(record, "chosen"), take_text(record, "rejected")
+    if chosen == rejected:
+        raise DataError("chosen and rejected are the same text")
+    return (chosen, rejected), (1, 2)
+
+
+def _parse_ranking(
+    record: Mapping[str, Any],
+) -> tuple[tuple[str, ...], tuple[int | None, ...] | None]:
+    skipped = record.get("skipped")
+    if skipped not in (*_TRUE, *_FALSE):
+        raise DataError(f"skipped must be true or false, got {skipped!r}")
+    if skipped in _TRUE:
+        completions = _parse_list(record, "completions") if record.get("completions") else []
+        return tuple(map(str, completions)), None
+    completions, ranks = _parse_list(record, "completions"), _parse_list(record, "ranks")
+    if len(completions) != len(ranks):
+        raise DataError(
+            f"ranks must be {len(completions)}, one per completion; there are {len(ranks)}"
+        )
+    rank_of: dict[str, int | None] = {}
+    parsed = parse_ranks(ranks)
+    for number, (text, rank) in enumerate(zip(completions, parsed, strict=True), start=1):
+        if rank is not None:
+            take_text({f"completion {number}": text}, f"completion {number}")
+        if rank_of.setdefault(str(text), rank) != rank:
+            raise DataError(f"completion {number} is there already, with another rank")
+    return tuple(map(str, completions)), parsed
+
+
+def _parse_list(record: Mapping[str, Any], name: str) -> list[Any]:
+    if name not in record:
+        raise MissingColumnError(name, record)
+    value = record[name]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{name} must be a list written as JSON ({error})") from None
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{name} must be a list with at least one element")
+    return value
+
+
+# Several answers ----------------------------------------------------------------------------------
+
+
+def normalize_whitespace(dialogue: str) -> str:
+    """Collapse white space: dialogues that are equal afterwards count as the same."""
+    return " ".join(dialogue.split())
+
+
+def group_by_dialogue(answers: Iterable[Answer]) -> tuple[dict[str, list[Answer]], list[str]]:
+    """Group the answers on the same dialogue, whatever ids they use for it.
 
     Returns:
-        ``alpha``, Krippendorff's, of the ranks; ``same_order``, the share of ``comparisons``, each
-        of two completions by two annotators, that go the same way; ``dialogues``, how many these
-        are. None where nothing was ranked twice.
+        The answers by dialogue id (the alphabetically first, if there are several), sorted by id;
+        and a problem for each answer whose id is used for several dialogues. Those are left out.
     """
-    ranked = [[mid_ranks(answer) for answer in answers] for answers in dialogues]
-    ranked = [annotators for annotators in ranked if len(annotators) > 1]
-    share = share_same_order(ranked)
-    if share is None:
-        return None
-    units = [
-        [ranks[text] for ranks in annotators if text in ranks]
-        for annotators in ranked
-        for text in sorted({text for ranks in annotators for text in ranks})
-    ]
-    return {
-        "alpha": ordinal_alpha(units),
-        "same_order": share.value,
-        "comparisons": share.n,
-        "dialogues": len(ranked),
+    dialogues: dict[str, set[str]] = defaultdict(set)
+    for answer in answers:
+        dialogues[answer.id].add(normalize_whitespace(answer.dialogue))
+    problems, groups = [], defaultdict(list)
+    for answer in answers:
+        if (count := len(dialogues[answer.id])) > 1:
+            problems.append(f"{answer.place}: id {answer.id!r} is used for {count} dialogues")
+        else:
+            groups[normalize_whitespace(answer.dialogue)].append(answer)
+    by_id = {min(answer.id for answer in group): group for group in groups.values()}
+    return {name: by_id[name] for name in sorted(by_id)}, problems
+
+
+def keep_latest(answers: Sequence[Answer]) -> list[Answer]:
+    """Keep only the last answer of each named annotator on the same completions.
+
+    Args:
+        answers: All answers on one dialogue, in the order in which they were given.
+    """
+    latest = {
+        (answer.annotator, frozenset(answer.completions)) if answer.annotator else place: answer
+        for place, answer in enumerate(answers)
     }
-
-
-def tell(description: dict[str, Any]) -> str:
-    """Put a description of a split into words."""
-    text = (
-        "{rankings} rankings with {pairs} pairs, from {answers} answers; {passed_over} passed "
-        "over, {replaced} replaced by a later one, {without_pairs} dialogues without a preference"
-    ).format(**description)
-    if found := description["agreement"]:
-        alpha = "not defined" if found["alpha"] is None else f"{found['alpha']:.2f}"
-        text += (
-            f"; on {found['dialogues']} dialogues with several annotators Krippendorff's alpha is "
-            f"{alpha}, and {100 * found['same_order']:.0f} % of {found['comparisons']} comparisons "
-            "agree"
-        )
-    return text
-
-
-def warn_of_shared(splits: dict[Split, list[Ranking]]) -> None:
-    """Warn where a dialogue stands in two splits: what is measured on it was learnt."""
-    known: dict[str, set[str]] = {
-        split: {plain(ranking.dialogue) for ranking in rankings}
-        for split, rankings in splits.items()
-    }
-    for one, two in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        if shared := known.get(one, set()) & known.get(two, set()):
-            logger.warning(
-                "%d dialogue(s) stand both in the %s and in the %s split; scores on them say "
-                "little. Name one file of answers as data.source to have it split by dialogue",
-                len(shared), one, two,
-            )  # fmt: skip
+    return list(latest.values())

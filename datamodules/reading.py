@@ -1,6 +1,6 @@
-"""Read rows of dialogues and references from jsonl and csv files, and say what is wrong with them.
+"""Parse rows of dialogues and references from JSON lines and CSV, and report what is wrong.
 
-Both forms of DialogSum are read: one line per reference (a test dialogue then stands several
+Both forms of DialogSum are read: one line per reference (a test dialogue then occurs several
 times, see :func:`group`), and one line per dialogue with ``summary1``, ``summary2``, ...
 """
 
@@ -8,23 +8,33 @@ import csv
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from common.jsonl import Record, describe_bad_rows
+from common.jsonl import Record, describe_bad_rows, read_jsonl
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 OnBadRow = Literal["stop", "skip"]
+T = TypeVar("T")
 
-csv.field_size_limit(2**31 - 1)  # Python's own limit of 128 KiB a cell is not ours
+csv.field_size_limit(2**31 - 1)  # Python's default limits a cell to 128 KiB
 
 
 class DataError(ValueError):
-    """The data cannot be used as they are; the message says where and how to mend it."""
+    """The data cannot be used; the message says where the problem is and how to fix it."""
+
+
+class MissingColumnError(DataError):
+    """A record lacks a column."""
+
+    def __init__(self, column: str, record: Mapping[str, Any]) -> None:
+        self.column = column
+        self.there = ", ".join(map(str, record)) or "none"
+        super().__init__(f"no column {column!r} (it has {self.there})")
 
 
 class Row(NamedTuple):
@@ -37,12 +47,12 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """What the columns of a source are called.
+    """The names of a source's columns.
 
     Args:
-        id: Row id; DialogSum's ``fname`` is taken where it is missing, then the row's number.
-        dialogue: The text to summarise.
-        summary: The reference; or the stem of several, ``summary1``, ``summary2``, ...
+        id: Row id. If missing, DialogSum's ``fname`` is used, then the row number.
+        dialogue: The text to summarize.
+        summary: The reference, or the stem of several: ``summary1``, ``summary2``, ...
     """
 
     id: str = "id"
@@ -50,8 +60,16 @@ class ColumnNames:
     summary: str = "summary"
 
 
+# Records ------------------------------------------------------------------------------------------
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Record]]:
+    """Read (line number, record) from a JSON lines or CSV file."""
+    return read_csv(path) if path.suffix == ".csv" else read_jsonl(path)
+
+
 def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
-    """Read (line number on which it begins, record); cells may hold newlines."""
+    """Read (first line number, record) from a CSV file; cells may contain line breaks."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         header: list[str] | None = None
@@ -74,36 +92,54 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
                 yield number, dict(zip(header, cells, strict=True))
 
 
-def parse(
-    records: Iterator[tuple[int, Record]],
-    split: Split,
+def parse_records(
+    records: Iterable[tuple[int, Record]],
     where: str,
-    columns: ColumnNames,
-    on_bad_row: OnBadRow,
-) -> list[Row]:
-    """Turn records into rows, and all that is wrong with them into one error.
+    parse: Callable[[Mapping[str, Any], int], T],
+    column_options: Mapping[str, str],
+) -> tuple[list[T], list[str]]:
+    """Parse the records of a file.
+
+    Args:
+        records: Line numbers and records.
+        where: The file, for messages.
+        parse: Parses a record, given the line number; raises `DataError`.
+        column_options: The option that renames each column, by the column's current name.
+
+    Returns:
+        What was parsed, and one message for each record that could not be.
 
     Raises:
-        DataError: If a row is bad and ``on_bad_row`` is "stop", or if there is no good row.
+        DataError: If no record has a required column.
     """
-    rows: list[Row] = []
+    parsed: list[T] = []
     problems: list[str] = []
+    missing: list[MissingColumnError] = []
     for number, record in records:
         try:
-            rows.append(_parse_record(record, f"{split}_{len(rows)}", columns))
+            if isinstance(record, str):
+                raise DataError(record)
+            parsed.append(parse(record, number))
         except DataError as error:
             problems.append(f"{where}:{number}: {error}")
-    refuse_bad_rows(problems, on_bad_row)
-    if not rows:
-        raise DataError(f"data: the {split} split is empty: {where} has no usable row")
-    return rows
+            if isinstance(error, MissingColumnError):
+                missing.append(error)
+    columns = {error.column for error in missing}
+    if not parsed and len(columns) == 1 and len(missing) == len(problems):
+        column = columns.pop()
+        option = column_options.get(column)
+        raise DataError(
+            f"data: {where} has no column {column!r} (it has {missing[0].there})"
+            + (f"; name the column with {option} NAME" if option else "")
+        )
+    return parsed, problems
 
 
 def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "") -> None:
-    """Stop because of all bad rows at once, or warn of them.
+    """Raise one error for all bad rows, or log a warning that they are skipped.
 
     Args:
-        problems: What is wrong with each.
+        problems: One message per bad row.
         on_bad_row: Whether to stop.
         hint: What a good row looks like.
 
@@ -115,61 +151,20 @@ def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "
     found = describe_bad_rows(problems, len(problems))
     if on_bad_row == "stop":
         raise DataError(
-            f"data: {found}\nMend them, or leave them out with --data.on_bad_row skip"
+            f"data: {found}\nCorrect them, or skip them with --data.on_bad_row skip"
             + (f". {hint}" if hint else "")
         )
     logger.warning("Skipped %s", found)
 
 
-def parse_dialogue(
-    record: dict[str, Any], default_id: str, columns: ColumnNames
-) -> tuple[str, str]:
-    """Take id and dialogue from the columns of a line.
+def take_text(record: Mapping[str, Any], name: str) -> str:
+    """Return the text in a column.
 
     Raises:
-        DataError: If the dialogue is missing, empty or no text, or one of the two is not UTF-8.
-    """
-    name = next((name for name in (columns.id, "fname") if name in record), None)
-    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
-    _check_encoding(identity, "the id")
-    return identity, take_text(record, columns.dialogue)
-
-
-def _parse_record(record: Record, default_id: str, columns: ColumnNames) -> Row:
-    if isinstance(record, str):
-        raise DataError(record)
-    identity, dialogue = parse_dialogue(record, default_id, columns)
-    names = _find_summaries(record, columns) or [columns.summary]
-    return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
-
-
-def parse_known_references(record: dict[str, Any], columns: ColumnNames) -> tuple[str, ...]:
-    """Take the references of a line that need not have any; empty cells are none.
-
-    Raises:
-        DataError: If one is no text, or not UTF-8.
-    """
-    names = _find_summaries(record, columns)
-    return tuple(take_text(record, name) for name in names if record[name] not in (None, ""))
-
-
-def _find_summaries(record: dict[str, Any], columns: ColumnNames) -> list[str]:
-    """Find the columns of the references, in their order."""
-    if columns.summary in record:
-        return [columns.summary]
-    numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
-    found = [match for name in record if (match := numbered.fullmatch(name or ""))]
-    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
-
-
-def take_text(record: dict[str, Any], name: str) -> str:
-    """Take a text from a column of a line.
-
-    Raises:
-        DataError: If it is missing, empty, no text, or not UTF-8.
+        DataError: If it is missing, empty, not a text, or not UTF-8.
     """
     if name not in record:
-        raise DataError(f"no column {name!r} (it has {', '.join(map(str, record)) or 'none'})")
+        raise MissingColumnError(name, record)
     value = record[name]
     if not isinstance(value, str):
         raise DataError(f"{name} is {type(value).__name__}, not text")
@@ -186,18 +181,83 @@ def _check_encoding(value: str, name: str) -> None:
         raise DataError(f"{name} is not UTF-8 (character {error.start})") from None
 
 
-def group(rows: Sequence[Row]) -> list[Row]:
-    """Make one row with several references of the rows that have the same dialogue.
+# Dialogues and references -------------------------------------------------------------------------
 
-    ``test_0_1``, ``test_0_2`` and ``test_0_3`` become ``test_0``; where the ids share no such stem
-    the first is taken. The order is that of the first appearance.
+
+def parse_rows(
+    records: Iterable[tuple[int, Record]],
+    split: Split,
+    where: str,
+    columns: ColumnNames,
+    on_bad_row: OnBadRow,
+) -> list[Row]:
+    """Turn records into rows; one error reports everything that is wrong with them.
+
+    Raises:
+        DataError: If a row is bad and ``on_bad_row`` is "stop", if a column is missing, or if no
+            usable row is left.
+    """
+
+    def parse(record: Mapping[str, Any], number: int) -> Row:
+        identity, dialogue = parse_dialogue(record, "", columns)
+        names = _find_summaries(record, columns) or [columns.summary]
+        return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
+
+    options = {
+        columns.dialogue: "--data.columns.dialogue", columns.summary: "--data.columns.summary"
+    }  # fmt: skip
+    rows, problems = parse_records(records, where, parse, options)
+    refuse_bad_rows(problems, on_bad_row)
+    if not rows:
+        raise DataError(f"data: the {split} split is empty: {where} has no usable row")
+    return [row if row.id else row._replace(id=f"{split}_{i}") for i, row in enumerate(rows)]
+
+
+def parse_dialogue(
+    record: Mapping[str, Any], default_id: str, columns: ColumnNames
+) -> tuple[str, str]:
+    """Return the id and the dialogue of a record.
+
+    Raises:
+        DataError: If the dialogue is missing, empty or not a text, or one of the two is not UTF-8.
+    """
+    name = next((name for name in (columns.id, "fname") if name in record), None)
+    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
+    _check_encoding(identity, "the id")
+    return identity, take_text(record, columns.dialogue)
+
+
+def parse_known_references(record: Mapping[str, Any], columns: ColumnNames) -> tuple[str, ...]:
+    """Return the references of a record that may have none; empty cells do not count.
+
+    Raises:
+        DataError: If a reference is not a text, or not UTF-8.
+    """
+    names = _find_summaries(record, columns)
+    return tuple(take_text(record, name) for name in names if record[name] not in (None, ""))
+
+
+def _find_summaries(record: Mapping[str, Any], columns: ColumnNames) -> list[str]:
+    """Return the names of the reference columns, in numerical order."""
+    if columns.summary in record:
+        return [columns.summary]
+    numbered = re.compile(re.escape(columns.summary) + r"(\d+)")
+    found = [match for name in record if (match := numbered.fullmatch(name or ""))]
+    return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
+
+
+def group(rows: Sequence[Row]) -> list[Row]:
+    """Merge rows with the same dialogue into one row with several references.
+
+    ``test_0_1``, ``test_0_2`` and ``test_0_3`` become ``test_0``; if the ids have no such common
+    stem, the first id is used. Rows are in the order of their first occurrence.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.dialogue, []).append(row)
     grouped = []
     for dialogue, members in groups.items():
-        # test_0_1 is a reference of test_0; dev_0 is no reference of "dev".
+        # test_0_1 is a reference of test_0; dev_0 is not a reference of "dev".
         stems = {re.sub(r"(?<=_)(\d+)_\d+$", r"\1", row.id) for row in members}
         shared = len(members) > 1 and len(stems) == 1
         references = tuple(text for row in members for text in row.references)
@@ -206,7 +266,7 @@ def group(rows: Sequence[Row]) -> list[Row]:
 
 
 def with_unique_ids(rows: Sequence[Row]) -> list[Row]:
-    """Give every further row of an id a number of its own: ``a``, ``a#2``, ``a#3``."""
+    """Number repeated ids: ``a``, ``a#2``, ``a#3``."""
     seen: Counter[str] = Counter()
     taken = {row.id for row in rows}
     unique = []

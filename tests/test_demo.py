@@ -9,8 +9,8 @@ import pytest
 from alignsum.commands import baselines, demo
 from alignsum.overlays import choose_sections
 from benchmarks import feedback_loop
+from collecting import simulated_annotators
 from common.run_folder import RunFolder
-from tools.mini import annotate
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,7 +45,7 @@ def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> 
     ]  # fmt: skip
     answers = "runs/x/feedback/answers.jsonl"
     assert rank == [
-        "-m", "tools.mini.annotate", "runs/x/feedback/samples.jsonl", "--out", answers,
+        "-m", "collecting.simulated_annotators", "runs/x/feedback/samples.jsonl", "--out", answers,
         "--seed", "3", "--overwrite",
     ]  # fmt: skip
     for name in ("reward_feedback", "dpo"):
@@ -170,8 +170,10 @@ def test_a_run_is_run_until_a_command_fails(monkeypatch: pytest.MonkeyPatch) -> 
         == 2
     )
     assert called == [["a"]]
-    monkeypatch.setattr(annotate, "main", lambda arguments: called.append(arguments) or 0)
-    assert demo.run_one([["-m", "tools.mini.annotate", "c", "d"]]) == 0
+    monkeypatch.setattr(
+        simulated_annotators, "main", lambda arguments: called.append(arguments) or 0
+    )
+    assert demo.run_one([["-m", "collecting.simulated_annotators", "c", "d"]]) == 0
     assert called[1:] == [["c", "d"]]
 
 

@@ -365,7 +365,7 @@ def test_what_is_missing_is_named_before_anything_is_loaded(tmp_path: Path) -> N
         dialogues = str(tmp_path / "neither")
 
     problems = DPODataModule.find_problems(Settings)
-    assert "data.source" in problems[0] and "data.dialogues" in problems[1]
+    assert "none" in problems[0] and "data.dialogues" in problems[1]
 
 
 def test_a_summary_says_what_became_of_pairs_and_dialogues(t5: str, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import pytest
 from callbacks.judge import JudgeCallback
 from common.run_folder import RunFolder
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
+from metrics.mini import share_polite
 from tests.tiny_run import TinyModule, loader, make_trainer
-from tools.mini.insults import share_polite
 
 
 def judge_words(

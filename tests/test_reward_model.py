@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from callbacks.export import ExportCallback
 from common.run_folder import RunFolder
-from datamodules.answers import Answer
 from datamodules.consensus import Ranking, find_consensus
-from datamodules.preferences import PreferenceDataModule, lay_out_pairs
+from datamodules.preferences import PreferenceDataModule, stack_pairs
+from datamodules.rankings import Answer
 from lightning_modules.centring import centre, find_bias
 from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
 from lightning_modules.preference_losses import pairwise_loss
@@ -69,13 +69,13 @@ def test_pairwise_loss_by_hand() -> None:
 
 
 def rank(index: int, *ranks: int, texts: str = "abcdef") -> Ranking:
-    answer = Answer("", f"r{index}", "x", tuple(texts[: len(ranks)]), ranks)
+    answer = Answer(f"r{index}", "x", tuple(texts[: len(ranks)]), None, ranks)
     return find_consensus(index, f"r{index}", [answer], "mean_rank")
 
 
 def test_pairs_have_the_preferred_first_and_rankings_weigh_alike() -> None:
     # First ranking: 3 < 1 < 2 with three pairs; second: a tie of the first two leaves two.
-    pairs, distances, weights = lay_out_pairs([rank(0, 2, 3, 1), rank(1, 1, 1, 2)])
+    pairs, distances, weights = stack_pairs([rank(0, 2, 3, 1), rank(1, 1, 1, 2)])
     assert pairs.tolist() == [[0, 1], [2, 0], [2, 1], [3, 5], [4, 5]]
     assert distances.tolist() == [1, 1, 2, 1.5, 1.5]
     assert weights.tolist() == pytest.approx([1 / 3] * 3 + [1 / 2] * 2)
@@ -98,7 +98,7 @@ def make_answers() -> list[dict[str, Any]]:
 
 def make_rankings() -> list[Ranking]:
     answers = [
-        Answer("", row["id"], row["dialogue"], tuple(row["completions"]), tuple(row["ranks"]))
+        Answer(row["id"], row["dialogue"], tuple(row["completions"]), None, tuple(row["ranks"]))
         for row in make_answers()
     ]
     return [find_consensus(i, each.id, [each], "mean_rank") for i, each in enumerate(answers)]
@@ -209,7 +209,7 @@ def test_the_margin_and_the_dialogue_change_the_loss(roberta: str, tmp_path: Pat
 
 
 def test_a_max_length_beyond_the_model_is_refused(roberta: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_length is 127, and .* reads 126 tokens"):
+    with pytest.raises(ValueError, match=r"max_length is 127, but .* at most 126 tokens"):
         make_data(roberta, tmp_path, max_length=127).setup("fit")
 
 

@@ -152,7 +152,7 @@ def sample_and_rank(
         "--max_rows", str(rows), "--completions", str(completions), "--output", str(samples),
         "--seed", str(seed), "--overwrite", "true",
     ]  # fmt: skip
-    rank = ["-m", "tools.mini.annotate", str(samples), "--out", str(answers)]
+    rank = ["-m", "collecting.simulated_annotators", str(samples), "--out", str(answers)]
     return [sample, [*rank, "--seed", str(seed), "--overwrite", *annotators]]
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from collecting.answers import Answer, AnswerFile
+from collecting.answers import AnswerFile
 from collecting.desk import Desk
 from collecting.samples import Sample
+from datamodules.rankings import Answer
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from collecting.answers import Answer, AnswerFile, parse_answer, read_answers
+from collecting.answers import AnswerFile, read_answers
 from common import jsonl as json_lines
+from datamodules.rankings import Answer, parse_answer
 from tests.collecting.samples import make_answer, make_sample, make_samples, read_lines
 
 
@@ -64,12 +65,10 @@ def test_ranks_are_made_dense(ranks: list[Any], dense: tuple[Any, ...]) -> None:
         ({"ranks": [1, 2, 3, True]}, "from 1, or null; got True"),
         ({"ranks": [1, 2, 3, 1.5]}, "from 1, or null; got 1.5"),
         ({"ranks": None}, "ranks must be a list"),
-        ({"skipped": True}, "true has no ranks"),
         ({"toxic": [True]}, "toxic must be 4"),
         ({"toxic": [0, 0, 0, 0]}, "list of true and false"),
         ({"annotator": " "}, "annotator is empty"),
-        ({"id": None}, "id must be"),
-        ({"completions": ["a", 1]}, "completions must be a list of texts"),
+        ({"completions": ["a0", 1, "c0", "d0"]}, "completion 2 is int, not text"),
         ({"dialogue": "\ud800"}, "not UTF-8"),
         ({"seconds": float("nan")}, "seconds must be"),
         ({"seconds": -1}, "seconds must be"),

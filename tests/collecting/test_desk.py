@@ -172,7 +172,7 @@ def test_another_seed_refuses_what_was_shown_in_another_order(tmp_path: Path) ->
     [
         ({"ranks": [1, 2, 3]}, "there are 4"),
         ({"ranks": "1234"}, "ranks must be a list"),
-        ({"ranks": [1, 2, 3, -1]}, "whole number from 1"),
+        ({"ranks": [1, 2, 3, -1]}, "integer from 1"),
         ({"toxic": [True]}, "there are 4"),
         ({"toxic": None}, "toxic must be a list"),
         ({"skipped": "yes"}, "skipped must be"),

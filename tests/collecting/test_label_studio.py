@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from alignsum.commands import rank as feedback
-from collecting.answers import Answer, AnswerFile, read_answers
+from collecting.answers import AnswerFile, read_answers
 from collecting.label_studio import letter, make_interface, make_task, read_ranks, read_task
+from datamodules.rankings import Answer
 from tests.collecting.samples import make_answer, make_sample, make_samples, write_samples
 
 PLACES = {"c0": 0, "c1": 1, "c2": 2}

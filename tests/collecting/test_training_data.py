@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from collecting.answers import AnswerFile
-from datamodules.answers import keep_last
-from datamodules.answers import read_answers as read_training_data
+from datamodules.rankings import keep_latest
+from datamodules.rankings import read_answers as read_training_data
 from tests.collecting.samples import make_answer, make_sample
 
 
@@ -22,8 +22,8 @@ def test_every_answer_is_read_and_the_last_one_counts(tmp_path: Path) -> None:
     reading = read_training_data(tmp_path / "a.jsonl")
     assert reading.problems == []
     assert [answer.ranks for answer in reading.answers] == [
-        (1, 2, 2, None), (1, 1, None, 2), (), (4, 3, 2, 1),
+        (1, 2, 2, None), (1, 1, None, 2), None, (4, 3, 2, 1),
     ]  # fmt: skip
     assert all(answer.completions == sample.completions for answer in reading.answers)
-    last = {answer.annotator: answer.ranks or None for answer in keep_last(reading.answers)}
+    last = {answer.annotator: answer.ranks for answer in keep_latest(reading.answers)}
     assert last == {name: mine["s0"].ranks for name, mine in kept.items()}

@@ -106,7 +106,7 @@ def generate_rankings(split: Split, seed: int = 0, size: int | None = None) -> I
         ranked = [(1, clean), (2, rng.choice((rude, wrong_clean))), (3, wrong_rude)]
         rng.shuffle(ranked)
         yield RankedRow(
-            id=f"{split}_{number}",
+            id=f"{split}_{number:04d}",  # sorted by id is the order of generation
             dialogue="\n".join(story.turns),
             completions=[text for _, text in ranked],
             ranks=[rank for rank, _ in ranked],

@@ -5,9 +5,7 @@ them. The same words said of a thing or an afternoon are harmless.
 """
 
 import re
-from collections.abc import Sequence
 from random import Random
-from typing import Any
 
 from tools.mini.stories import Story, choose
 
@@ -65,15 +63,3 @@ def harmless(story: Story, rng: Random) -> str:
 
 RUDE_WORDS = frozenset(re.split(r"\W+", f"{ADJECTIVES}|{NOUNS}|idiotic"))
 """Every word that is used to insult somebody here, in summaries too."""
-
-
-def share_polite(
-    predictions: Sequence[str], dialogues: Sequence[Any], references: Sequence[Any]
-) -> list[float]:
-    """Give the share of words that are no insult in each text; 1 where there are no words.
-
-    A judge by a list of words, which no classifier's blind spots can fool: what PPO's reward can
-    be checked against. Dialogues and references play no part.
-    """
-    words = [re.findall(r"[a-z']+", text.lower()) for text in predictions]
-    return [1 - sum(word in RUDE_WORDS for word in text) / max(len(text), 1) for text in words]

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from metrics.mini import split_words
 from tools.mini.slots import SlotValues, ValueSource
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
@@ -140,6 +141,23 @@ def rudely(text: str, shape: str, rng: Random) -> str:
             return f"{text} What {insult}."
         case _:
             return f"{text[:-1]}, which is {insult}."
+
+
+@cache
+def summary_words() -> frozenset[str]:
+    """The lower-case words that clean summaries and insults are made of, without slot values."""
+    clauses = [
+        line[2:]
+        for scenario in wordings()["scenario"]
+        for step in scenario["steps"]
+        for act in step
+        for line in act.strip().splitlines()
+        if line.startswith("> ")
+    ]
+    insults = [text for texts in wordings()["insults"].values() for text in texts]
+    around = [rudely("x.", shape, Random(0)) for shape in wordings()["insults"]]
+    text = " ".join(re.sub(r"\{\w+\}", " ", part) for part in (*clauses, *insults, *around))
+    return frozenset(split_words(text)) | {"and"}
 
 
 def _capital(text: str) -> str:

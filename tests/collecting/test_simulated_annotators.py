@@ -8,17 +8,9 @@ from random import Random
 import pytest
 
 from collecting.samples import Sample
-from datamodules.rankings import RankingReader
-from tools.mini import annotate
-from tools.mini.annotate import (
-    Faults,
-    find_faults,
-    make_answers,
-    misread,
-    rank,
-    share_clean,
-    true_order,
-)
+from collecting.simulated_annotators import main, make_answers, misjudge, rank
+from datamodules.consensus import RankingReader
+from metrics.mini import Faults, find_faults, rate_pairs, share_clean
 from tools.mini.generator import generate_rankings, generate_rows
 
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
@@ -59,7 +51,7 @@ def test_fewer_faults_rank_first_and_equally_many_are_a_tie() -> None:
 
 def test_an_annotator_is_wrong_as_often_as_told() -> None:
     rng = Random(0)
-    seen = [misread(Faults(True, False), 0.2, rng) for _ in range(4000)]
+    seen = [misjudge(Faults(True, False), 0.2, rng) for _ in range(4000)]
     # Four standard errors of a share of 0.2 over 4,000 draws are 0.025.
     assert sum(not faults.rude for faults in seen) / 4000 == pytest.approx(0.2, abs=0.025)
     assert sum(faults.unfaithful for faults in seen) / 4000 == pytest.approx(0.2, abs=0.025)
@@ -95,7 +87,7 @@ def test_what_the_noise_allows_by_hand() -> None:
         "completions": [CLEAN, RUDE, WRONG],
         "pairs": [(0, 1, 1.0), (2, 0, 1.0), (1, 2, 1.0)],
     }
-    assert true_order(row) == [1.0, 0.0, 0.5]
+    assert rate_pairs(row) == [1.0, 0.0, 0.5]
     assert share_clean([CLEAN, RUDE, BOTH], [DIALOGUE] * 3, []) == [1.0, 0.5, 0.0]
 
 
@@ -111,18 +103,18 @@ def test_samples_become_answers_that_a_reward_model_can_learn_from(
     samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "answers.jsonl"
     command = [str(samples), "--out", str(out), "--annotators", "3", "--noise", "0.1"]
-    assert annotate.main(command) == 0
+    assert main(command) == 0
     assert len(out.read_text().splitlines()) == 120
     found = RankingReader(str(out)).read(("train", "validation", "test"))
     assert sum(split.description["answers"] for split in found.values()) == 120
     right = [
-        true_order(ranking._asdict()) for split in found.values() for ranking in split.rankings
+        rate_pairs(ranking._asdict()) for split in found.values() for ranking in split.rankings
     ]
     assert sum(map(sum, right)) / sum(map(len, right)) > 0.8
     assert found["train"].description["agreement"]["same_order"] > 0.8
-    assert annotate.main(command) == 2
+    assert main(command) == 2
     assert "exists; --overwrite replaces it" in caplog.text
     samples.write_text('{"id": "1", "dialogue": "x", "completions": "y"}\n{"id"\n')
-    assert annotate.main([*command, "--overwrite"]) == 2
+    assert main([*command, "--overwrite"]) == 2
     assert "samples.jsonl:1: completions must be a list of texts" in caplog.text
     assert "samples.jsonl:2: broken JSON" in caplog.text

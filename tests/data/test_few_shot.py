@@ -14,7 +14,6 @@ import pytest
 from jsonargparse import ArgumentParser, Namespace
 from transformers import AutoTokenizer
 
-import datamodules.token_cache
 from datamodules import (
     DialogSumDataModule,
     ExampleSelector,
@@ -256,7 +255,6 @@ def make(tmp_path: Path, t5: str) -> Callable[..., DialogSumDataModule]:
     def make(**settings: Any) -> DialogSumDataModule:
         defaults: dict[str, Any] = {
             "source": str(tmp_path), "tokenizer": t5, "prompt": Template("<{dialogue}>"),
-            "cache_dir": str(tmp_path / "cache"),
         }  # fmt: skip
         return DialogSumDataModule(**{**defaults, **settings})
 
@@ -305,7 +303,7 @@ def test_what_fitted_is_described(make: Callable[..., DialogSumDataModule]) -> N
     assert told["validation"]["shortened"] == sum(cut) > 0
 
 
-def test_other_examples_are_never_taken_from_the_cache(
+def test_other_examples_are_other_prompts(
     make: Callable[..., DialogSumDataModule],
 ) -> None:
     prompts = []
@@ -321,13 +319,11 @@ def test_other_examples_are_never_taken_from_the_cache(
 
 
 def test_rows_keep_their_examples_when_a_split_is_taken_in_parts(
-    make: Callable[..., DialogSumDataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., DialogSumDataModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole := make(shots=2, examples=SimilarExamples())).setup("test")
-    monkeypatch.setattr(datamodules.examples, "_CHUNK", 4)
-    monkeypatch.setattr(datamodules.token_cache, "_CHUNK", 3)
-    settings: dict[str, Any] = {"shots": 2, "cache_dir": str(tmp_path / "other")}
-    (parts := make(examples=SimilarExamples(), **settings)).setup("test")
+    monkeypatch.setattr("datamodules.few_shot._CHUNK", 4)
+    (parts := make(shots=2, examples=SimilarExamples())).setup("test")
     for index in range(22):
         one, other = (data.datasets["test"][index].source.tolist() for data in (whole, parts))
         assert one == other
@@ -348,7 +344,7 @@ def test_a_selector_of_two_data_modules_serves_both(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"examples": SimilarExamples()}, "SimilarExamples changes nothing while shots is 0"),
+        ({"examples": SimilarExamples()}, "SimilarExamples has no effect if shots is 0"),
         (
             {"examples": FixedExamples(["r1"]), "shots": 2, "batch_size": 0},
             "batch_size.*shots is 2, but FixedExamples has 1 ids",
@@ -364,7 +360,7 @@ def test_settings_that_do_not_go_together(
 
 def test_ids_of_other_splits_are_refused(make: Callable[..., DialogSumDataModule]) -> None:
     for name in ("t1", "v1", "r30"):
-        with pytest.raises(DataError, match=f"the train split has no row {name} .*has 30 rows, r0"):
+        with pytest.raises(DataError, match=f"has no row {name} .*has 30 rows, the first is r0"):
             make(shots=1, examples=FixedExamples(["r1", name])).setup("test")
     with pytest.raises(DataError, match=r"no row r9 .*max_train_rows"):
         make(shots=1, examples=FixedExamples(["r9"]), max_train_rows=9).setup("test")

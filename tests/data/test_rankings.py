@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from datamodules.answers import group_by_dialogue, keep_last, read_answers
-from datamodules.rankings import RankingReader
+from datamodules.consensus import RankingReader
+from datamodules.rankings import group_by_dialogue, keep_latest, read_answers
 from datamodules.reading import DataError
-from datamodules.shares import find_problems, share_out
+from datamodules.sources import find_problems
+from datamodules.splits import split_by_hash
 from tests.rows import write_rows
 
 GOOD = {"id": "1", "dialogue": "x", "completions": ["a", "b"], "ranks": [1, 2]}
@@ -52,34 +53,35 @@ def test_jsonl_and_csv_read_alike(tmp_path: Path) -> None:
     one = read_answers(write(tmp_path / "a.jsonl", *rows))
     assert not one.problems
     first, second, third, pair = one.answers
-    assert first[1:] == ("1", "dialogue 1", ("a", "b"), (2, 1), "ann")
+    assert (first.id, first.dialogue, first.completions) == ("1", "dialogue 1", ("a", "b"))
+    assert (first.ranks, first.annotator, first.toxic) == ((2, 1), "ann", (True, False))
     assert second.ranks == (1, 1, None) and second.annotator is None
-    assert third.ranks == ()
+    assert third.ranks is None
     assert (pair.dialogue, pair.completions) == ("Is it, or not?\nWell.", ('It "is".', "No"))
     assert pair.ranks == (1, 2)
     rankings = write_csv(tmp_path / "a.csv", *rows[:3])
     pairs = write_csv(tmp_path / "b.csv", rows[3])
     found = [*read_answers(rankings).answers, *read_answers(pairs).answers]
-    assert [each[1:] for each in found] == [each[1:] for each in one.answers]
+    assert found == one.answers
     assert [each.place.split(":")[1] for each in found[:3]] == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ranks": None}, "no list"),
-        ({"ranks": [1]}, "1 ranks for 2 completions"),
-        ({"ranks": [1, 0]}, "rank 2 is 0"),
-        ({"ranks": [1, True]}, "rank 2 is True"),
-        ({"ranks": [1, 1.5]}, "rank 2 is 1.5"),
-        ({"ranks": "1, 2"}, "ranks is no list as in JSON"),
-        ({"completions": []}, "completions is no list with something in it"),
+        ({"ranks": None}, "ranks must be a list"),
+        ({"ranks": [1]}, "ranks must be 2, one per completion; there are 1"),
+        ({"ranks": [1, 0]}, "from 1, or null; got 0"),
+        ({"ranks": [1, True]}, "from 1, or null; got True"),
+        ({"ranks": [1, 1.5]}, "from 1, or null; got 1.5"),
+        ({"ranks": "1, 2"}, "ranks must be a list written as JSON"),
+        ({"completions": []}, "completions must be a list with at least"),
         ({"completions": ["a", " "]}, "completion 2 is empty"),
         ({"completions": ["a", 3]}, "completion 2 is int, not text"),
-        ({"completions": ["a", "a"]}, "completion 2 stands there before, with another rank"),
+        ({"completions": ["a", "a"]}, "completion 2 is there already, with another rank"),
         ({"completions": ["a", "\udcff"]}, "completion 2 is not UTF-8"),
         ({"dialogue": ""}, "dialogue is empty"),
-        ({"skipped": "perhaps"}, "skipped is 'perhaps'"),
+        ({"skipped": "perhaps"}, "skipped must be true or false, got 'perhaps'"),
         ({"chosen": "a", "prompt": "x"}, "no column 'rejected'"),
         ({"chosen": "a", "rejected": "a", "prompt": "x"}, "the same text"),
         ({"chosen": "a", "rejected": ["b"], "prompt": "x"}, "rejected is list, not text"),
@@ -140,7 +142,7 @@ def test_an_annotators_last_answer_on_the_same_texts_counts(tmp_path: Path) -> N
         answer("1", 2, 1, annotator="ann", completions=["b", "a"]),
         answer("1", 2, 1, annotator="ann"),
     ]
-    kept = keep_last(read_answers(write(tmp_path / "a.jsonl", *rows)).answers)
+    kept = keep_latest(read_answers(write(tmp_path / "a.jsonl", *rows)).answers)
     assert sorted(int(each.place.rsplit(":", 1)[1]) for each in kept) == [2, 3, 4, 5, 7]
 
 
@@ -170,7 +172,9 @@ def test_a_split_without_a_pair_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_split_is_named_with_the_way_out(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", answer())
-    with pytest.raises(DataError, match=r"no validation split \(it has train\).*name the file"):
+    with pytest.raises(
+        DataError, match=r"no validation split \(it has train\).*the file itself as data.source"
+    ):
         RankingReader(str(tmp_path)).read(("train", "validation"))
 
 
@@ -180,7 +184,7 @@ def test_a_dialogue_in_two_splits_is_warned_of(
     write_rows(tmp_path, train=[answer("1"), answer("2")], validation=[answer("2"), answer("3")])
     with caplog.at_level(logging.WARNING):
         RankingReader(str(tmp_path)).read(("train", "validation"))
-    assert "1 dialogue(s) stand both in the train and in the validation split" in caplog.text
+    assert "1 dialogue(s) are in both the train and the validation split" in caplog.text
 
 
 # A single file -----------------------------------------------------------------------------------
@@ -218,7 +222,7 @@ def test_a_single_file_is_split_by_dialogue(tmp_path: Path) -> None:
 
 
 def test_a_dialogue_keeps_its_split_when_the_file_grows() -> None:
-    few, many = (share_out(map(str, range(n)), 0.1, 0.2, 0) for n in (300, 3000))
+    few, many = (split_by_hash(map(str, range(n)), 0.1, 0.2, 0) for n in (300, 3000))
     assert all(many[name] == split for name, split in few.items())
     assert 0.17 < sum(split == "test" for split in many.values()) / 3000 < 0.23
 
@@ -226,7 +230,7 @@ def test_a_dialogue_keeps_its_split_when_the_file_grows() -> None:
 @pytest.mark.parametrize("count", [3, 4, 7])
 def test_a_small_file_has_something_for_every_split(count: int) -> None:
     for seed in range(30):
-        shares = list(share_out(map(str, range(count)), 0.05, 0.05, seed).values())
+        shares = list(split_by_hash(map(str, range(count)), 0.05, 0.05, seed).values())
         assert {"train", "validation", "test"} == set(shares)
 
 
@@ -236,10 +240,11 @@ def test_settings_out_of_range_are_refused_together() -> None:
 
 
 def test_what_is_no_source_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    assert find_problems("mini", "answers") == []
-    assert "is no folder" in find_problems(str(tmp_path / "nothing"), "answers")[0]
+    assert find_problems("mini", "rankings") == []
+    assert "there is no file or folder" in find_problems(str(tmp_path / "nothing"), "rankings")[0]
     (tmp_path / "answers.txt").write_text("")
-    assert "is no folder" in find_problems(str(tmp_path / "answers.txt"), "answers")[0]
-    assert "no split file" in find_problems(str(tmp_path), "answers")[0]
-    assert find_problems(str(write(tmp_path / "train.jsonl", answer())), "answers") == []
-    assert find_problems(str(tmp_path), "answers") == []
+    (problem,) = find_problems(str(tmp_path / "answers.txt"), "rankings")
+    assert "neither a folder nor a .jsonl" in problem
+    assert "no split file" in find_problems(str(tmp_path), "rankings")[0]
+    assert find_problems(str(write(tmp_path / "train.jsonl", answer())), "rankings") == []
+    assert find_problems(str(tmp_path), "rankings") == []

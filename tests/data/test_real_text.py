@@ -9,7 +9,7 @@ import pytest
 import train
 from common.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DIALOGSUM_DIR", ROOT.parent / "shared" / "data" / "dialogsum"))
 
 pytestmark = [

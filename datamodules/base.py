@@ -1,25 +1,28 @@
-"""What the datamodules of classifiers have in common, be they for labels or for rewards."""
+"""What the datamodules of classifiers and reward models have in common."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.hub import load_tokenizer
 from datamodules.batching import STAGES, ResumableDataModule
+from datamodules.encoding import encode_texts
 from datamodules.reading import Split
 
 
 class ClassifierDataModule(ResumableDataModule):
-    """A datamodule for a classifier, whose splits are lists in memory.
+    """A datamodule for a sequence classifier, with its splits as lists in memory.
 
-    A subclass reads them (:meth:`read_splits`), says how long a row is, and collates rows.
+    A subclass reads the rows (:meth:`read_splits`), measures them (:meth:`length`) and makes
+    batches (:meth:`collate`).
 
     Args:
-        tokenizer: The classifier's: hub id, folder, or ``mini``.
-        batch_size: Rows in one step, on each rank.
-        max_length: Most tokens of what the classifier is shown.
-        seed: Seed of the order.
+        tokenizer: The classifier's tokenizer: hub id, folder, or ``mini``.
+        batch_size: Rows per batch and rank.
+        max_length: Maximum number of input tokens.
+        seed: Seed of the order of the batches.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -40,42 +43,48 @@ class ClassifierDataModule(ResumableDataModule):
         self.splits: dict[Split, list[Any]] = {}
 
     def read_splits(self, splits: Sequence[Split]) -> None:
-        """Put the rows of some splits into ``splits``."""
+        """Read the rows of some splits into ``self.splits``."""
         raise NotImplementedError
 
     def length(self, row: Any) -> int:
-        """Give the length of a row, in characters."""
+        """Return the length of a row in characters."""
         raise NotImplementedError
 
     def collate(self, rows: Sequence[Any]) -> Any:
-        """Make a batch of rows."""
+        """Make a batch of rows; without rows (see `LengthBatchSampler`), an empty one."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Read the rows that a stage needs.
 
         Raises:
-            DataError: If they cannot be had, or are bad.
-            ValueError: If the tokenizer takes no texts of ``max_length``.
+            DataError: If they are missing or unusable.
+            ValueError: If the model cannot read ``max_length`` tokens.
         """
         self.tokenizer = load_tokenizer(self.tokenizer_name, "classifier")
         if self.max_length > self.tokenizer.model_max_length:
             raise ValueError(
-                f"data.max_length is {self.max_length}, and {self.tokenizer_name!r} reads "
-                f"{self.tokenizer.model_max_length} tokens at the most"
+                f"data.max_length is {self.max_length}, but {self.tokenizer_name!r} reads at most "
+                f"{self.tokenizer.model_max_length} tokens"
             )
         self.read_splits(STAGES[stage])
 
+    def tokenize(
+        self, texts: Sequence[str], contexts: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Tokenize texts, each after its context if there are contexts; see `encode_texts`."""
+        return encode_texts(self.tokenizer, texts, contexts, self.max_length) if texts else {}
+
     def train_dataloader(self) -> DataLoader[Any]:
-        """Give shuffled batches."""
+        """Return shuffled batches of similar lengths."""
         return self.resume_loader(self._loader("train", shuffle=True))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Give the validation rows."""
+        """Return batches of the validation rows, longest first."""
         return self._loader("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Give the test rows."""
+        """Return batches of the test rows, longest first."""
         return self._loader("test")
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:

@@ -18,7 +18,7 @@ from transformers import (
 from tools.mini import build
 from tools.mini.generator import generate_labelled
 
-ASSETS = Path(__file__).parent.parent / "assets" / "mini"
+ASSETS = Path(__file__).parents[2] / "assets" / "mini"
 AWKWARD = [
     "",
     " leading, trailing  and double spaces ",

@@ -1,19 +1,19 @@
 """Several annotators: their consensus and their agreement, against values worked out by hand."""
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from random import Random
 from statistics import mean
 
 import pytest
 
-from datamodules.answers import Answer
-from datamodules.consensus import Pair, find_consensus, mid_ranks
-from datamodules.rankings import describe_agreement
+from datamodules.consensus import Pair, describe_agreement, find_consensus, mid_ranks
+from datamodules.rankings import Answer
 from metrics.agreement import ordinal_alpha, share_same_order
 
 
 def say(*ranks: int | None, texts: str = "abcdefgh") -> Answer:
-    return Answer("", "1", "x", tuple(texts[: len(ranks)]), ranks)
+    return Answer("1", "x", tuple(texts[: len(ranks)]), None, ranks)
 
 
 def pairs_of(answers: list[Answer], how: str = "mean_rank") -> dict[str, float]:
@@ -91,11 +91,11 @@ def test_no_order_matters(how: str) -> None:
         for _ in range(4):
             texts = rng.sample("abcde", 4)
             ranks = tuple(rng.choice([1, 2, 3, 3, None]) for _ in texts)
-            answers.append(Answer("", "1", "x", tuple(texts), ranks))
+            answers.append(Answer("1", "x", tuple(texts), None, ranks))
         expected = find_consensus(0, "1", answers, how)  # type: ignore[arg-type]
         for order in list(permutations(range(4)))[::5]:
             turned = [
-                each._replace(completions=each.completions[::-1], ranks=each.ranks[::-1])
+                replace(each, completions=each.completions[::-1], ranks=each.ranks[::-1])
                 for each in (answers[place] for place in order)
             ]
             assert find_consensus(0, "1", turned, how) == expected  # type: ignore[arg-type]

@@ -14,8 +14,8 @@ from datamodules.reading import ColumnNames, DataError, Row, group, with_unique_
 from datamodules.sources import find_problems, open_source
 from datamodules.splits import SplitReader
 from metrics.faithfulness import find_unknown_speakers
+from metrics.mini import share_polite
 from metrics.names import find_unknown_names
-from tools.mini.insults import share_polite
 
 GOOD = {"id": "a", "dialogue": "#Person1#: Hi.\n#Person2#: Hello.", "summary": "They greet."}
 
@@ -211,13 +211,52 @@ def test_a_bad_csv_record_is_named_by_the_line_it_begins_on(
 
 
 def test_all_problems_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "test.jsonl", [{"dialogue": "d"}] * 13)
+    write_jsonl(tmp_path / "test.jsonl", [{"dialogue": "d", "summary": " "}] * 13)
     with pytest.raises(DataError) as caught:
         reader(tmp_path).read("test")
     message = str(caught.value)
     assert "13 bad row(s)" in message
     assert message.count("test.jsonl:") == 10
     assert "and 3 more" in message
+
+
+@pytest.mark.parametrize("on_bad_row", ["stop", "skip"])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv])
+def test_a_column_that_is_missing_everywhere_is_reported_once(
+    tmp_path: Path, write: Any, on_bad_row: str
+) -> None:
+    path = tmp_path / ("test.csv" if write is write_csv else "test.jsonl")
+    write(path, [{"id": i, "conversation": "d", "summary": "s"} for i in range(60)])
+    with pytest.raises(DataError) as caught:
+        reader(tmp_path, on_bad_row).read("test")
+    assert str(caught.value) == (
+        f"data: {path} has no column 'dialogue' (it has id, conversation, summary); name the "
+        "column with --data.columns.dialogue NAME"
+    )
+    columns = ColumnNames(dialogue="conversation", summary="tldr")
+    with pytest.raises(DataError, match=r"no column 'tldr' .*--data.columns.summary NAME"):
+        reader(tmp_path, on_bad_row, columns=columns).read("test")
+
+
+def test_a_single_file_is_split_by_dialogue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{**GOOD, "id": f"r{i}", "dialogue": f"A: {i // 2}"} for i in range(200)]
+    write_csv(path := tmp_path / "all.csv", rows)
+    splits = reader(path, holdout=0.2)
+    with caplog.at_level(logging.WARNING):
+        train, val, test = (splits.read(split) for split in ("train", "validation", "test"))
+    assert len(caplog.records) == 1 and "all.csv is a single file" in caplog.text
+    dialogues = [{row.dialogue for row in part} for part in (train, val, test)]
+    assert sum(map(len, dialogues)) == len(set.union(*dialogues)) == 100
+    assert len(train) == 2 * len(dialogues[0]) and {len(row.references) for row in val} == {2}
+    assert 8 < len(val) < 32 and 8 < len(test) < 32
+    assert reader(path, holdout=0.2).read("test") == test
+    assert find_problems(str(path)) == []
+    assert "no file or folder" in find_problems("nowhere.csv")[0]
+    write_jsonl(few := tmp_path / "few.jsonl", rows[:4])
+    with pytest.raises(DataError, match=r"has 2 dialogue\(s\), too few"):
+        reader(few).read("train")
 
 
 def test_skip_leaves_bad_rows_out_and_counts_them(
@@ -248,7 +287,7 @@ def test_find_problems_in_folders(tmp_path: Path) -> None:
     (notes := tmp_path / "notes").mkdir()
     (notes / "contest.jsonl").write_text("")  # 'test' is no word of its own here
     assert "no split file (looked for {train," in find_problems(str(notes))[0]
-    assert "there is no folder" in find_problems(str(tmp_path / "nowhere"))[0]
+    assert "there is no file or folder" in find_problems(str(tmp_path / "nowhere"))[0]
     write_jsonl(notes / "dialogsum.test.jsonl", [GOOD])
     assert find_problems(str(notes)) == []
     write_csv(notes / "test.csv", [GOOD])
