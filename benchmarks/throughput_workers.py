@@ -172,7 +172,7 @@ def run_ours(task: Task, pipe: Connection) -> None:
 
     options = {
         "model.backbone": task.folder / "backbone",
-        "data.source": task.folder / "data", "data.cache_dir": task.folder / "cache",
+        "data.source": task.folder / "data",
         "data.batch_size": task.batch, "data.max_train_rows": ROWS, "data.max_validation_rows": 8,
         "data.max_source_length": SOURCE, "data.max_target_length": TARGET,
         "data.pad_to_multiple_of": 1, "toxicity.model": "null",
@@ -259,7 +259,7 @@ def run_theirs(task: Task, pipe: Connection) -> None:
     """Train by Seq2SeqTrainer on the same tokens."""
     backbone = str(task.folder / "backbone")
     data = DialogSumDataModule(
-        str(task.folder / "data"), backbone, cache_dir=str(task.folder / "cache"),
+        str(task.folder / "data"), backbone,
         max_source_length=SOURCE, max_target_length=TARGET, max_train_rows=ROWS,
     )  # fmt: skip
     data.setup("fit")

@@ -30,7 +30,7 @@ def describe_examples(export: Path, shots: int) -> dict[str, Any]:
     settings: dict[str, Any] = dict(content["data"]["init_args"])
     if problems := sources.find_problems(settings["source"]):
         raise ValueError("; ".join(problems) + "; --shots 0 asks without examples")
-    for name in ("prompt", "batch_size", "eval_batch_size", "max_source_length", "cache_dir"):
+    for name in ("prompt", "batch_size", "eval_batch_size", "max_source_length"):
         settings.pop(name, None)
     return settings | {"shots": shots, "seed": int(content.get("seed_everything") or 0)}
 

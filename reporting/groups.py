@@ -12,7 +12,7 @@ from reporting.runs import Run
 _OF_ONE_RUN = (
     "seed_everything", "data.init_args.seed", "run_dir", "resume", "overwrite", "ckpt_path",
     "weights_only", "verbose", "checkpoint.dirpath", "checkpoint.verbose",
-    "trainer.default_root_dir", "trainer.logger", "data.init_args.cache_dir",
+    "trainer.default_root_dir", "trainer.logger",
 )  # fmt: skip
 _SEED = "{seed}"
 
