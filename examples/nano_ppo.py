@@ -59,7 +59,7 @@ class Settings:
     value_lr: float = 1e-2
     max_new_tokens: int = 48
     temperature: float = 1.0
-    kl_coef: float = 0.7
+    kl_coef: float = 0.4
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2  # of ratios and of values
@@ -167,10 +167,8 @@ def roll_out(policy: Policy, rows: Rows, settings: Settings) -> Rollout:
 def sample(policy: Policy, prompts: dict[str, Tensor], settings: Settings) -> tuple[Tensor, Tensor]:
     """Sample responses [B, T] from the unfiltered distribution; also their log-probs [B, T]."""
     unfiltered = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": settings.temperature}
-    limits = {"max_new_tokens": settings.max_new_tokens}
-    output = policy.model.generate(
-        **prompts, **unfiltered, **limits, return_dict_in_generate=True, output_scores=True
-    )
+    more = {"max_new_tokens": settings.max_new_tokens, "output_scores": True}
+    output = policy.model.generate(**prompts, **unfiltered, **more, return_dict_in_generate=True)
     responses = output.sequences[:, 1:]  # without the start token
     logprobs = torch.stack(output.scores, dim=1).log_softmax(dim=-1)
     return responses, pick(logprobs, responses)
@@ -208,8 +206,7 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     `kl` [B, T] is log pi - log pi_ref of the sampled tokens, Schulman's k1 (Ziegler et al. 2019).
     """
     rewards = -kl_coef * kl * mask
-    last = mask.sum(dim=1) - 1
-    rewards[torch.arange(len(scores)), last] += scores
+    rewards[torch.arange(len(scores)), mask.sum(dim=1) - 1] += scores
     return rewards
 
 
@@ -239,8 +236,8 @@ def whiten(x: Tensor, mask: Tensor) -> Tensor:
 def policy_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float) -> Tensor:
     """Sum max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) over the real tokens (PPO, equation 7)."""
     ratio = (new - old).exp()
-    clipped = ratio.clamp(1 - clip, 1 + clip)
-    return torch.maximum(-advantages * ratio, -advantages * clipped)[mask].sum()
+    losses = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+    return losses[mask].sum()
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
@@ -380,7 +377,6 @@ def main() -> None:
     parser.add_argument("--adapter", help="folder of a LoRA to start from; trained if not given")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
     random.seed(arguments.seed)
