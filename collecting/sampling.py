@@ -85,7 +85,7 @@ class SampleSettings(Settings):
             file = DialogueFile(self.input, self.format, columns, self.on_bad_row, True)
             rows = list(file.read())
         else:
-            reader = SplitReader(self.input, columns, self.on_bad_row, holdout=0.1, seed=self.seed)
+            reader = SplitReader(self.input, columns, self.on_bad_row)
             rows = reader.read(self.split or "train")
         return with_unique_ids(group(rows))[: self.max_rows]
 

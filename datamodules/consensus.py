@@ -17,7 +17,7 @@ from datamodules.rankings import (
 )
 from datamodules.reading import DataError, OnBadRow, Split, refuse_bad_rows
 from datamodules.sources import open_local
-from datamodules.splits import check_fractions, split_by_hash
+from datamodules.splits import check_holdout, split_by_hash
 from metrics.agreement import ordinal_alpha, share_same_order
 
 logger = logging.getLogger(__name__)
@@ -154,9 +154,7 @@ class RankingReader:
         name: ``mini``, a folder with one file of answers per split, or one file of answers.
         consensus: How the answers of several annotators are combined.
         on_bad_row: Stop at lines that are not answers, or skip and count them.
-        validation_fraction: Share of the dialogues of a single file used for validation.
-        test_fraction: Share of the dialogues of a single file used for testing.
-        split_seed: Seed of the assignment of dialogues to splits.
+        holdout: Share of the dialogues of a single file for validation, and for testing.
 
     Raises:
         ValueError: If settings are out of range; one message names all of them.
@@ -165,9 +163,7 @@ class RankingReader:
     name: str
     consensus: Consensus = "mean_rank"
     on_bad_row: OnBadRow = "stop"
-    validation_fraction: float = 0.1
-    test_fraction: float = 0.1
-    split_seed: int = 0
+    holdout: float = 0.1
     _splits: dict[Split, RankedSplit] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +175,7 @@ class RankingReader:
             )
             if value not in known
         ]
-        problems += check_fractions(self.validation_fraction, self.test_fraction)
+        problems += check_holdout(self.holdout)
         if problems:
             raise ValueError("data: " + "; ".join(problems))
 
@@ -207,8 +203,7 @@ class RankingReader:
         refuse_bad_rows(problems, self.on_bad_row, _EXAMPLE)
         parts = {split: groups[path] for split, path in files.items()}
         if source.is_single_file:
-            fractions = self.validation_fraction, self.test_fraction
-            chosen = split_by_hash(groups[source.path], *fractions, self.split_seed)
+            chosen = split_by_hash(groups[source.path], self.holdout)
             parts = {
                 split: {name: part[name] for name in part if chosen[name] == split}
                 for split, part in parts.items()
@@ -245,7 +240,7 @@ class RankingReader:
                 f"data: {self.name} has no {split} dialogue with two completions of which one is "
                 f"preferred ({description})"
             )
-        logger.info("%s: %s", split, format_description(description))
+        logger.info("%s: %s", split, description)
         return RankedSplit(rankings, description)
 
 
@@ -273,22 +268,6 @@ def describe_agreement(dialogues: Iterable[Sequence[Answer]]) -> dict[str, Any] 
         "comparisons": share.n,
         "dialogues": len(ranked),
     }
-
-
-def format_description(description: dict[str, Any]) -> str:
-    """Format the counts of a split as a sentence."""
-    text = (
-        "{rankings} rankings with {pairs} pairs, from {answers} answers; {passed_over} skipped, "
-        "{replaced} replaced by a later one, {without_pairs} dialogues without a preference"
-    ).format(**description)
-    if found := description["agreement"]:
-        alpha = "undefined" if found["alpha"] is None else f"{found['alpha']:.2f}"
-        text += (
-            f"; on {found['dialogues']} dialogues with several annotators Krippendorff's alpha is "
-            f"{alpha}, and {100 * found['same_order']:.0f} % of {found['comparisons']} comparisons "
-            "agree"
-        )
-    return text
 
 
 def warn_about_overlap(splits: Mapping[Split, Sequence[Ranking]]) -> None:

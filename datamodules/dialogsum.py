@@ -20,7 +20,7 @@ from datamodules.encoding import Encoded, Encoder
 from datamodules.few_shot import ExampleSelector, RandomExamples
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
-from datamodules.splits import SplitReader
+from datamodules.splits import SplitReader, check_holdout
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class DialogSumDataModule(ResumableDataModule):
         holdout: Share of the dialogues that are held out for a missing split.
         columns: Names of the source's columns.
         on_bad_row: Stop at unusable rows, or skip and count them.
-        seed: Seed of the hold-out, of the examples and of the order of the batches.
+        seed: Seed of the examples and of the order of the batches.
         num_workers: Processes that collate batches; 0 uses the main process.
 
     Raises:
@@ -126,7 +126,7 @@ class DialogSumDataModule(ResumableDataModule):
         }
         self.min_dialogue_chars = min_dialogue_chars
         self.max_dialogue_chars = max_dialogue_chars
-        self.reader = SplitReader(source, columns, on_bad_row, holdout, seed)
+        self.reader = SplitReader(source, columns, on_bad_row, holdout)
         self.seed = seed
         self.num_workers = num_workers
         self._selector = examples or RandomExamples()
@@ -153,8 +153,7 @@ class DialogSumDataModule(ResumableDataModule):
             for name, (value, low) in least.items()
             if value is not None and value < low
         ]
-        if not 0 < self.reader.holdout < 0.5:
-            problems.append(f"holdout must be between 0 and 0.5, got {self.reader.holdout}")
+        problems += check_holdout(self.reader.holdout)
         if self.reader.on_bad_row not in ("stop", "skip"):
             problems.append(f"on_bad_row must be stop or skip, got {self.reader.on_bad_row!r}")
         if self.examples is not None and self.shots == 0:

@@ -64,9 +64,7 @@ class DPODataModule(ResumableDataModule):
         max_validation_rows: Summarize only the first validation dialogues.
         max_test_rows: Summarize only the first test dialogues.
         consensus: How the answers of several annotators are combined.
-        validation_fraction: Share of the dialogues of a single file used for validation.
-        test_fraction: Share of the dialogues of a single file used for testing.
-        split_seed: Seed of the assignment of dialogues to splits.
+        holdout: Share of the dialogues of a single file for validation, and for testing.
         on_bad_row: Stop at unusable lines, or skip and count them.
         seed: Seed of the order of the batches.
 
@@ -88,16 +86,12 @@ class DPODataModule(ResumableDataModule):
         max_validation_rows: int | None = None,
         max_test_rows: int | None = None,
         consensus: Consensus = "mean_rank",
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
+        holdout: float = 0.1,
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.reader = RankingReader(
-            source, consensus, on_bad_row, validation_fraction, test_fraction, split_seed
-        )
+        self.reader = RankingReader(source, consensus, on_bad_row, holdout)
         self.dialogues = DialogSumDataModule(
             dialogues,
             tokenizer,
@@ -109,6 +103,7 @@ class DPODataModule(ResumableDataModule):
             pad_to_multiple_of=pad_to_multiple_of,
             max_validation_rows=max_validation_rows,
             max_test_rows=max_test_rows,
+            holdout=holdout,
             on_bad_row=on_bad_row,
             seed=seed,
         )

@@ -19,7 +19,7 @@ from datamodules.reading import (
     refuse_bad_rows,
     take_text,
 )
-from datamodules.splits import check_fractions, split_by_hash
+from datamodules.splits import check_holdout, split_by_hash
 
 
 class LabelledText(NamedTuple):
@@ -61,9 +61,7 @@ class LabelledTextDataModule(ClassifierDataModule):
         label_column: Name of the column with the label.
         batch_size: Texts per batch and rank.
         max_length: Maximum number of tokens; longer texts are truncated.
-        validation_fraction: Share of a single file used for validation.
-        test_fraction: Share of a single file used for testing.
-        split_seed: Seed of the assignment of texts to splits.
+        holdout: Share of the texts of a single file for validation, and for testing.
         on_bad_row: Stop at unusable rows, or skip and count them.
         seed: Seed of the order of the batches.
 
@@ -80,21 +78,18 @@ class LabelledTextDataModule(ClassifierDataModule):
         label_column: str = "label",
         batch_size: int = 32,
         max_length: int = 128,
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
+        holdout: float = 0.1,
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
     ) -> None:
         super().__init__(tokenizer, batch_size, max_length, seed)
-        if problems := check_fractions(validation_fraction, test_fraction):
+        if problems := check_holdout(holdout):
             raise ValueError("data: " + "; ".join(problems))
         self.source = source
         self.labels = list(labels)
         self.text_column = text_column
         self.label_column = label_column
-        self.fractions = validation_fraction, test_fraction
-        self.split_seed = split_seed
+        self.holdout = holdout
         self.on_bad_row = on_bad_row
 
     @classmethod
@@ -136,9 +131,7 @@ class LabelledTextDataModule(ClassifierDataModule):
         for split, path in files.items():
             texts = rows[path]
             if source.is_single_file:
-                chosen = split_by_hash(
-                    (text for text, _ in texts), *self.fractions, self.split_seed
-                )
+                chosen = split_by_hash((text for text, _ in texts), self.holdout)
                 texts = [row for row in texts if chosen[row[0]] == split]
             if not texts:
                 raise DataError(f"data: {self.source} has no labelled text for {split}")

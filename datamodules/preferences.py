@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules import sources
 from datamodules.base import ClassifierDataModule
 from datamodules.consensus import Consensus, Ranking, RankingReader
-from datamodules.reading import ColumnNames, OnBadRow, Split
+from datamodules.reading import OnBadRow, Split
 from datamodules.splits import SplitReader
 
 
@@ -62,9 +62,7 @@ class PreferenceDataModule(ClassifierDataModule):
             reward is shifted to 0 after training; None leaves the rewards as they are.
         consensus: How the answers of several annotators are combined: by their mean ranks, or by
             the majority for each pair.
-        validation_fraction: Share of the dialogues of a single file used for validation.
-        test_fraction: Share of the dialogues of a single file used for testing.
-        split_seed: Seed of the assignment of dialogues to splits.
+        holdout: Share of the dialogues of a single file for validation, and for testing.
         on_bad_row: Stop at lines that are not answers, or skip and count them.
         seed: Seed of the order of the batches.
 
@@ -81,16 +79,12 @@ class PreferenceDataModule(ClassifierDataModule):
         with_dialogue: bool = False,
         references: str | None = None,
         consensus: Consensus = "mean_rank",
-        validation_fraction: float = 0.1,
-        test_fraction: float = 0.1,
-        split_seed: int = 0,
+        holdout: float = 0.1,
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
     ) -> None:
         super().__init__(tokenizer, batch_size, max_length, seed)
-        self.reader = RankingReader(
-            source, consensus, on_bad_row, validation_fraction, test_fraction, split_seed
-        )
+        self.reader = RankingReader(source, consensus, on_bad_row, holdout)
         self.format = Format(with_dialogue, max_length)
         self.references = references
         self._descriptions: dict[str, dict[str, Any]] = {}
@@ -148,7 +142,7 @@ class PreferenceDataModule(ClassifierDataModule):
         """Yield the train split's reference summaries as model inputs; nothing without a source."""
         if self.references is None:
             return
-        rows = SplitReader(self.references, ColumnNames(), "stop", 0.1, self.seed).read("train")
+        rows = SplitReader(self.references).read("train")
         texts = [(text, row.dialogue) for row in rows for text in row.references]
         texts.sort(key=lambda text: len(text[0]) + self.format.with_dialogue * len(text[1]))
         for start in range(0, len(texts), batch_size):

@@ -2,56 +2,49 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split, group, with_unique_ids
 from datamodules.sources import HubSource, LocalSource, open_source
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT: tuple[Split, ...] = ("test", "validation")
+"""The splits that are held out of a single file."""
 
-def check_fractions(validation: float, test: float) -> list[str]:
-    """Return what is wrong with the shares of a single file for validation and test."""
-    if min(validation, test) > 0 and validation + test < 1:
-        return []
-    return [
-        "validation_fraction and test_fraction must be positive and leave something to train on, "
-        f"got {validation} and {test}"
-    ]
+
+def check_holdout(holdout: float) -> list[str]:
+    """Return what is wrong with a share to hold out."""
+    return [] if 0 < holdout < 0.5 else [f"holdout must be between 0 and 0.5, got {holdout}"]
 
 
 def split_by_hash(
-    names: Iterable[str], validation_fraction: float, test_fraction: float, seed: int
+    names: Iterable[str], holdout: float, held_out: Sequence[Split] = HELD_OUT
 ) -> dict[str, Split]:
-    """Assign each name to a split by a hash of the name and a seed.
+    """Assign each name to a split by its hash: to a held-out split, or to the train split.
 
-    A name keeps its split when other names are added, and in any order. With at least three names
-    no split is empty: a split that would be takes the names with the next hashes.
+    A name keeps its split when others are added, in any order, and whatever the seed of a run: so
+    runs can be compared. With enough names every split has at least one.
 
     Args:
-        names: The dialogues or texts to assign.
-        validation_fraction: Expected share for validation.
-        test_fraction: Expected share for testing.
-        seed: Another seed is another assignment.
+        names: Dialogues or texts.
+        holdout: Expected share of each held-out split.
+        held_out: The held-out splits.
     """
     hashes = {
-        name: int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:16], 16) / 2**64
+        name: int(hashlib.sha256(f"0 {name}".encode()).hexdigest()[:16], 16) / 2**64
         for name in names
     }
     order = sorted(hashes, key=lambda name: hashes[name])
-    tests, last = (
-        sum(value < share for value in hashes.values())
-        for share in (test_fraction, test_fraction + validation_fraction)
-    )
-    last = min(max(last, tests + 1, 2), max(2, len(order) - 1))
-    tests = min(max(tests, 1), last - 1)
-    return {
-        name: "test" if place < tests else "validation" if place < last else "train"
-        for place, name in enumerate(order)
-    }
+    chosen: dict[str, Split] = dict.fromkeys(order, "train")
+    start = 0
+    for number, split in enumerate(held_out, start=1):
+        stop = sum(value < number * holdout for value in hashes.values())
+        stop = min(max(stop, start + 1), max(0, len(order) - 1 - len(held_out) + number))
+        chosen |= dict.fromkeys(order[start:stop], split)
+        start = stop
+    return chosen
 
 
 @dataclass
@@ -59,25 +52,22 @@ class SplitReader:
     """Reads the splits of a source of dialogues, and only those that are needed.
 
     In the train split every line is a row; in the others the lines of one dialogue are one row
-    with several references. A missing train or validation split is held out from the other one. A
-    single file is split by dialogue.
+    with several references. A missing train or validation split is held out from the other one,
+    and a single file is divided into all three; no dialogue is then in two splits.
 
     Args:
         name: The source: hub id, folder, file, ``mini`` or ``challenge``.
         columns: Names of its columns.
         on_bad_row: Stop at unusable rows, or skip and count them.
-        holdout: Share of the dialogues held out for a missing split; of a single file, the share
-            for validation and the share for testing.
-        seed: Seed of the hold-out.
+        holdout: Share of the dialogues for each split that is held out.
     """
 
     name: str
-    columns: ColumnNames
-    on_bad_row: OnBadRow
-    holdout: float
-    seed: int
+    columns: ColumnNames = ColumnNames()  # noqa: RUF009 - frozen
+    on_bad_row: OnBadRow = "stop"
+    holdout: float = 0.1
     _opened: LocalSource | HubSource | None = None
-    _held_out: dict[Split, list[Row]] = field(default_factory=dict)
+    _divided: dict[Split, list[Row]] = field(default_factory=dict)
 
     def read(self, split: Split) -> list[Row]:
         """Return the rows of a split, each with a unique id.
@@ -86,13 +76,12 @@ class SplitReader:
             DataError: If the split does not exist and cannot be held out, or has bad rows.
         """
         source = self.open()
-        if source.is_single_file:
-            self._held_out = self._held_out or self._split_file()
-            return with_unique_ids(self._held_out[split])
-        if split != "test" and not {"train", "validation"} <= source.splits:
-            self._held_out = self._held_out or self._hold_out()
-            return with_unique_ids(self._held_out[split])
-        rows = self._read(split)
+        fit_splits = {"train", "validation"}
+        if source.is_single_file or (split in fit_splits and not fit_splits <= source.splits):
+            self._divided = self._divided or self._divide()
+            rows = self._divided[split]
+        else:
+            rows = self._read(split)
         return with_unique_ids(rows if split == "train" else group(rows))
 
     def open(self) -> LocalSource | HubSource:
@@ -108,55 +97,33 @@ class SplitReader:
             raise DataError(f"data: {self.name} has no {split} split (it has {there})")
         return source.read(split, self.columns, self.on_bad_row)
 
-    def _split_file(self) -> dict[Split, list[Row]]:
-        """Split a single file; all rows of a dialogue are in the same split."""
-        rows = self._read("train")
-        chosen = split_by_hash(
-            {row.dialogue for row in rows}, self.holdout, self.holdout, self.seed
-        )
-        if len(chosen) < 3:
-            raise DataError(
-                f"data: {self.name} has {len(chosen)} dialogue(s), too few to train, validate and "
-                "test on; to use the file as one split, put it into a folder as train.jsonl, "
-                "validation.jsonl or test.jsonl"
-            )
-        parts: dict[Split, list[Row]] = {"train": [], "validation": [], "test": []}
-        for row in rows:
-            parts[chosen[row.dialogue]].append(row)
-        counts = {split: sum(each == split for each in chosen.values()) for split in parts}
-        logger.warning(
-            "%s is a single file: of its %d dialogues %d are for training, %d for validation and "
-            "%d for testing (data.holdout %g). To use a file as one split, put it into a folder "
-            "as train.jsonl, validation.jsonl or test.jsonl",
-            self.name, len(chosen), *counts.values(), self.holdout,
-        )  # fmt: skip
-        return {split: part if split == "train" else group(part) for split, part in parts.items()}
-
-    def _hold_out(self) -> dict[Split, list[Row]]:
-        """Divide the existing split; no dialogue is in both parts."""
-        there = self.open().splits
-        if not {"train", "validation"} & there:
+    def _divide(self) -> dict[Split, list[Row]]:
+        """Divide a single file, or the one split that there is to fit on, by dialogue."""
+        source = self.open()
+        held_out = HELD_OUT if source.is_single_file else ("validation",)
+        origin: Split = "train" if "train" in source.splits else "validation"
+        if origin not in source.splits:
             raise DataError(
                 f"data: {self.name} has no train or validation split (it has "
-                f"{', '.join(sorted(there))}), and this command needs one of them"
+                f"{', '.join(sorted(source.splits))}), and this command needs one of them"
             )
-        origin: Split = "train" if "train" in there else "validation"
         rows = self._read(origin)
-        dialogues = sorted({row.dialogue for row in rows})
-        if len(dialogues) < 2:
+        chosen = split_by_hash({row.dialogue for row in rows}, self.holdout, held_out)
+        if len(chosen) <= len(held_out):
             raise DataError(
-                f"data: {self.name} has one dialogue, which cannot be both trained on and held out"
+                f"data: {self.name} has {len(chosen)} dialogue(s), too few to be divided into "
+                f"train and {' and '.join(held_out)}; put separate files into a folder, named "
+                "train.jsonl, validation.jsonl and test.jsonl"
             )
-        count = min(max(1, round(self.holdout * len(dialogues))), len(dialogues) - 1)
-        chosen = np.random.default_rng(self.seed).choice(len(dialogues), count, replace=False)
-        held = {dialogues[i] for i in chosen}
+        parts: dict[Split, list[Row]] = {split: [] for split in ("train", *held_out)}
+        for row in rows:
+            parts[chosen[row.dialogue]].append(row)
         logger.warning(
-            "%s has no %s split: of the %d dialogues in its %s split, %d are for training and %d, "
-            "drawn with seed %d, are held out for validation",
-            self.name, "validation" if origin == "train" else "train", len(dialogues), origin,
-            len(dialogues) - count, count, self.seed,
+            "%s has no separate files for all splits: its %d dialogues are divided into %s "
+            "(data.holdout %g). To use a file as a whole, name it test.jsonl in a folder",
+            self.name, len(chosen), ", ".join(
+                f"{len({row.dialogue for row in part})} for {split}"
+                for split, part in parts.items()
+            ), self.holdout,
         )  # fmt: skip
-        return {
-            "train": [row for row in rows if row.dialogue not in held],
-            "validation": group([row for row in rows if row.dialogue in held]),
-        }
+        return parts

@@ -73,7 +73,7 @@ def baselines(
     problems += find_problems(source, max_test_rows, toxicity)
     if problems:
         raise ValueError("nothing was started: " + "; ".join(problems))
-    rows = SplitReader(source, columns, on_bad_row, holdout=0.1, seed=0).read("test")
+    rows = SplitReader(source, columns, on_bad_row).read("test")
     classifier = RewardScorer(toxicity).eval() if toxicity else None
     scored = {
         method: score_baseline(rows[:max_test_rows], method, stemmer, classifier)
