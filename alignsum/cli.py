@@ -1,23 +1,27 @@
-"""The command line: LightningCLI with a run folder, overlays, and checks before anything starts."""
+"""LightningCLI with a run folder, overlays, and all checks in one message before a run starts."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Before anything else that may spell the type Optional[Union[float, int]]: Python caches the first
+# spelling, and with it `--trainer.limit_test_batches 1` would mean 1.0, all batches.
+import lightning  # isort: skip
+from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alignsum.overlays import choose_sections, first_config
+# Imported so that `class_path: LoRA` is enough in a config.
+import datamodules
+import lightning_modules
+from alignsum.option_errors import explain
+from alignsum.overlays import first_config
+from alignsum.run_rules import choose_weights, find_folder_problems, find_trainer_problems
 from callbacks.checkpoint import RunCheckpoint
-from callbacks.checkpoint_files import (
-    AtomicCheckpointIO,
-    choose_checkpoint,
-    describe_checkpoint,
-    find_checkpoint_problem,
-)
+from callbacks.checkpoint_files import AtomicCheckpointIO
 from callbacks.early_stopping import RunEarlyStopping
 from callbacks.export import ExportCallback
 from callbacks.faithfulness import FaithfulnessCallback
@@ -34,29 +38,43 @@ from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from callbacks.watch import PPOWatch
 from common import hub
+from common.exits import AlignsumError
 from common.imports import import_object
-from common.paths import expand
-from common.run_folder import RunFolder
-from lightning_modules.backbones import find_precision_problem
+from common.run_folder import RunFolder, expand
 from lightning_modules.base import BaseModule
-from lightning_modules.ppo.policy import PPOPolicy
+
+__all__ = ["AlignsumCLI", "datamodules", "lightning", "lightning_modules"]
 
 logger = logging.getLogger(__name__)
 
+CALLBACKS: dict[str, type[Callback]] = {
+    "rouge": RougeCallback,
+    "toxicity": ToxicityCallback,
+    "samples": SampleTexts,
+    "early_stopping": RunEarlyStopping,
+    "watch": PPOWatch,
+    "checkpoint": RunCheckpoint,
+}
+"""Callbacks of every run that have a section of settings."""
 
-class SettingsError(ValueError):
-    """What was asked for cannot be run; all that is wrong with it, in one message."""
+FOR_TEXTS = ("rouge", "toxicity", "samples")
+"""Callbacks of modules that generate texts."""
 
 
 class AlignsumCLI(LightningCLI):
-    """Fit, validate, test or predict; one run, one folder.
+    """Fit, validate, test or predict: one run, one folder.
 
     Args:
-        arguments: The command line.
+        arguments: The command line as it was typed, without the program's name.
+        prepared: The same after :func:`alignsum.overlays.prepare_configs`.
+
+    Raises:
+        AlignsumError: If the configuration cannot work; lists all problems.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], prepared: Sequence[str]) -> None:
         self.arguments = list(arguments)
+        quiet = {"exit_on_error": False}  # errors become exceptions, without 90 lines of usage
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -64,52 +82,44 @@ class AlignsumCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=42,
-            save_config_callback=RunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            # The datamodule deals the rows out to the ranks itself, each exactly once.
+            save_config_callback=None,  # added in instantiate_trainer
+            # The datamodule distributes the rows over the ranks itself, each row exactly once.
             trainer_defaults={"use_distributed_sampler": False},
-            args=choose_sections(self.arguments),
+            parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
+            args=list(prepared),
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Build the parser of the command at hand alone: each of the four takes its time."""
+        """Build only the parser of the command that is run: each takes most of a second."""
         known = super().subcommands()
-        asked = self.arguments[0] if self.arguments else ""
-        return {asked: known[asked]} if asked in known else known
-
-    def _parse_ckpt_path(self) -> None:
-        """Take no settings from a checkpoint, which would win over those of the command line."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments given, whatever the process's own are."""
-        self.config = parser.parse_args(args)
+        name = self.arguments[0] if self.arguments else ""
+        return {name: known[name]} if name in known else known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run folder's options and the callbacks that every run has."""
+        """Add the options of the run folder and the callbacks of every run."""
+        self.command_parser = parser
         parser.add_argument(
             "--run_dir",
             type=str | None,
             default=None,
-            help="Folder for everything of this run (default: runs/<name of the first config>).",
+            help="Folder for all files of the run (default: runs/<name of the first config>).",
         )
         parser.add_argument(
             "--resume",
             type=str | None,
+            nargs="?",
+            const="auto",
             default=None,
-            help="fit: go on from a checkpoint; 'auto' takes the run folder's last good one.",
+            help="fit: continue from a checkpoint; 'auto' takes the newest of the run folder.",
         )
         parser.add_argument(
             "--overwrite",
             type=bool,
             default=False,
-            help="Replace what an earlier run left in the run folder (fit), or its test (test).",
+            help="Replace the run in the run folder (fit), or its test results (test, predict).",
         )
-        parser.add_lightning_class_args(RougeCallback, "rouge")
-        parser.add_lightning_class_args(ToxicityCallback, "toxicity")
-        parser.add_lightning_class_args(SampleTexts, "samples")
-        parser.add_lightning_class_args(RunEarlyStopping, "early_stopping")
-        parser.add_lightning_class_args(PPOWatch, "watch")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/rougeL",
@@ -123,235 +133,136 @@ class AlignsumCLI(LightningCLI):
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
-        # Of a classifier alone; where a class has no labels the link is passed over.
+        # Only classifiers have labels; jsonargparse skips the link for other classes.
         parser.link_arguments("model.init_args.labels", "data.init_args.labels")
-        # True (draw a seed) and False are legal for Lightning; the data's order wants a number.
+        # Lightning also accepts True (draw a seed) and False; the order of the data needs a number.
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, and keep Lightning from reading settings from a checkpoint.
+
+        Raises:
+            AlignsumError: If an option or value is not accepted.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise AlignsumError(explain(str(error), self.arguments, self.command_parser)) from error
+        # Settings stored in a checkpoint would silently override those of the command line.
+        self.checkpoint = self.settings.ckpt_path
+        self.settings.ckpt_path = None
 
     # Before anything is loaded ------------------------------------------------------------------
 
     @property
     def settings(self) -> Any:
-        """The settings of the subcommand at hand."""
-        return self.config[self.subcommand]
+        """The settings of the command that is run."""
+        return self.config[self.config.subcommand]
 
     def before_instantiate_classes(self) -> None:
-        """Name the run folder, and refuse in one message everything that cannot work."""
+        """Choose the run folder and the weights; report all problems in one message.
+
+        Raises:
+            AlignsumError: If there are any.
+        """
         settings = self.settings
-        self.refuse_empty_sections()
-        config = first_config(self.arguments)
-        name = config.stem if config else settings.model.class_path.rsplit(".", 1)[-1].lower()
+        settings.ckpt_path = self.checkpoint
+        settings.weights_only = True  # Lightning would unpickle a local checkpoint, and run code
         for option in ("run_dir", "resume", "ckpt_path"):
             if settings.get(option) == "":
-                raise SettingsError(
-                    f"--{option} is empty (a variable that is not set?); name something, or leave "
-                    "the option out"
-                )
+                raise AlignsumError(f"--{option} is empty; is a variable of your shell not set?")
             if settings.get(option):
                 settings[option] = str(expand(settings[option]))
+        config = first_config(self.arguments)
+        name = config.stem if config else settings.model.class_path.rsplit(".", 1)[-1].lower()
         folder = RunFolder(settings.run_dir or Path("runs") / name)
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)
         settings.checkpoint.dirpath = str(folder.checkpoints)
-        problems = self.find_folder_problems(folder)
+        problems = find_folder_problems(self.subcommand, settings, folder)
+        problems += choose_weights(self.subcommand, settings, folder, self.model_type)
         problems += self.find_setting_problems()
         if problems:
-            raise SettingsError(
-                f"nothing was started, for {len(problems)} reason(s):\n- " + "\n- ".join(problems)
-            )
-
-    def refuse_empty_sections(self) -> None:
-        """Refuse a config that sets a whole section to null, and with it all of its defaults.
-
-        Raises:
-            SettingsError: If one does.
-        """
-        names = ["trainer", "model", "data", *self._parser(self.subcommand).callback_keys]
-        if empty := [name for name in names if self.settings.get(name) is None]:
-            raise SettingsError(
-                f"nothing was started: {', '.join(empty)} is not set, or null; leave the section "
-                "out of the config for its defaults, and name what is to change in it"
-            )
+            lines = "\n- ".join(problems)
+            raise AlignsumError(f"nothing was started, for {len(problems)} reason(s):\n- {lines}")
 
     def find_setting_problems(self) -> list[str]:
-        """List what cannot work, or cannot be had: precision, models, data."""
+        """List settings, models and data that cannot work, without loading them."""
         settings = self.settings
         if not hub.reachable():
             hub.use_cache_only()
-        problems = [
-            find_precision_problem(settings.trainer.precision),
-            find_debug_problem(settings.trainer),
-            *find_number_problems(settings.trainer),
+        problems: list[str | None] = [
+            *find_trainer_problems(settings.trainer),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
+            *import_object(settings.data.class_path).find_problems(settings.data.init_args),
         ]
-        if (judge := settings.toxicity.get("model")) is not None:
-            judge = hub.resolve_model(judge, "classifier")
-            problems.append(hub.find_model_problem(judge, "toxicity classifier"))
-        data_type = import_object(settings.data.class_path)
-        problems += data_type.find_problems(settings.data.init_args)
+        if (classifier := settings.toxicity.get("model")) is not None:
+            classifier = hub.resolve_model(classifier, "classifier")
+            problems.append(hub.find_model_problem(classifier, "toxicity classifier"))
         found = list(dict.fromkeys(problem for problem in problems if problem))
-        if any("hub cache" in problem for problem in found):
+        if found and not hub.reachable():
             found.append(
-                f"the hub at {hub.constants.ENDPOINT} does not answer; connect, or name folders "
-                f"in place of hub ids, or add the offline overlay: --config {hub.OVERLAY}"
+                "the Hugging Face hub does not answer; if a model or data set is missing, connect, "
+                f"use local folders, or add the offline overlay: --config {hub.OVERLAY}"
             )
         return found
 
     @property
     def model_type(self) -> type[BaseModule]:
-        """The class of the model that is asked for.
+        """The class of the model.
 
         Raises:
-            SettingsError: If it is none of ours.
+            AlignsumError: If it does not derive from BaseModule.
         """
         found = import_object(self.settings.model.class_path)
         if not issubclass(found, BaseModule):
-            raise SettingsError(
-                f"model: {found.__name__} is no BaseModule of lightning_modules/base.py, "
-                "which says what a run asks of a model; derive from it"
+            raise AlignsumError(
+                f"model: {found.__name__} does not derive from BaseModule "
+                "(lightning_modules/base.py), whose checks, checkpoints and export a run relies on"
             )
         return found
-
-    def find_folder_problems(self, folder: RunFolder) -> list[str]:
-        """List what keeps this command from writing into its run folder, and choose its weights."""
-        settings = self.settings
-        if self.subcommand == "fit":
-            problems = self.find_fit_problems(folder)
-        else:
-            problems = self.find_evaluation_problems(folder)
-        if not settings.resume and settings.ckpt_path and Path(settings.ckpt_path).is_file():
-            problems += filter(None, [find_checkpoint_problem(Path(settings.ckpt_path))])
-        if settings.resume and (self.subcommand != "fit" or settings.overwrite):
-            problems.append(
-                "--resume goes on with a fit: it has no part in other commands, nor beside "
-                "--overwrite true, which would remove what it goes on from"
-            )
-        return problems
-
-    def find_fit_problems(self, folder: RunFolder) -> list[str]:
-        """List what keeps a fit from its folder; choose the checkpoint that it goes on from."""
-        if wanted := self.settings.resume:
-            path, problems = choose_checkpoint(wanted, folder.checkpoints)
-            if path is None:
-                return [f"--resume {wanted}: {'; '.join(problems)}"]
-            for problem in problems:
-                logger.warning("%s; going on from %s instead", problem, path)
-            logger.info("Resuming from %s", describe_checkpoint(path))
-            self.settings.ckpt_path = str(path)
-        elif self.settings.overwrite:
-            return [
-                f"--overwrite true would remove {name}, which this run starts from; name another "
-                "folder with --run_dir"
-                for name in self.find_inputs_in(folder)
-            ]
-        elif folder.holds_run() and is_first_rank():
-            return [
-                f"run folder {folder.path} holds another run; name another with --run_dir, go on "
-                "with it by --resume auto, or replace it by --overwrite true"
-            ]
-        return []
-
-    def find_inputs_in(self, folder: RunFolder) -> list[str]:
-        """List what this fit reads from the run folder that it was told to replace."""
-        model = self.settings.model.init_args
-        roles = ("backbone", "adapter", "reward_model")
-        names = [self.settings.ckpt_path, *(model.get(role) for role in roles)]
-        entries = [entry.resolve() for entry in folder.entries]
-        return [
-            name
-            for name in names
-            if name and any(Path(name).resolve().is_relative_to(entry) for entry in entries)
-        ]
-
-    def find_evaluation_problems(self, folder: RunFolder) -> list[str]:
-        """List what keeps a test or its like from its folder; choose the checkpoint to load."""
-        settings = self.settings
-        problems = []
-        writes = self.subcommand in ("test", "predict")
-        if writes and folder.predictions.exists() and not settings.overwrite and is_first_rank():
-            problems.append(
-                f"{folder.predictions} holds the results of an earlier test; replace them by "
-                "--overwrite true, or name another folder with --run_dir"
-            )
-        best = folder.checkpoints / "best.ckpt"
-        if settings.ckpt_path is None and best.is_file():
-            settings.ckpt_path = str(best)
-        elif settings.ckpt_path is None and self.model_type.needs_training:
-            last = folder.checkpoints / "last.ckpt"
-            remedy = "run `fit` with this --run_dir first, or name a checkpoint with --ckpt_path"
-            if last.is_file():
-                remedy = f"no validation has ended yet; test the last weights: --ckpt_path {last}"
-            problems.append(
-                f"there is no trained model in {folder.path} ({best} was looked for); {remedy}"
-            )
-        return problems
 
     # The Trainer --------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give every run its CSV log and run-folder callbacks, whatever the config adds."""
-        run_dir = self.settings.run_dir
-        configured = self._get(self.config_init, "trainer")["logger"]
-        extra = configured if isinstance(configured, list) else [configured]
-        loggers = [RunCSVLogger(run_dir), *(log for log in extra if log not in (None, True, False))]
-        always = [
-            RunProgress(),
-            SummaryCallback(["python", "train.py", *self.arguments]),
-            ExportCallback(),
-            PlotCallback(),
-        ]
-        if self.model.generates:
-            always += [FaithfulnessCallback(), TextStatisticsCallback()]
-        config = self._get(self.config_init, "trainer")
-        configured = config["callbacks"] or []  # Lightning takes a single one too
-        configured = configured if isinstance(configured, list) else [configured]
-        config["callbacks"] = [ExactResume(), GracefulStop(), *configured, *always]
-        plugins = config["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        # What has nothing to look at: scores of texts where none are written, a watch without PPO.
-        idle = [] if self.model.generates else ["rouge", "toxicity", "samples"]
-        idle += [] if isinstance(self.model, PPOPolicy) else ["watch"]
-        for key in idle:
-            self._parser(self.subcommand).callback_keys.remove(key)
+        """Build the Trainer with the CSV log and the callbacks of every run.
+
+        Raises:
+            AlignsumError: If Lightning refuses the devices or lacks a package for them.
+        """
+        settings = self.config_init[self.subcommand]
+        config = {**vars(settings.trainer), **kwargs}
+        loggers = [each for each in as_list(config["logger"]) if not isinstance(each, bool)]
+        config["logger"] = [RunCSVLogger(settings.run_dir), *loggers]
+        config["plugins"] = as_list(config["plugins"])
+        if not any(isinstance(plugin, CheckpointIO) for plugin in config["plugins"]):
+            config["plugins"].append(AtomicCheckpointIO())
+        config["callbacks"] = self.make_callbacks(settings, config)
         try:
-            return super().instantiate_trainer(logger=loggers, **kwargs)
-        # So says Lightning of devices that are none, and of accelerators without their package.
+            return Trainer(**config)
         except (TypeError, ModuleNotFoundError) as error:
-            raise SettingsError(f"trainer: {error}") from error
+            raise AlignsumError(f"trainer: {error}") from error
 
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # Lightning's default for a local checkpoint is a full unpickling, which runs code.
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
-
-
-def find_debug_problem(trainer: Any) -> str | None:
-    """Say that Lightning's dry run, which writes half of a run folder, is not for us."""
-    if not trainer.fast_dev_run:
-        return None
-    return (
-        "trainer.fast_dev_run keeps no checkpoint, no log and no config, and a run folder has them "
-        "all; for a few batches of everything add --config configs/overlays/debug.yaml"
-    )
-
-
-def find_number_problems(trainer: Any) -> list[str]:
-    """List settings of the Trainer that are out of range, and that Lightning takes all the same."""
-    least = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "check_val_every_n_epoch": 1}
-    problems = [
-        f"trainer.{name} must be {low} or more, got {value}"
-        for name, low in least.items()
-        if isinstance(value := trainer.get(name), int | float) and not value >= low
-    ]
-    if (every := trainer.val_check_interval) == 0:
-        problems.append(
-            f"trainer.val_check_interval must be above 0, got {every}; to leave validation out set "
-            "trainer.limit_val_batches to 0"
-        )
-    return problems
+    def make_callbacks(self, settings: Any, trainer: dict[str, Any]) -> list[Callback]:
+        """Return the callbacks of a run in their order; drop those with nothing to observe."""
+        unused = set() if self.model.generates else set(FOR_TEXTS)
+        if not isinstance(self.model, lightning_modules.PPOPolicy):
+            unused.add("watch")
+        if trainer["enable_checkpointing"] is False:
+            unused.add("checkpoint")
+        own: list[Callback] = [] if trainer["enable_progress_bar"] is False else [RunProgress()]
+        own += [SummaryCallback(["python", "train.py", *self.arguments])]
+        own += [ExportCallback(), PlotCallback()]
+        if self.model.generates:
+            own += [FaithfulnessCallback(), TextStatisticsCallback()]
+        configured = [settings[name] for name in CALLBACKS if name not in unused]
+        config = RunConfig(self.command_parser, self.settings, save_to_log_dir=False)
+        first: list[Callback] = [ExactResume(), GracefulStop()]
+        return [*first, *as_list(trainer["callbacks"]), *own, *configured, config]
 
 
-def is_first_rank() -> bool:
-    """Whether this is rank 0. The other ranks start when it has looked, and may have written."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+def as_list(value: Any) -> list[Any]:
+    """Return a list setting of Lightning, which also accepts None or a single object."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

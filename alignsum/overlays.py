@@ -1,124 +1,131 @@
-"""Overlays: small config files behind a method's own, that change only what they name.
+"""Find and merge the config files of a command line, before anything heavy is imported.
 
-What an overlay changes can depend on the method: a learning rate that suits a LoRA ruins a full
-fine-tuning. So an overlay may have a section ``per_model``, by class name; the part for the class
-of the command at hand is merged over the rest of the file, and the others are left out.
+A path that does not exist in the working directory is looked up among the configs shipped with the
+package. Overlays are config files after the method's own that change only what they name. A change
+can depend on the method (a learning rate for a LoRA ruins full fine-tuning), so an overlay may have
+a section ``per_model``: the entry for the command's model class is merged over the rest of the
+file, the other entries are dropped.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.exits import suggest
+from common.run_folder import expand
+
+logger = logging.getLogger(__name__)
+
 SECTION = "per_model"
 
+SHIPPED = Path(__file__).resolve().parents[1]
+"""The folder with ``configs/``: the repository, or site-packages."""
+
 _CONFIG_FLAGS = ("--config", "-c")
+_NEVER_NULL = ("model", "data", "trainer", "checkpoint", "toxicity", "rouge", "samples", SECTION)
 
 
-def choose_sections(args: Sequence[str]) -> list[str]:
-    """Rewrite the ``--config`` arguments whose files have a section for each model class.
+def prepare_configs(args: Sequence[str]) -> list[str]:
+    """Replace the ``--config`` arguments by files that exist, or by merged YAML text.
 
     Args:
-        args: A command line. A file without the section stays as it is; one with it becomes the
-            text of its merged content, which jsonargparse takes in a file's place.
+        args: A command line. A file without ``per_model`` becomes its path, one with it the text
+            of the merged settings, which jsonargparse accepts in place of a file.
 
     Raises:
-        ValueError: If the section does not name the class of this command, or no file before it
-            says what that class is.
+        ValueError: If a file is missing or not a YAML mapping, or if ``per_model`` has no entry for
+            the model class, or no earlier file names that class.
     """
     args = list(args)
     model: str | None = None
     for position, value in config_values(args):
-        content = _read(value)
+        path = find_config(value)
+        content = _read(path)
         section = content.pop(SECTION, None)
         model = _class_of(content) or model
-        if section is None:
-            continue
-        if model is None:
-            raise ValueError(f"{value} is an overlay: name it behind the method's own --config")
-        if not isinstance(section, dict) or not isinstance(section.get(model), dict | None):
-            raise ValueError(
-                f"{value}: {SECTION} has to hold settings by the name of a model's class, such as "
-                f"`{SECTION}: {{{model}: {{}}}}`"
-            )
-        if model not in section:
-            raise ValueError(
-                f"{value}: {SECTION} has no entry for {model}; it has {', '.join(section)}. "
-                f"Add one (it may be empty: `{model}: {{}}`)"
-            )
-        merged = _merge(content, section[model] or {})
-        text = yaml.safe_dump(merged, sort_keys=False)
-        flag = args[position].partition("=")[0]
-        args[position] = f"{flag}={text}" if "=" in args[position][: len(flag) + 1] else text
+        text = str(path)
+        if section is not None:
+            chosen = _choose(section, model, value)
+            text = yaml.safe_dump(_merge(content, chosen), sort_keys=False)
+        flag, equals, _ = args[position].partition("=")
+        args[position] = f"{flag}={text}" if equals and flag in _CONFIG_FLAGS else text
     return args
 
 
+def find_config(value: str) -> Path:
+    """Return the path of a config file: as given, or among the shipped configs.
+
+    Raises:
+        ValueError: If there is no such file; names the closest shipped config.
+    """
+    path = expand(value)
+    if path.is_file():
+        return path
+    shipped = SHIPPED / path
+    if path.parts[:1] == ("configs",) and shipped.is_file():
+        logger.info("Using the shipped config %s", shipped)
+        return shipped
+    known = sorted(str(file.relative_to(SHIPPED)) for file in (SHIPPED / "configs").rglob("*.yaml"))
+    raise ValueError(
+        f"--config {value}: there is no such file{suggest(value, known)}; shipped configs: "
+        + ", ".join(name for name in known if name.count("/") == 1)
+    )
+
+
 def first_config(args: Sequence[str]) -> Path | None:
-    """Give the first config file on a command line: its name is the run's name."""
-    for _, value in config_values(list(args)):
-        if "\n" not in value:
-            return Path(value)
-    return None
+    """Return the first config file on a command line; its name is the run's name."""
+    return next((Path(value) for _, value in config_values(args)), None)
 
 
-def config_values(args: list[str]) -> Iterator[tuple[int, str]]:
-    """Find the config values of a command line, with the place of the argument that holds them."""
-    for place, argument in enumerate(args):
+def config_values(args: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each config on a command line with the index of the argument that holds it."""
+    for index, argument in enumerate(args):
         flag, equals, value = argument.partition("=")
         if flag not in _CONFIG_FLAGS:
             continue
         if equals:
-            yield place, value
-        elif place + 1 < len(args):
-            yield place + 1, args[place + 1]
+            yield index, value
+        elif index + 1 < len(args):
+            yield index + 1, args[index + 1]
 
 
-def _read(value: str) -> dict[str, Any]:
-    """Read a config file; a file that is not there is left to jsonargparse, which says so.
-
-    Raises:
-        ValueError: If it holds no settings.
-    """
-    if "\n" in value or not Path(value).is_file():
-        return {}
+def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"the config {value} is not UTF-8 ({error})") from error
+        raise ValueError(f"the config {path} is not UTF-8 ({error})") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"the config {value} is no YAML: {error}") from error
+        raise ValueError(f"the config {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        found = "is empty, and" if content is None else "is a list or text, and"
-        raise ValueError(f"the config {value} {found} has to be a mapping of settings")
-    if list(content.values()) == [None]:  # which jsonargparse takes for a text
+        found = "is empty" if content is None else "is a list or text"
+        raise ValueError(f"the config {path} {found}; it has to be a mapping of settings")
+    empty = [name for name, value in content.items() if value is None and name in _NEVER_NULL]
+    if empty:
         raise ValueError(
-            f"the config {value} has nothing but {', '.join(content)}, without a value"
+            f"the config {path} sets {', '.join(empty)} to null; leave a section out to keep its "
+            "defaults"
         )
     return content
 
 
-def find_changes(path: Path, text: str) -> str:
-    """Say which settings of a saved configuration are others in a new one; empty where none is."""
-    try:
-        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"{path} cannot be read ({error})"
-    now = dict(_flatten(yaml.safe_load(text)))
-    return "; ".join(
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in [*before, *(name for name in now if name not in before)]
-        if before.get(name) != now.get(name)
-    )
-
-
-def _flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk to the leaves of nested settings; a list is one."""
-    if not isinstance(settings, dict) or not settings:
-        yield prefix, settings
-        return
-    for key, value in settings.items():
-        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+def _choose(section: Any, model: str | None, name: str) -> dict[str, Any]:
+    """Return the settings that ``per_model`` has for a model class."""
+    if model is None:
+        raise ValueError(f"{name} is an overlay: put it after the method's own --config")
+    if not isinstance(section, dict) or not isinstance(section.get(model), dict | None):
+        raise ValueError(
+            f"{name}: {SECTION} must map model classes to settings, such as "
+            f"`{SECTION}: {{{model}: {{}}}}`"
+        )
+    if model not in section:
+        raise ValueError(
+            f"{name}: {SECTION} has no entry for {model}; it has {', '.join(section)}. Add one "
+            f"(it may be empty: `{model}: {{}}`)"
+        )
+    return section[model] or {}
 
 
 def _class_of(content: dict[str, Any]) -> str | None:

@@ -32,9 +32,9 @@ from rich.table import Table
 from benchmarks.gpu_machine import BASE, TINY, Machine, Scale
 from benchmarks.gpu_parts import measure_decoding, measure_ppo, measure_training
 from benchmarks.models import save_roberta, save_t5
-from callbacks.summary import find_versions
 from common.hub import load_tokenizer
 from common.run_folder import write_text
+from common.versions import find_versions
 
 console = Console(width=140)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_files import CheckpointError, add_name, newest_first
 from callbacks.falls import Falls, is_validation_of_fit
-from callbacks.signals import Stopped
+from common.exits import StoppedBySignal
 from common.run_folder import PARTIAL
 from lightning_modules.sharding import are_finite
 
@@ -195,7 +195,7 @@ class RunCheckpoint(ModelCheckpoint):
             return "it could not be written"
         if getattr(pl_module, "half_updated", False) and progress.processed < progress.ready:
             return "the run broke off while a batch was changing the weights"
-        together = (Stopped, FloatingPointError)
+        together = (StoppedBySignal, FloatingPointError)
         if trainer.world_size > 1 and not isinstance(exception, together):
             return "one rank alone broke off, and all have to take part"
         if not has_finite_weights(pl_module):

@@ -12,38 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from common.exits import StoppedBySignal
 from common.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """A signal ended the run, on all ranks at the same place.
-
-    Args:
-        number: Of the signal.
-        trains: Whether it was a fit.
-        checkpoints: Folder of its checkpoints, where that is known.
-    """
-
-    def __init__(self, number: int, trains: bool = True, checkpoints: Path | None = None) -> None:
-        self.number = number
-        self.trains = trains
-        self.checkpoints = checkpoints
-        super().__init__(f"Stopped by {signal.Signals(number).name}")
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell says of a process that this signal ended: 143 or 130."""
-        return 128 + self.number
-
-    def advise(self) -> str:
-        """Say how to go on, once the last checkpoint is written."""
-        if not self.trains:
-            return "give the same command again"
-        if self.checkpoints is not None and not any(self.checkpoints.glob("*.ckpt")):
-            return "there is no checkpoint yet; begin again with --overwrite true"
-        return "go on with --resume auto"
 
 
 class GracefulStop(Callback):
@@ -129,7 +101,7 @@ class GracefulStop(Callback):
         """End if any rank has got a signal.
 
         Raises:
-            Stopped: On all ranks alike.
+            StoppedBySignal: On all ranks alike.
         """
         number = self._received
         if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING:
@@ -138,5 +110,5 @@ class GracefulStop(Callback):
         if number:
             raise self._make_stop(number)
 
-    def _make_stop(self, number: int) -> Stopped:
-        return Stopped(number, self._trains, self._checkpoints)
+    def _make_stop(self, number: int) -> StoppedBySignal:
+        return StoppedBySignal(number, self._trains, self._checkpoints)

@@ -1,15 +1,11 @@
 """summary.json: what a run was, what it cost, what came out."""
 
-import importlib.metadata
 import math
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,14 +13,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from common.memory import measure_peak_memory
-from common.redaction import show_command
+from common.memory import measure_peak_memory, restart_peak
 from common.run_folder import RunFolder
+from common.versions import find_versions, show_command
 from metrics.intervals import Estimate
 
 # Names whose capitals do not show where a word ends.
 _METHODS = {"LoRA": "lora", "PPOPolicy": "ppo"}
-_PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets")
 
 
 class SummaryCallback(Callback):
@@ -115,8 +110,7 @@ class SummaryCallback(Callback):
     def _start(self, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
         self._device = pl_module.device
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
+        restart_peak(self._device)
 
     def _cost(self) -> dict[str, Any]:
         """Wall time since the start, and peak memory."""
@@ -170,32 +164,6 @@ def name_method(pl_module: object) -> str:
     """The module's class name in snake case, e.g. "soft_prompt"."""
     name = type(pl_module).__name__
     return _METHODS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-
-
-def find_versions() -> dict[str, str | None]:
-    """Versions of Python and the packages that decide results, and this repository's commit."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    versions |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    return versions | {"alignsum": find_commit(Path(__file__).parent)}
-
-
-def find_commit(folder: Path) -> str | None:
-    """The git commit of a folder, "-dirty" behind it with uncommitted changes; None without git."""
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:

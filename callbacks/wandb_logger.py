@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from common.redaction import redact, redact_arguments
+from common.versions import redact, redact_arguments
 
 log = logging.getLogger(__name__)
 

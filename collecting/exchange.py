@@ -8,8 +8,7 @@ from collecting.answers import AnswerFile, read_answers
 from collecting.label_studio import make_interface, make_task, read_task
 from collecting.samples import read_samples
 from common.jsonl import describe_bad_rows
-from common.paths import expand
-from common.run_folder import write_text
+from common.run_folder import expand, write_text
 from datamodules.rankings import Answer
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from collecting.sampling import Run, SampleSettings, sample
-from common.redaction import show_command
+from common.versions import show_command
 from lightning_modules.summarization import Decoding
 from prediction.command import parse_over_run, run
 from prediction.runs import find_export

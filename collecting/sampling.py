@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from callbacks.summary import find_versions
 from collecting.sampler import Sampler
 from common.jsonl import read_jsonl
-from common.paths import expand
+from common.run_folder import expand
+from common.versions import find_versions
 from datamodules.reading import ColumnNames, Row, Split, group, with_unique_ids
 from datamodules.splits import SplitReader
 from lightning_modules.exports import find_export_problem, load_exported

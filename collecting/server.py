@@ -15,7 +15,7 @@ from collecting.answers import AnswerFile
 from collecting.desk import Desk, OutdatedError, parse_annotator
 from collecting.guard import Handler, is_loopback, make_guard
 from collecting.samples import read_samples
-from common.paths import expand
+from common.run_folder import expand
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines: read with line numbers, and appended to by one process at a time."""
+"""Read JSON lines with line numbers; append to a file from one process at a time."""
 
 import fcntl
 import json
@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any] | str
-"""A line's columns, or what is wrong with the line."""
+"""A line's columns, or a description of what is wrong with it."""
 
 SHOWN_PROBLEMS = 10
-"""Bad rows that a message shows; it counts the others."""
+"""Number of bad rows that a message shows; the others are counted."""
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
-    """Read (line number, record) from a file with one JSON object a line; empty lines are left out.
+    """Yield (line number, record) for each line with a JSON object; skip empty lines.
 
-    Bytes that are not UTF-8 become lone surrogates here: who takes a text has to look for them.
+    Bytes that are not UTF-8 become lone surrogates, which callers have to look for in texts.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
@@ -28,7 +28,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
                 continue
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # not JSON; numbers, or lists, too long
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # not JSON, or nested too deeply
                 yield number, f"broken JSON ({error})"
                 continue
             is_object = isinstance(record, dict)
@@ -36,11 +39,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def describe_bad_rows(problems: Sequence[str], total: int) -> str:
-    """Count bad rows and show the first of them.
+    """Count bad rows and show the first ``SHOWN_PROBLEMS``.
 
     Args:
-        problems: What is wrong, at least with the first ``SHOWN_PROBLEMS`` of them.
-        total: How many there are.
+        problems: Descriptions of at least the first ``SHOWN_PROBLEMS`` rows.
+        total: Number of bad rows.
     """
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
     more = total - SHOWN_PROBLEMS
@@ -48,18 +51,17 @@ def describe_bad_rows(problems: Sequence[str], total: int) -> str:
 
 
 def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Turn rows into JSON lines."""
+    """Return rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a file to append to, which need not exist, and keep every other process from doing so.
+    """Open or create a file to append to, and lock it against other processes.
 
-    The file is unbuffered, as :func:`append` needs it. The lock goes with the process, however it
-    ends.
+    The file is unbuffered, as :func:`append` requires. The lock ends with the process.
 
     Raises:
-        ValueError: If another process has it open in this way.
+        ValueError: If another process has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab+", buffering=0)
@@ -69,20 +71,17 @@ def open_to_append(path: Path) -> BinaryIO:
         file.close()
         raise ValueError(f"{path} is being written by another process") from error
     except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s); start no second process on it", path, error)
+        log.warning("%s cannot be locked (%s); write to it from one process only", path, error)
     sync(path.parent)
     return file
 
 
 def append(file: BinaryIO, data: bytes) -> None:
-    """Append bytes, and come back when they are on the disk.
-
-    Where that fails, the file is left as it was: what is appended later must not stand behind half
-    a line.
+    """Append complete lines and sync them to disk; restore the file if that fails.
 
     Args:
         file: Opened by :func:`open_to_append`.
-        data: Whole lines.
+        data: Complete lines.
 
     Raises:
         OSError: If they cannot be written, for example because the disk is full.
@@ -101,7 +100,7 @@ def append(file: BinaryIO, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file's content, or a folder's names."""
+    """Sync a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

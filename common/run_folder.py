@@ -1,7 +1,7 @@
-"""The run folder: where everything that a run leaves behind lies, and how it is written.
+"""Name, read and write the files of a run folder.
 
-Every write goes to a temporary neighbour first and is then renamed, so a killed run never leaves
-half a file. Only rank 0 may write; the callers see to that.
+Every file is written under a temporary name and then renamed, so a killed run never leaves a
+partial file. Only rank 0 may write; callers ensure that.
 """
 
 import csv
@@ -18,28 +18,41 @@ from typing import Any
 
 import yaml
 
-from common.jsonl import sync, to_lines
-from metrics.intervals import Estimate
+from common.jsonl import read_jsonl, sync, to_lines
 
 log = logging.getLogger(__name__)
 
-_ROLLOUT_NAME = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
-
 PARTIAL = ".partial"
-"""End of the name of a file that is being written."""
+"""Suffix of a file that is being written."""
+
+_ROLLOUT_FILE = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
+
+
+def expand(path: str | Path) -> Path:
+    """Replace a leading ``~`` or ``~user`` by the home folder.
+
+    Raises:
+        ValueError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: no such user; for a file or folder with this name write ./{path}"
+        ) from error
 
 
 class RunFolder:
-    """Names, reads and writes the entries of one run folder.
+    """The files of one run.
 
     Args:
-        path: The folder. It need not exist yet.
+        path: The folder; it need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
-        self.test_config = self.path / "config.test.yaml"  # of a test beside its fit
+        self.test_config = self.path / "config.test.yaml"  # of a test after the fit
         self.metrics_csv = self.path / "metrics.csv"
         self.summary = self.path / "summary.json"
         self.predictions = self.path / "predictions.jsonl"
@@ -52,17 +65,17 @@ class RunFolder:
 
     @property
     def entries(self) -> tuple[Path, ...]:
-        """Every path that a run may leave; nothing else in the folder is ever touched."""
-        configs = (self.config, *self.path.glob("config.*.yaml"))  # of a test beside its fit
+        """Every path that a run may write; nothing else in the folder is ever deleted."""
+        configs = (self.config, *self.path.glob("config.*.yaml"))
         files = (*configs, self.metrics_csv, self.summary, self.predictions, self.samples)
         return (*files, self.rollouts, self.nonfinite, self.checkpoints, self.export, self.plots)
 
     def holds_run(self) -> bool:
-        """Whether any entry of a run lies here."""
+        """Return whether any file of a run exists."""
         return any(entry.exists() for entry in self.entries)
 
     def clear(self) -> None:
-        """Remove the entries of a run; files of other names stay."""
+        """Delete the files of a run; files with other names stay."""
         for entry in self.entries:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -73,10 +86,10 @@ class RunFolder:
         """Read summary.json.
 
         Returns:
-            Its fields; empty where the file does not exist.
+            Its fields; empty if the file does not exist.
 
         Raises:
-            ValueError: The file is not a JSON object.
+            ValueError: If the file is not a JSON object.
         """
         if not self.summary.exists():
             return {}
@@ -91,61 +104,63 @@ class RunFolder:
         return fields
 
     def update_summary(self, **fields: Any) -> None:
-        """Set the given top-level fields of summary.json and keep the others."""
+        """Set top-level fields of summary.json and keep the others."""
         merged = self.read_summary() | fields
         write_text(self.summary, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
 
-    def record_metrics(self, metrics: Mapping[str, Estimate]) -> None:
-        """Set entries of summary.json's "metrics", e.g. "test/rouge1", and keep the others."""
+    def record_metrics(
+        self,
+        metrics: Mapping[str, tuple[float, int | None, float | None, float | None]],
+    ) -> None:
+        """Set entries of "metrics" in summary.json and keep the others.
+
+        Args:
+            metrics: By name, e.g. "test/rouge1": value, n, and the interval's low and high end.
+        """
         known = self.read_summary().get("metrics", {})
-        self.update_summary(
-            metrics=known | {name: value._asdict() for name, value in metrics.items()}
-        )
+        fields = ("value", "n", "low", "high")
+        new = {name: dict(zip(fields, value, strict=True)) for name, value in metrics.items()}
+        self.update_summary(metrics=known | new)
 
     def read_config(self) -> dict[str, Any]:
-        """Read the settings that the run was started with, from config.yaml.
+        """Read the settings of the fit from config.yaml.
 
         Returns:
-            Sections by name; empty where the file does not exist.
+            Sections by name; empty if the file does not exist.
 
         Raises:
-            ValueError: The file is not a YAML mapping.
+            ValueError: If the file is not a YAML mapping.
         """
         return _read_settings(self.config)
 
     def read_test_config(self) -> dict[str, Any]:
-        """Read the settings that the last test was run with; see :meth:`read_config`."""
+        """Read the settings of the last test; see :meth:`read_config`."""
         return _read_settings(self.test_config if self.test_config.exists() else self.config)
 
     def read_predictions(self) -> list[dict[str, Any]]:
         """Read predictions.jsonl.
 
         Returns:
-            One dict a line; empty where the file does not exist.
+            One dict a line; empty if the file does not exist.
 
         Raises:
-            ValueError: A line is not JSON; names file and line.
+            ValueError: If a line is not a JSON object; names file and line.
         """
         if not self.predictions.exists():
             return []
         rows = []
-        with self.predictions.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise ValueError(
-                        f"{self.predictions}, line {number} is not JSON ({error}); repeat the test."
-                    ) from error
+        for number, row in read_jsonl(self.predictions):
+            if isinstance(row, str):
+                raise ValueError(f"{self.predictions}, line {number}: {row}; repeat the test.")
+            rows.append(row)
         return rows
 
     def merge_predictions(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows to predictions.jsonl in their order, adding columns to rows that are there.
+        """Write rows to predictions.jsonl in their order; add columns to existing rows.
 
-        Several callbacks write to the same rows, each its own columns. A row is recognised by its
-        "id" (the k-th of several rows with one id by being the k-th). The file always describes
-        one test: rows that are not in `rows` go, and so do the other columns of a row whose
-        "prediction" has changed, for they were computed from another text.
+        Several callbacks write their columns to the same rows. Rows match by their "id" and, if an
+        id occurs more than once, by occurrence. The file always describes one test: rows missing
+        from `rows` are dropped, and so are the other columns of a row whose "prediction" changed.
 
         Args:
             rows: Rows with at least "id".
@@ -161,7 +176,7 @@ class RunFolder:
         write_lines(self.predictions, merged)
 
     def read_metrics_csv(self) -> list[dict[str, str]]:
-        """Read metrics.csv: one dict a logged row, empty cells as empty strings."""
+        """Read metrics.csv: one dict per logged row, with "" for empty cells."""
         if not self.metrics_csv.exists():
             return []
         with self.metrics_csv.open(encoding="utf-8", newline="") as file:
@@ -169,11 +184,7 @@ class RunFolder:
 
 
 class RolloutFiles:
-    """Names and lists the files of a run's ``rollouts/``.
-
-    For each batch and rank ``batch000003-rank0.jsonl``, one rollout a line, and
-    ``batch000003-rank0.json``, what the batch has beside its rows; and for each batch, where asked
-    for, ``batch000003.ckpt``, the state before its update.
+    """Name and list the files of a run's ``rollouts/``: one for each batch and rank.
 
     Args:
         run_dir: The run folder.
@@ -183,21 +194,21 @@ class RolloutFiles:
         self.path = RunFolder(run_dir).rollouts
 
     def rows(self, batch: int, rank: int = 0) -> Path:
-        """Name the file of a batch's rollouts on a rank."""
+        """Return the path of a batch's rollouts on a rank, one JSON object a line."""
         return self.path / f"batch{batch:06d}-rank{rank}.jsonl"
 
     def checkpoint(self, batch: int) -> Path:
-        """Name the checkpoint from before a batch's update."""
+        """Return the path of the checkpoint before a batch's update."""
         return self.path / f"batch{batch:06d}.ckpt"
 
     def batches(self) -> list[int]:
         """List the batches that rank 0 has written."""
-        return sorted({number for path, number, rank in self.files() if path == self.rows(number)})
+        return sorted(number for path, number, _ in self.files() if path == self.rows(number))
 
     def files(self, suffix: str = "") -> Iterator[tuple[Path, int, int]]:
-        """Give each file with its batch and rank; a checkpoint counts as rank 0's."""
+        """Yield each file with its batch and rank (0 for a checkpoint)."""
         for path in sorted(self.path.glob(f"batch*{suffix}")):
-            if found := _ROLLOUT_NAME.fullmatch(path.name):
+            if found := _ROLLOUT_FILE.fullmatch(path.name):
                 yield path, int(found[1]), int(found[2] or 0)
 
 
@@ -216,7 +227,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 def _numbered(
     rows: Iterable[Mapping[str, Any]],
 ) -> Iterable[tuple[tuple[str, int], dict[str, Any]]]:
-    """Pair each row with (id, how often that id came before)."""
+    """Yield each row with the key (id, how often that id occurred before)."""
     seen: Counter[str] = Counter()
     for row in rows:
         identity = str(row["id"])
@@ -230,17 +241,17 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically, making its folder where needed."""
+    """Write a UTF-8 file atomically, creating its folder."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary neighbour to write to, which takes the path's place when it is complete.
+    """Yield a temporary path to write to, and rename it to `path` at the end.
 
-    What was there before stays whole until then, also through a loss of power: the content is on
-    the disk before the name is. A write that fails leaves no neighbour; one that is killed does.
+    The old file stays complete until then, even if power is lost: the content is synced to disk
+    before it is renamed. A write that fails removes the temporary file; a killed one leaves it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}{PARTIAL}")
@@ -250,7 +261,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk says nothing of what it had no room for
+            error.filename = str(path)  # errors for a full disk name no file
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from common import hub
-from common.paths import expand
+from common.run_folder import expand
 from datamodules.reading import (
     ColumnNames,
     DataError,

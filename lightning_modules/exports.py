@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common import hub
-from common.paths import expand
+from common.run_folder import expand
 from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
 from lightning_modules.backbones import load_backbone
 

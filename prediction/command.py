@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.logging import RichHandler
 
 from common import exits as command_line
 from common import hub
@@ -61,8 +60,7 @@ def run(work: Callable[[Console], None], log: logging.Logger) -> int:
         Exit code: 0; 2 where something cannot be had or done; 130 where it was interrupted.
     """
     console = Console(stderr=True)
-    lines = RichHandler(console=console, show_path=False) if console.is_terminal else None
-    command_line.start_log(lines)
+    command_line.start_log()
     command_line.quieten_models()
 
     def go() -> None:

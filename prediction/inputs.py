@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from common.jsonl import SHOWN_PROBLEMS, Record, describe_bad_rows, read_jsonl
-from common.paths import expand
+from common.run_folder import expand
 from datamodules.reading import (
     ColumnNames,
     DataError,

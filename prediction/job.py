@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from callbacks.summary import find_versions
-from common.paths import expand
+from common.run_folder import expand
+from common.versions import find_versions
 from datamodules.encoding import Encoded, Encoder
 from datamodules.reading import Row
 from lightning_modules.exports import find_export_problem, load_exported

@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 
 from common.hub import resolve_model
-from common.paths import expand
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, expand
 from lightning_modules.adapters import read_adapter_config
 from prediction.summarizer import Precision
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from callbacks.summary import find_versions
 from common.run_folder import RunFolder
+from common.versions import find_versions
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS

@@ -17,8 +17,9 @@ from callbacks.plots import PlotCallback, draw_run, take_series
 from callbacks.progress import RunProgress
 from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
-from callbacks.summary import SummaryCallback, find_commit, name_method
+from callbacks.summary import SummaryCallback, name_method
 from common.run_folder import RunFolder
+from common.versions import find_commit
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 

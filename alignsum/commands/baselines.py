@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser
 
 from common import hub
 from common.exits import quieten_models, run, start_log
-from common.redaction import show_command
 from common.run_folder import RunFolder, write_text
+from common.versions import show_command
 from datamodules import sources
 from datamodules.reading import ColumnNames, OnBadRow
 from datamodules.splits import SplitReader

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from alignsum.commands.console import RUNS_HELP, any_good, wide_console
-from common.redaction import show_command
+from common.versions import show_command
 from reporting.compare import find_output_problem, write_comparison
 from reporting.comparison import Comparison
 from reporting.runs import read_runs

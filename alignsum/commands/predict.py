@@ -17,7 +17,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from common.redaction import show_command
+from common.versions import show_command
 from lightning_modules.summarization import Decoding
 from prediction.command import parse_over_run, run
 from prediction.job import predict

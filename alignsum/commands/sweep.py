@@ -25,9 +25,8 @@ from typing import Any
 from alignsum.overlays import config_values
 from alignsum.sweep_plan import Params, Plan, find_reserved, read_plan
 from common.exits import run, start_log
-from common.paths import expand
-from common.redaction import redact_arguments, show_command
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, expand
+from common.versions import redact_arguments, show_command
 
 log = logging.getLogger("sweep")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.exits import GateError
 from lightning_modules.ppo.kl import k1, per_sequence
 from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
@@ -48,10 +49,6 @@ class Tolerance(NamedTuple):
 
 FP32 = Tolerance()
 BF16 = Tolerance(kl=1e-4, log_ratio=0.2, sampler_gap=0.3)
-
-
-class GateError(RuntimeError):
-    """PPO would start from something that is not what the algorithm assumes."""
 
 
 def count_mask_errors(responses: Tensor, mask: Tensor, eos_id: int) -> int:

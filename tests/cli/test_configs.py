@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 import train
-from alignsum.overlays import choose_sections
+from alignsum.overlays import prepare_configs
 from common.run_folder import RunFolder
 from metrics.faithfulness import CHECKS
 from metrics.text_statistics import STATISTICS
 from reporting.scoring import Scoring, find_scoring
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "configs" / "overlays").rglob("*.yaml"))
 MINI = str(ROOT / "configs" / "overlays" / "mini.yaml")
@@ -144,7 +144,7 @@ def test_an_overlay_gives_each_class_its_section(tmp_path: Path) -> None:
         ["fit", "--config", str(config), "--config", str(overlay), "--run_dir", "x"],
         ["fit", f"--config={config}", f"--config={overlay}", "--run_dir", "x"],
     ):
-        chosen = choose_sections(arguments)
+        chosen = prepare_configs(arguments)
         assert chosen[0] == "fit"
         assert chosen[-2:] == ["--run_dir", "x"]
         text = next(part for part in chosen if "32-true" in part).removeprefix("--config=")
@@ -159,4 +159,4 @@ def test_an_overlay_without_the_class_is_refused(tmp_path: Path) -> None:
     config.write_text("model: {class_path: SoftPrompt}")
     overlay.write_text("per_model: {LoRA: {}}")
     with pytest.raises(ValueError, match="no entry for SoftPrompt; it has LoRA"):
-        choose_sections(["fit", "-c", str(config), "-c", str(overlay)])
+        prepare_configs(["fit", "-c", str(config), "-c", str(overlay)])

@@ -15,7 +15,7 @@ import torch
 from common.run_folder import RolloutFiles
 from tests.rows import make_rows, write_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 LORA = "train fit --config configs/lora.yaml {tiny} --run_dir {tmp}/run"
 PPO = (

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from alignsum.commands import baselines, demo
-from alignsum.overlays import choose_sections
+from alignsum.overlays import prepare_configs
 from benchmarks import feedback_loop
 from collecting import simulated_annotators
 from common.run_folder import RunFolder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_has_a_row_for_every_method_in_order() -> None:
@@ -114,7 +114,7 @@ def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     for name in set(demo.METHODS) - set(demo.FEEDBACK):
         for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
-            choose_sections(command[2:])  # which refuses a class that an overlay forgot
+            prepare_configs(command[2:])  # which refuses a class that an overlay forgot
 
 
 def test_quick_is_an_epoch_of_a_few_batches_that_ends_in_a_validation() -> None:

@@ -24,7 +24,7 @@ from datamodules.batching import Batch
 from lightning_modules import LoRA
 from tests.rows import write_rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 MINI = str(CONFIGS / "overlays" / "mini.yaml")
 

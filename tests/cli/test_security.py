@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import yaml
 
 import train
 from alignsum.commands import merge, predict
-from common.redaction import redact, redact_arguments, redact_yaml
 from common.run_folder import RunFolder
+from common.versions import HIDDEN, redact, show_command
 from tests.conftest import Fit
 from tests.rows import make_rows, write_rows
 
@@ -118,15 +119,18 @@ def test_names_from_data_are_no_paths(fit: Fit, tmp_path: Path, roberta: str) ->
     run = tmp_path / "deep" / "run"
     before = every_path(tmp_path)
     settings = ["--data.source", str(data), "--toxicity.model", roberta]
-    fit("lora", run, *settings)
+    fit("lora", run, *settings, "--trainer.callbacks+=tests.breaking.Poison",
+        "--trainer.callbacks.steps=[2]")  # fmt: skip
     new = every_path(tmp_path) - before
     assert all(path == run.parent or path.is_relative_to(run) for path in new)
     assert not any("evil" in path.name for path in new)
+    skipped = RunFolder(run).read_summary()["skipped"][0]["rows"]
+    assert any(name.rstrip("#") in names for name in skipped)
 
 
 # Secrets ----------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 HF = "hf_" + "AbCdEfGh" * 4
@@ -155,27 +159,36 @@ def test_no_key_is_in_any_file_of_a_run(
         found = [str(path) for path in files if secret.encode() in path.read_bytes()]
         assert found == []
     summary = RunFolder(tmp_path / "run").read_summary()
-    assert "see https://***@host and ***" in summary["command"]
+    assert f"see https://{HIDDEN}@host and {HIDDEN}" in summary["command"]
     assert not any(secret in done.stdout + done.stderr for secret in (KEY, HF, GIVEN))
 
 
-def test_what_is_secret_and_what_is_not() -> None:
-    environment = {"MY_API_KEY": "s3cr3t-s3cr3t", "TOKEN": "short", "MONKEY": "banana-banana"}
-    assert redact("a s3cr3t-s3cr3t banana-banana short", environment) == "a *** banana-banana short"
+def test_secrets_are_hidden_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     long = "-----BEGIN KEY-----" + "x" * 5000
-    assert redact(f"a {long} b", {"SSH_KEY": long}) == "a *** b"
-    assert redact("sk-" + "a" * 20 + " ghp_" + "b" * 20, {}) == "*** ***"
-    assert redact("https://a.b/c?d=e commit " + KEY, {}) == "https://a.b/c?d=e commit " + KEY
-    shown = redact_arguments(
-        ["train.py", "--hub_token", "abc", "--x.api_key=abc", "--model.ppo.max_new_tokens", "8",
-         "--password", "--next", "a"]
-    )  # fmt: skip
-    assert shown == [
-        "train.py", "--hub_token", "***", "--x.api_key=***", "--model.ppo.max_new_tokens", "8",
+    for name, value in {
+        "MY_API_KEY": "s3cr3t-s3cr3t", "A_TOKEN": "short", "MONKEY": "banana-banana",
+        "SSH_KEY": long,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    assert redact("a s3cr3t-s3cr3t banana-banana short") == f"a {HIDDEN} banana-banana short"
+    assert redact(f"a {long} b") == f"a {HIDDEN} b"
+    assert redact("sk-" + "a" * 20 + " ghp_" + "b" * 20) == f"{HIDDEN} {HIDDEN}"
+    assert redact(f"https://a.b/c?d=e commit {KEY}") == f"https://a.b/c?d=e commit {KEY}"
+    prose = "template: 'the token: {dialogue}\n\n  is a password'\n"
+    assert redact(prose) == prose
+    text = "model:\n  api_key: abc\n  max_new_tokens: 8\n  pad_token: <pad>\n  - token: null\n"
+    assert redact(text) == text.replace("abc", HIDDEN)
+    tagged = f"tags:\n- {GIVEN}\n- b\nnotes: {GIVEN} it's\nlast: at {GIVEN}\n"
+    read = {"tags": [HIDDEN, "b"], "notes": f"{HIDDEN} it's", "last": f"at {HIDDEN}"}
+    assert yaml.safe_load(redact(tagged)) == read
+
+
+def test_secret_options_are_hidden_in_a_command() -> None:
+    command = [
+        "train.py", "--hub_token", "a b", "--x.api_key=a b", "--model.ppo.max_new_tokens", "8",
         "--password", "--next", "a",
     ]  # fmt: skip
-    text = "model:\n  api_key: abc\n  max_new_tokens: 8\n  pad_token: <pad>\n  - token: null\n"
-    assert redact_yaml(text) == text.replace("abc", "'***'")
-    tagged = f"tags:\n- {GIVEN}\n- b\nnotes: {GIVEN} it's\nlast: at {GIVEN}\n"
-    read = {"tags": ["***", "b"], "notes": "*** it's", "last": "at ***"}
-    assert yaml.safe_load(redact_yaml(tagged)) == read
+    assert shlex.split(show_command(command)) == [
+        "train.py", "--hub_token", HIDDEN, f"--x.api_key={HIDDEN}", "--model.ppo.max_new_tokens",
+        "8", "--password", "--next", "a",
+    ]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Check what a command would read from and write to its run folder, and the Trainer's numbers."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from callbacks.checkpoint_files import (
+    choose_checkpoint,
+    describe_checkpoint,
+    find_checkpoint_problem,
+)
+from common.run_folder import RunFolder
+from lightning_modules.base import BaseModule
+
+logger = logging.getLogger(__name__)
+
+
+def find_folder_problems(command: str, settings: Any, folder: RunFolder) -> list[str]:
+    """List what forbids a command to write to its run folder.
+
+    Args:
+        command: Of fit, validate, test, predict.
+        settings: All settings of the command.
+        folder: The run folder.
+    """
+    if settings.resume and (command != "fit" or settings.overwrite):
+        return ["--resume continues a fit; it excludes --overwrite true and the other commands"]
+    if not is_first_rank():  # rank 0 has looked before it started the others, and may have written
+        return []
+    if command == "fit":
+        if settings.overwrite:
+            return [
+                f"--overwrite true would delete {name}, which this run starts from; choose another "
+                "folder with --run_dir"
+                for name in find_inputs_in(settings, folder)
+            ]
+        if folder.holds_run() and not settings.resume:
+            return [
+                f"run folder {folder.path} holds another run; choose another with --run_dir, "
+                "continue the run with --resume auto, or replace it with --overwrite true"
+            ]
+    elif command != "validate" and folder.predictions.exists() and not settings.overwrite:
+        return [
+            f"{folder.predictions} holds the results of an earlier test; replace them with "
+            "--overwrite true, or choose another folder with --run_dir"
+        ]
+    return []
+
+
+def choose_weights(
+    command: str, settings: Any, folder: RunFolder, model_type: type[BaseModule]
+) -> list[str]:
+    """Set `ckpt_path` to the checkpoint that the command starts from; list what forbids that."""
+    if command == "fit" and settings.resume:
+        path, problems = choose_checkpoint(settings.resume, folder.checkpoints)
+        if path is None:
+            return [f"--resume {settings.resume}: {'; '.join(problems)}"]
+        for problem in problems:
+            logger.warning("%s; resuming from %s instead", problem, path)
+        logger.info("Resuming from %s", describe_checkpoint(path))
+        settings.ckpt_path = str(path)
+        return []
+    if settings.ckpt_path:
+        path = Path(settings.ckpt_path)
+        if not path.exists():
+            return [f"--ckpt_path {path}: there is no such file"]
+        problem = find_checkpoint_problem(path) if path.is_file() else None
+        return [problem] if problem else []
+    best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
+    if command == "fit" or not (best.is_file() or model_type.needs_training):
+        return []
+    if best.is_file():
+        settings.ckpt_path = str(best)
+        return []
+    remedy = "run `fit` with this --run_dir first, or choose a checkpoint with --ckpt_path"
+    if last.is_file():
+        remedy = f"no validation has finished; to test the last weights: --ckpt_path {last}"
+    return [f"there is no trained model in {folder.path} (no {best}); {remedy}"]
+
+
+def find_inputs_in(settings: Any, folder: RunFolder) -> list[str]:
+    """List the models that a fit reads from the run folder that it would replace."""
+    model = settings.model.init_args
+    roles = ("backbone", "adapter", "reward_model")
+    names = [settings.ckpt_path, *(model.get(role) for role in roles)]
+    entries = [entry.resolve() for entry in folder.entries]
+    return [
+        name
+        for name in names
+        if name and any(Path(name).resolve().is_relative_to(entry) for entry in entries)
+    ]
+
+
+def find_trainer_problems(trainer: Any) -> list[str]:
+    """List settings that the Trainer accepts although they cannot work."""
+    problems = []
+    if trainer.fast_dev_run:
+        problems.append(
+            "trainer.fast_dev_run writes no checkpoint, log or config; for a few batches of "
+            "everything add --config configs/overlays/debug.yaml"
+        )
+    least = {"accumulate_grad_batches": 1, "gradient_clip_val": 0, "check_val_every_n_epoch": 1}
+    for name, low in least.items():
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value >= low:
+            problems.append(f"trainer.{name} must be {low} or more, got {value}")
+    if trainer.val_check_interval == 0:
+        problems.append(
+            "trainer.val_check_interval must be above 0; to skip validation set "
+            "trainer.limit_val_batches to 0"
+        )
+    return problems
+
+
+def is_first_rank() -> bool:
+    """Return whether this is rank 0."""
+    return getattr(rank_zero_only, "rank", 0) == 0
