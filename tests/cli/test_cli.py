@@ -140,9 +140,9 @@ def test_overwrite_spares_what_the_run_starts_from(
     adapter = str(tmp_path / "run" / "export")
     ppo = ["--config", str(CONFIGS / "ppo.yaml"), *base[2:], "--model.reward_model", roberta]
     said = fails("fit", *ppo, "--model.adapter", adapter, "--overwrite", "true")
-    assert f"would remove {adapter}" in said
+    assert f"would delete {adapter}" in said
     last = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert "would remove" in fails("fit", *base, "--ckpt_path", last, "--overwrite", "true")
+    assert "would delete" in fails("fit", *base, "--ckpt_path", last, "--overwrite", "true")
     assert snapshot(tmp_path / "run") == before
 
 
