@@ -42,7 +42,8 @@ types: setup
 bench: setup ## the measured claims: PPO over five seeds, arms and KL weights
 	$(PY) -m benchmarks.ppo_study
 
-assets: setup ## rebuild the embedded models from their seed
+assets: setup ## rebuild the miniature's data and models from their seed
+	$(PY) -m tools.mini.corpus --out assets/mini
 	$(PY) -m tools.mini.build --seed 0 --out assets/mini
 
 clean: ## remove caches, not runs

@@ -1,7 +1,8 @@
 """The corpus of the miniature: what its rows promise to those who train and measure on them."""
 
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
+from pathlib import Path
 from random import Random
 from statistics import mean
 from typing import get_args
@@ -9,6 +10,11 @@ from typing import get_args
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from datamodules.consensus import RankingReader
+from datamodules.labelled import LabelledTextDataModule
+from datamodules.reading import Row
+from datamodules.splits import SplitReader
+from tools.mini.corpus import main
 from tools.mini.generator import (
     STANDARD_SIZES,
     MiniRow,
@@ -22,8 +28,50 @@ from tools.mini.pretraining import draw_task
 from tools.mini.slots import mixed_value, seen_value, word_lists
 from tools.mini.stories import choose, draw_story, tell, wordings
 
+MINI = Path(__file__).parents[2] / "assets" / "mini"
 SPLITS: tuple[Split, ...] = get_args(Split)
 INSULTS = re.compile(rf"\b(?:{ADJECTIVES}|{NOUNS}|idiotic)\b")
+
+
+def test_the_committed_files_are_what_the_generator_writes(tmp_path: Path) -> None:
+    main(["--out", str(tmp_path)])
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    committed = {path.relative_to(MINI) for path in [*MINI.rglob("*.jsonl"), *MINI.glob("*.json")]}
+    assert written == committed and len(written) == 10
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (MINI / name).read_bytes(), name
+
+
+def test_the_sources_read_what_the_generator_makes() -> None:
+    for split in SPLITS:
+        rows = [Row(row.id, row.dialogue, row.summaries) for row in generate_rows(split)]
+        assert SplitReader("mini").read(split) == rows
+        rankings = RankingReader("mini").read((split,))[split].rankings
+        assert len(rankings) == STANDARD_SIZES[split]
+        for found, made in zip(rankings, generate_rankings(split), strict=True):
+            order = sorted(zip(made["ranks"], made["completions"], strict=True))
+            texts = [text for _, text in order]
+            pairs = {(found.completions[a], found.completions[b]) for a, b, _ in found.pairs}
+            assert found.dialogue == made["dialogue"]
+            assert pairs == set(combinations(texts, 2))
+        data = LabelledTextDataModule("mini", "mini")
+        data.read_splits((split,))
+        labelled = [(text, data.labels[label]) for _, text, label in data.splits[split]]
+        assert labelled == [(row["text"], row["label"]) for row in generate_labelled(split)]
+
+
+def test_nothing_that_is_installed_needs_the_generator() -> None:
+    root = MINI.parents[1]
+    imports = re.compile(r"^\s*(from|import) tools\b|[\"']tools\.", re.MULTILINE)
+    packages = [path for path in root.iterdir() if (path / "__init__.py").exists()]
+    files = [
+        file
+        for package in packages
+        if package.name not in ("tests", "tools", "benchmarks")
+        for file in package.rglob("*.py")
+    ]
+    assert len(files) > 50
+    assert [str(file) for file in files if imports.search(file.read_text())] == []
 
 
 @pytest.fixture(scope="module")
