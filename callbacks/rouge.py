@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 
 from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
-from metrics.rouge import Rouge
+from metrics.rouge import score_rouge
 from metrics.words import BEST
 
 
@@ -25,16 +25,13 @@ class RougeCallback(TextMetricCallback):
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score the rows' predictions, and those of before where there are any."""
         references = [row["references"] for row in rows]
-
-        def rouge(texts: Sequence[str]) -> Columns:
-            metric = Rouge(self.use_stemmer)
-            metric.update(texts, references)
-            return {name: values.tolist() for name, values in metric.per_example().items()}
-
-        return score_texts(rows, rouge)
+        # Also "_best" without several references: another rank may have some.
+        return score_texts(
+            rows, lambda texts: score_rouge(texts, references, self.use_stemmer, with_best=True)
+        )
 
     def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
-        """Leave "_best" out where no row has several references: it would be the same numbers."""
+        """Drop "_best" if no row has several references: it would be the same numbers."""
         if any(len(row["references"]) > 1 for row in rows):
             return columns
         return {name: values for name, values in columns.items() if BEST not in name}

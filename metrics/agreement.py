@@ -1,4 +1,4 @@
-"""How far several annotators agree."""
+"""Agreement of several annotators."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,46 +10,46 @@ from metrics.intervals import Estimate
 
 
 def ordinal_alpha(units: Iterable[Sequence[float]]) -> float | None:
-    """Krippendorff's alpha for ordinal values: 1 is full agreement, 0 what chance gives.
+    """Compute Krippendorff's alpha for ordinal values: 1 is full agreement, 0 is chance.
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D with the ordinal
-    metric. (The package of that name is under the GPL, and this repository is not.)
+    metric. (The package of that name is GPL-licensed and cannot be used here.)
 
     Args:
-        units: For each thing that was judged, the values that it was given, in any order; things
-            with fewer than two are left out.
+        units: For each judged item the values that it was given, in any order; items with fewer
+            than two values are ignored.
 
     Returns:
-        Alpha; None where nothing was judged twice, or all values are the same.
+        Alpha; None if nothing was judged twice, or all values are equal.
     """
     judged = [values for values in units if len(values) > 1]
     kinds = sorted({value for values in judged for value in values})
-    place = {value: number for number, value in enumerate(kinds)}
-    together = np.zeros((len(kinds), len(kinds)))  # o_ck: pairs of values c, k within units
+    position = {value: number for number, value in enumerate(kinds)}
+    coincidences = np.zeros((len(kinds), len(kinds)))  # o_ck: pairs of values c, k within units
     for values in judged:
-        counts = Counter(place[value] for value in values)
+        counts = Counter(position[value] for value in values)
         for c, k in ((c, k) for c in counts for k in counts):
-            together[c, k] += counts[c] * (counts[k] - (c == k)) / (len(values) - 1)
-    often = together.sum(axis=0)  # n_c
-    # delta_ck = sum of n_g for g from c to k, less half of both ends.
-    middle = np.cumsum(often) - often / 2
+            coincidences[c, k] += counts[c] * (counts[k] - (c == k)) / (len(values) - 1)
+    totals = coincidences.sum(axis=0)  # n_c
+    # delta_ck: the sum of n_g for g from c to k, minus half of both ends.
+    middle = np.cumsum(totals) - totals / 2
     distance = (middle[:, None] - middle[None, :]) ** 2
-    expected = (np.outer(often, often) * distance).sum()
+    expected = (np.outer(totals, totals) * distance).sum()
     if not expected:
         return None
-    return float(1 - (often.sum() - 1) * (together * distance).sum() / expected)
+    return float(1 - (totals.sum() - 1) * (coincidences * distance).sum() / expected)
 
 
 def share_same_order(rankings: Iterable[Sequence[Mapping[str, float]]]) -> Estimate | None:
-    """How often two annotators put the same two completions in the same order.
+    """Compute how often two annotators put the same two completions in the same order.
 
-    Where one of them calls the two equal, the comparison is left out.
+    Comparisons in which one annotator ties the two are ignored.
 
     Args:
-        rankings: For each dialogue, what each annotator ranked by its rank.
+        rankings: For each dialogue, each annotator's ranks by completion.
 
     Returns:
-        The share, with the number of comparisons; None where there are none.
+        The share, with the number of comparisons; None if there are none.
     """
     same = [
         (one[a] < one[b]) == (two[a] < two[b])

@@ -1,15 +1,15 @@
-"""Whether predictions are right as often as they are sure."""
+"""Calibration: are predictions correct as often as they are confident?"""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
 BINS = 10
-"""Of a reliability diagram, equally wide from 0.5 to 1."""
+"""Number of equally wide bins of a reliability diagram, from 0.5 to 1."""
 
 
 class Bin(NamedTuple):
-    """Predictions of like confidence: their mean confidence, the share that was right, and n."""
+    """Predictions of similar confidence: mean confidence, share of correct ones, and n."""
 
     confidence: float
     accuracy: float
@@ -17,9 +17,9 @@ class Bin(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """A reliability diagram's bins that are not empty, and the expected calibration error.
+    """The non-empty bins of a reliability diagram and the expected calibration error.
 
-    ece is the mean over n predictions of their bin's |accuracy - confidence|.
+    ``ece`` is the mean over the n predictions of |accuracy - confidence| of their bins.
     """
 
     ece: float
@@ -28,20 +28,24 @@ class Calibration(NamedTuple):
 
 
 def calibrate(confidences: Any, right: Any) -> Calibration:
-    """Sort predictions into bins by their confidence.
+    """Bin predictions by confidence and compare it with their accuracy.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599, section 2.
 
     Args:
-        confidences: Probability of what was predicted, in [0.5, 1], [n].
-        right: Whether it was right, 0 to 1, [n].
+        confidences: Probability of the predicted class, in [0.5, 1], [n].
+        right: Whether the prediction was correct, 0 to 1, [n].
     """
     sure, hit = np.asarray(confidences, dtype=np.float64), np.asarray(right, dtype=np.float64)
-    place = np.clip(((sure - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
+    bin_of = np.clip(((sure - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
     bins = [
-        Bin(float(sure[place == b].mean()), float(hit[place == b].mean()), int((place == b).sum()))
+        Bin(
+            float(sure[bin_of == b].mean()),
+            float(hit[bin_of == b].mean()),
+            int((bin_of == b).sum()),
+        )
         for b in range(BINS)
-        if (place == b).any()
+        if (bin_of == b).any()
     ]
     ece = sum(each.n * abs(each.accuracy - each.confidence) for each in bins) / len(sure)
     return Calibration(float(ece), len(sure), bins)

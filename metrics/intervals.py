@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers drawn at once: bounds memory (8 bytes each) whatever the number of examples.
+# Numbers drawn at once (8 bytes each), which bounds memory for any number of examples.
 _DRAWS_AT_ONCE = 4_000_000
 
-# Counts of draws that are kept for the next call: those of 1,000 resamples of 12,000 examples. A
-# comparison asks for hundreds of intervals over the same number of examples.
+# Counts that are cached for the next call: those of 1,000 resamples of 12,000 examples. A
+# comparison computes hundreds of intervals over the same number of examples.
 _COUNTS_KEPT = 12_000_000
 
 
@@ -26,8 +26,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: A statistic over examples, mostly their mean, or a single logged number.
-        n: Number of examples behind it; None where it is unknown.
-        low: Lower end of the 95 % interval; None where there is none.
+        n: Number of examples; None if unknown.
+        low: Lower end of the 95 % interval; None if there is none.
         high: Upper end.
     """
 
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
     high: float | None = None
 
     def scaled(self, factor: float) -> "Estimate":
-        """The same in another unit, such as percent."""
+        """Return the estimate in another unit, such as percent."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))
         return Estimate(factor * self.value, self.n, low, high)
 
@@ -80,16 +80,16 @@ def bootstrap_std(values: Sequence[float], resamples: int = 1000, seed: int = 0)
     """
     array = _take(values)
     n = len(array)
-    apart = array - array.mean()  # the difference of squares below then loses no digits
+    centered = array - array.mean()  # so that the difference of squares keeps its digits
     variances = [
-        _means(counts, apart**2) - _means(counts, apart) ** 2
+        _means(counts, centered**2) - _means(counts, centered) ** 2
         for counts in (draw_counts(n, resamples, seed) if n > 1 else ())
     ]
     return _estimate(float(array.std()), n, [np.sqrt(np.maximum(one, 0)) for one in variances])
 
 
 def draw_counts(n: int, resamples: int, seed: int) -> Iterable[NDArray[np.float64]]:
-    """Draw n examples with replacement, again and again, and count how often each is drawn.
+    """Count how often each of n examples is drawn, in R draws of n with replacement.
 
     Args:
         n: Number of examples.
@@ -97,7 +97,7 @@ def draw_counts(n: int, resamples: int, seed: int) -> Iterable[NDArray[np.float6
         seed: Seed of the draws.
 
     Returns:
-        The counts [R, n] in parts of some rows, which bounds memory whatever n is.
+        The counts [R, n] in chunks of rows, which bounds memory for any n.
     """
     if n * resamples <= _COUNTS_KEPT:
         return (_kept_counts(n, resamples, seed),)
@@ -118,13 +118,13 @@ def _count_draws(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float
 
 
 def _means(counts: NDArray[np.float64], array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Take the mean of an array [n] in each resample: counts [R, n] to [R]."""
-    # Row by row, so that a row's last digit does not depend on how many there are.
+    """Return the mean of an array [n] in each resample: counts [R, n] to [R]."""
+    # Row by row, so that a row's last digit does not depend on the number of rows.
     return np.einsum("rn,n->r", counts, array) / len(array)
 
 
 def _estimate(value: float, n: int, resampled: Sequence[NDArray[np.float64]]) -> Estimate:
-    """Put a statistic together with its interval, where there are values of resamples."""
+    """Combine a statistic with its interval, if there are resampled values."""
     if not resampled:
         return Estimate(value, n)
     low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
@@ -132,14 +132,14 @@ def _estimate(value: float, n: int, resampled: Sequence[NDArray[np.float64]]) ->
 
 
 def _take(values: Sequence[float]) -> NDArray[np.float64]:
-    """Take values as an array.
+    """Convert values to an array.
 
     Raises:
-        ValueError: There are none, or one is not finite.
+        ValueError: There is no value, or one is not finite.
     """
     array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        raise ValueError("A mean or a spread needs at least one example, got none.")
+        raise ValueError("A statistic needs at least one example, got none.")
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:
         raise ValueError(
@@ -176,14 +176,14 @@ def paired_change(
 
 
 def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """Turn columns of values into means, and "<name>_before" with "<name>" into a paired change.
+    """Estimate the mean of each column, and the paired change from "<name>_before" to "<name>".
 
     Args:
         columns: One number per example [n] by name, the examples in the same order in each.
 
     Returns:
-        Each column's mean under its name, and as "<name>_change" the mean of after - before where
-        there is a column of before.
+        Each column's mean under its name, and as "<name>_change" the mean of after - before if
+        there is such a column.
     """
     found = {name: bootstrap_mean(values) for name, values in columns.items()}
     for name, values in columns.items():
@@ -199,9 +199,9 @@ def bootstrap_crossed(
 
     Each resample draws runs and, independently, examples with replacement, and takes the mean over
     the drawn pairs (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of
-    Applied Statistics 1(2)). So the interval covers the choice of the training seed as well as that
-    of the examples. It is on the wide side for the examples, and with a handful of runs it knows
-    little of how much seeds can differ; with a single run it covers the examples only.
+    Applied Statistics 1(2)). The interval covers the choice of the training seed as well as that
+    of the examples. It is conservative for the examples, and a handful of runs says little about
+    how much seeds can differ; with a single run it covers the examples only.
 
     Args:
         values: One number per run and example [runs, n].
@@ -212,16 +212,18 @@ def bootstrap_crossed(
         The estimate, with the number of examples as its n.
 
     Raises:
-        ValueError: The runs have not the same number of examples, or as for `bootstrap_mean`.
+        ValueError: The runs differ in their number of examples, or as for `bootstrap_mean`.
     """
     if len({len(run) for run in values}) > 1:
         raise ValueError(
-            f"Runs on the same examples are needed, got {[len(run) for run in values]} of them."
+            f"The runs must have the same examples, got {[len(run) for run in values]} of them."
         )
     if len(values) < 2:
         return bootstrap_mean(values[0] if values else [], resamples, seed)
     array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    plain = bootstrap_mean(array.mean(axis=0).tolist(), resamples=1)  # refuses what is not finite
+    plain = bootstrap_mean(
+        array.mean(axis=0).tolist(), resamples=1
+    )  # rejects values that are not finite
     runs, n = array.shape
     rng = np.random.default_rng(seed)
     # How often each run and each example is drawn, as shares.

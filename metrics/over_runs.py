@@ -1,9 +1,8 @@
-"""Differences between methods of several training runs each, on the same test examples.
+"""Differences between methods with several training runs each, on the same test examples.
 
-As in :func:`metrics.intervals.bootstrap_crossed`, runs and examples are drawn independently of
-each other. The methods of a comparison share the draws of the examples: what is hard for one is
-mostly hard for the other, and cancels. Their runs are drawn each by themselves, unless they belong
-together.
+As in :func:`metrics.intervals.bootstrap_crossed`, runs and examples are resampled independently.
+The compared methods share the resampled examples, so that differences in difficulty cancel; their
+runs are resampled separately, unless they are paired.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ def difference_over_runs(
     Args:
         before: Runs of one method, [K, n].
         after: Runs of another on the same examples, [L, n].
-        paired: Whether row k of both belongs together, as runs of the same seed do.
+        paired: Whether row k of both belongs together, like runs with the same seed.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
 
@@ -38,7 +37,7 @@ def difference_over_runs(
     if paired or len(before) == len(after) == 1:
         return bootstrap_crossed((after - before).tolist(), resamples, seed)
     mean = (after.mean(axis=0) - before.mean(axis=0)).tolist()
-    centre = bootstrap_mean(mean, resamples=1)  # refuses what is not finite
+    centre = bootstrap_mean(mean, resamples=1)  # rejects values that are not finite
     if centre.low is None:
         return centre
     one, two = resample_runs([before, after], resamples, seed)
@@ -49,7 +48,7 @@ def difference_over_runs(
 def resample_runs(
     methods: Sequence[Matrix], resamples: int = 1000, seed: int = 0
 ) -> list[NDArray[np.float64]]:
-    """Take the mean of each method over resampled runs of its own and the same resampled examples.
+    """Return resampled means of methods: own runs, the same examples for all.
 
     Args:
         methods: Each method's runs, [K, n]; K differs, n does not.
@@ -57,7 +56,7 @@ def resample_runs(
         seed: Seed of the resampling.
 
     Returns:
-        For each method its R means.
+        R means per method.
     """
     of_runs = np.random.default_rng([seed, 1])
     parts = [
@@ -69,22 +68,22 @@ def resample_runs(
 
 
 def _draw_runs(means: Matrix, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Take the mean of drawn runs in each resample: [R, K] to [R]."""
+    """Average over resampled runs in each resample: [R, K] to [R]."""
     resamples, runs = means.shape
     shares = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
     return (shares * means).sum(axis=1)
 
 
 def share_first(methods: Sequence[Matrix], first: int, resamples: int = 1000) -> float:
-    """Say in which share of the resamples one method has the highest mean of all.
+    """Return the share of resamples in which one method has the highest mean.
 
     Args:
         methods: Each method's runs on the same examples, [K, n].
-        first: Which of them it is about.
+        first: Index of that method.
         resamples: Number of bootstrap resamples.
 
     Returns:
-        A share of 1; what comes out even counts half.
+        A fraction of 1; ties count half.
     """
     means = np.stack(resample_runs(methods, resamples))
     others = np.delete(means, first, axis=0).max(axis=0)

@@ -1,4 +1,4 @@
-"""How well rewards order what annotators have ordered, and how sure they may be of it."""
+"""Accuracy, calibration and distribution of rewards on ranked completions."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,25 +12,25 @@ from metrics.intervals import Estimate, bootstrap_mean
 HISTOGRAM_BINS = 25
 
 Row = Mapping[str, Any]
-"""A tested ranking: "pairs", lists of (place of the preferred, place of the other, distance), and
-"rewards", one for each completion."""
+"""A tested ranking: "pairs" of (preferred, other, distance), by position, and "rewards", one per
+completion."""
 
 
 def leads(row: Row) -> list[float]:
-    """Give for each pair the reward of the preferred completion less that of the other."""
+    """Return each pair's reward margin, preferred minus other completion."""
     rewards = row["rewards"]
     return [rewards[preferred] - rewards[other] for preferred, other, _ in row["pairs"]]
 
 
 def rate_order(row: Row) -> list[float]:
-    """Give for each pair 1 where its rewards are in order, else 0; and 0.5, a coin's, for a tie."""
+    """Return for each pair 1 if its rewards have the annotators' order, 0 if not, 0.5 if tied."""
     return [0.5 if lead == 0 else float(lead > 0) for lead in leads(row)]
 
 
 def accuracy_by_distance(rows: Sequence[Row]) -> dict[int, Estimate]:
-    """Give the accuracy by how many ranks the two are apart, to the nearest whole number from 1 on.
+    """Estimate the accuracy by the distance in ranks, rounded to an integer of at least 1.
 
-    As for the accuracy of all pairs, the mean is over rankings, each by the share of its pairs.
+    Like the accuracy of all pairs, it is the mean over rankings of their share of correct pairs.
     """
     shares: dict[int, list[float]] = defaultdict(list)
     for row in rows:
@@ -43,26 +43,32 @@ def accuracy_by_distance(rows: Sequence[Row]) -> dict[int, Estimate]:
 
 
 def calibrate_pairs(rows: Sequence[Row]) -> Calibration:
-    """Compare how sure sigmoid(r_j - r_k) is of an order with how often that is the annotators'."""
+    """Compare the confidence sigmoid(|r_j - r_k|) with how often the annotators agree."""
     lead = np.array([lead for row in rows for lead in leads(row)])
     right = np.array([each for row in rows for each in rate_order(row)])
     return calibrate(1 / (1 + np.exp(-np.abs(lead))), right)
 
 
 def group_rewards(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Sort rewards by what annotators say: never second in a pair, never first, or between."""
+    """Group rewards by completions that never lose a pair, never win one, and the others."""
     groups: dict[str, list[float]] = {"best": [], "between": [], "worst": []}
     for row in rows:
         first = {pair[0] for pair in row["pairs"]}
         second = {pair[1] for pair in row["pairs"]}
-        for place in sorted(first | second):
-            name = "best" if place not in second else "worst" if place not in first else "between"
-            groups[name].append(row["rewards"][place])
+        for position in sorted(first | second):
+            name = (
+                "best"
+                if position not in second
+                else "worst"
+                if position not in first
+                else "between"
+            )
+            groups[name].append(row["rewards"][position])
     return {name: values for name, values in groups.items() if values}
 
 
 def count_rewards(groups: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Give the histogram of grouped rewards in JSON's types, with each group's mean, std and n."""
+    """Return the histogram of grouped rewards in JSON types, with mean, std and n per group."""
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), HISTOGRAM_BINS)
     return {
         "edges": edges.tolist(),

@@ -1,8 +1,8 @@
-"""Plain statistics of summaries: length, novelty, copying.
+"""Statistics of summaries: length, novelty, copying.
 
-Each is a function of (predictions, dialogues, references) that gives one number per example, so
-that callbacks, `report.py score` and rewards can use them alike. Words to compare are those that
-ROUGE compares without its stemmer: lower-case letters and digits (`metrics.words.tokenize`).
+Each is a function of (predictions, dialogues, references) that returns one number per example;
+callbacks, `alignsum score` and rewards use them. Words are compared as in ROUGE without a stemmer:
+lower-case letters and digits (`metrics.words.tokenize`).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ TextMetric = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], l
 def words(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Count each prediction's words, which white space separates."""
+    """Count the words of each prediction, separated by white space."""
     return [float(len(text.split())) for text in predictions]
 
 
 def length_ratio(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Give each prediction's words as a multiple of its references' mean number of words.
+    """Return the length of each prediction relative to its references' mean length, in words.
 
     Raises:
         ValueError: No reference of an example has a word.
@@ -46,9 +46,9 @@ def novelty(
     references: Sequence[Sequence[str]],
     n: int = 2,
 ) -> list[float]:
-    """Give the share of each prediction's n-grams that its dialogue does not have.
+    """Return the share of each prediction's n-grams that are not in its dialogue.
 
-    Each occurrence counts. A text of fewer than n words has no n-gram, and so nothing new: 0.
+    Repeated n-grams count each time. A text of fewer than n words has no n-gram and gets 0.
     Source: See et al. (2017), "Get To The Point: Summarization with Pointer-Generator Networks".
     """
     shares = []
@@ -62,11 +62,11 @@ def novelty(
 def copy_rate(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Give the share of each prediction's words that lie in fragments copied from its dialogue.
+    """Return the share of each prediction's words that are copied from its dialogue.
 
     The extractive fragment coverage of Grusky et al. (2018), "Newsroom: A Dataset of 1.3 Million
     Summaries with Diverse Extractive Strategies". A fragment may be a single word, so this is
-    1 - novelty of 1-grams; `copy_density` tells long ones apart.
+    1 - novelty of 1-grams; `copy_density` distinguishes long fragments.
     """
     return [
         sum(lengths) / max(count, 1) for lengths, count in _fragments_of(predictions, dialogues)
@@ -76,10 +76,10 @@ def copy_rate(
 def copy_density(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Give the mean length, over each prediction's words, of the copied fragment that a word is in.
+    """Return the mean length of the copied fragment that a word of each prediction is in.
 
-    The density of Grusky et al. (2018): the sum of the fragments' squared lengths over the number
-    of words. A text copied whole has its own length, one of new words 0.
+    The density of Grusky et al. (2018): the sum of squared fragment lengths over the number of
+    words. A completely copied text gets its own length, a text of new words 0.
     """
     return [
         sum(length**2 for length in lengths) / max(count, 1)
@@ -90,8 +90,8 @@ def copy_density(
 def fragment_lengths(summary: Tokens, source: Tokens) -> list[int]:
     """Find the fragments that a summary copies from a source.
 
-    From left to right, each time the longest sequence of words that begins here and stands
-    somewhere in the source (Grusky et al. 2018).
+    Greedily from left to right, the longest sequence of words that also occurs in the source
+    (Grusky et al. 2018).
 
     Args:
         summary: The words of the summary.
@@ -100,14 +100,16 @@ def fragment_lengths(summary: Tokens, source: Tokens) -> list[int]:
     Returns:
         The lengths of the fragments in the order of the summary, in words.
     """
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(source):
-        places.setdefault(word, []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, word in enumerate(source):
+        positions.setdefault(word, []).append(position)
     lengths = []
     start = 0
     while start < len(summary):
-        here = places.get(summary[start], [])
-        longest = max((_common_prefix(summary, start, source, place) for place in here), default=0)
+        here = positions.get(summary[start], [])
+        longest = max(
+            (_common_prefix(summary, start, source, position) for position in here), default=0
+        )
         if longest:
             lengths.append(longest)
         start += max(longest, 1)
@@ -121,16 +123,16 @@ STATISTICS: dict[str, TextMetric] = {
     "copy_rate": copy_rate,
     "copy_density": copy_density,
 }
-"""All of them by the name under which they are logged."""
+"""All statistics by the name under which they are logged."""
 
 NEED_DIALOGUE = frozenset(STATISTICS) - {"words", "length_ratio"}
-"""Those that look at the dialogue; the others may be given empty ones."""
+"""The statistics that read the dialogue; the others accept empty ones."""
 
 
 def _fragments_of(
     predictions: Sequence[str], dialogues: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """Each prediction's fragment lengths and number of words."""
+    """Return the fragment lengths and the number of words of each prediction."""
     pairs = [
         (tokenize(prediction), tokenize(dialogue))
         for prediction, dialogue in zip(predictions, dialogues, strict=True)
@@ -138,10 +140,10 @@ def _fragments_of(
     return [(fragment_lengths(summary, source), len(summary)) for summary, source in pairs]
 
 
-def _common_prefix(summary: Tokens, start: int, source: Tokens, place: int) -> int:
-    """How many words are the same from `start` and from `place` on."""
+def _common_prefix(summary: Tokens, start: int, source: Tokens, position: int) -> int:
+    """Count the equal words from `start` in the summary and `position` in the source."""
     length = 0
-    for one, other in zip(summary[start:], source[place:], strict=False):
+    for one, other in zip(summary[start:], source[position:], strict=False):
         if one != other:
             break
         length += 1

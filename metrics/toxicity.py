@@ -1,7 +1,7 @@
-"""Toxicity of a set of texts: its mean, its spread, and how many texts are more toxic than not.
+"""Toxicity of a set of texts: mean, standard deviation, and share of toxic texts.
 
-A mean hides whether all texts are a little toxic or a few very much; the standard deviation and the
-share over 0.5 tell these apart.
+A mean does not show whether all texts are slightly toxic or a few very much; the standard deviation
+and the share above 0.5 do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from metrics.intervals import Estimate, bootstrap_std, estimate_columns
 
 TOXIC_ABOVE = 0.5
-"""A text counts as toxic where the probability of the toxic label is above this."""
+"""A text counts as toxic if the probability of the toxic label is above this."""
 
 
 def estimate_toxicity(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """Estimate all that a test records of toxicity and reward.
+    """Estimate the toxicity and reward metrics of a test.
 
     Args:
         columns: "toxicity", in [0, 1], and "reward", one number per example [n]; with two policies
-            also "toxicity_before" and "reward_before", over the same examples in the same order.
+            also "toxicity_before" and "reward_before", for the same examples in the same order.
 
     Returns:
         Means under the columns' names, "toxicity_std" (see `bootstrap_std`) and "toxic_share" (the
-        share of texts whose toxicity is above ``TOXIC_ABOVE``). With two policies each of them as
-        "<name>_before" and "<name>_after" (the same as "<name>") too, and of each mean and share
-        the paired "<name>_change". Nothing where there are no columns.
+        share of texts whose toxicity is above ``TOXIC_ABOVE``). With two policies also
+        "<name>_before" and "<name>_after" (equal to "<name>"), and for each mean and share the
+        paired "<name>_change". Empty if there are no columns.
     """
     toxicity = {name: values for name, values in columns.items() if name.startswith("toxicity")}
     shares = {

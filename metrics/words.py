@@ -1,7 +1,7 @@
-"""The words that ROUGE sees, and the names of its values; nothing here needs torch.
+"""The tokens that ROUGE compares, and the names of its values; imports no torch.
 
-Source: `rouge_score`'s own tokenizer, with a memory: a prediction is compared with several
-references, and stemming a word anew each time is what takes it longest.
+The tokenizer is `rouge_score`'s own, with a cache, because a prediction is compared with several
+references and stemming is the slowest part.
 """
 
 from functools import lru_cache
@@ -16,17 +16,17 @@ _WORDS = DefaultTokenizer(use_stemmer=False)
 _STEMS = DefaultTokenizer(use_stemmer=True)
 
 
-# Enough for all texts of one example and their sentences, which is where texts come again.
+# Enough for all texts of one example and their sentences, which are the repeated ones.
 @lru_cache(maxsize=256)
 def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
-    """Split a text into the words that `rouge_score` sees: lower-case letters a-z and digits.
+    """Split a text into the tokens of `rouge_score`: lower-case letters a-z and digits.
 
     Args:
         text: Any text.
-        use_stemmer: Give Porter stems of words of more than three letters.
+        use_stemmer: Return Porter stems of words of more than three letters.
 
     Returns:
-        The tokens, equal to those of `rouge_score`'s own tokenizer.
+        The tokens, equal to those of `rouge_score`'s tokenizer.
     """
     words = _WORDS.tokenize(text)
     return tuple(chain.from_iterable(map(stem, words)) if use_stemmer else words)
@@ -34,5 +34,5 @@ def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2**16)
 def stem(word: str) -> tuple[str, ...]:
-    """Give the stem of one word, as a tuple of one; an empty one where nothing is left of it."""
+    """Return the stem of one word as a tuple, which is empty if nothing is left of it."""
     return tuple(_STEMS.tokenize(word))

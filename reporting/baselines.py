@@ -21,9 +21,8 @@ from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
 from metrics.intervals import bootstrap_mean
-from metrics.rouge import Rouge
+from metrics.rouge import score_rouge
 from metrics.text_statistics import STATISTICS
-from metrics.words import BEST
 
 LEAD = 3
 
@@ -111,25 +110,6 @@ def describe_row(row: Row, candidates: Sequence[Candidate]) -> dict[str, Any]:
     fields: dict[str, Any] = {"id": row.id, "dialogue": row.dialogue}
     fields["references"] = list(row.references)
     return fields | ({"prediction": candidates[0].text} if len(candidates) == 1 else {})
-
-
-def score_rouge(
-    texts: Sequence[str], references: Sequence[Sequence[str]], stemmer: bool
-) -> dict[str, list[float]]:
-    """Score texts [B] by ROUGE.
-
-    Returns:
-        B values for each key of :class:`Rouge`; "_best" only where a text has several references,
-        for else it would be the same numbers.
-    """
-    rouge = Rouge(stemmer)
-    rouge.update(texts, references)
-    several = any(len(those) > 1 for those in references)
-    return {
-        key: values.tolist()
-        for key, values in rouge.per_example().items()
-        if several or BEST not in key
-    }
 
 
 def mean_by_row(values: Sequence[float], rows: Sequence[Sequence[Candidate]]) -> list[float]:

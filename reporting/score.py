@@ -12,9 +12,8 @@ from metrics import faithfulness, text_statistics
 from metrics.faithfulness import CHECKS, find_unknown_speakers
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
 from metrics.names import find_unknown_names
-from metrics.rouge import Rouge
+from metrics.rouge import score_rouge
 from metrics.text_statistics import STATISTICS
-from metrics.words import BEST
 from reporting.formats import MINUS
 from reporting.pairing import Examples
 
@@ -80,14 +79,7 @@ def score_examples(
 def _score_column(
     texts: Sequence[str], examples: Examples, use_stemmer: bool, toxicity: TextScore | None
 ) -> Values:
-    rouge = Rouge(use_stemmer)
-    rouge.update(texts, examples.references)
-    several = any(len(row) > 1 for row in examples.references)
-    values = {
-        key: column.tolist()
-        for key, column in rouge.per_example().items()
-        if several or BEST not in key
-    }
+    values = score_rouge(texts, examples.references, use_stemmer)
     dialogues = examples.dialogues or [""] * len(texts)
     for name, metric in (STATISTICS | CHECKS).items():
         if examples.dialogues is not None or name not in _NEED_DIALOGUE:

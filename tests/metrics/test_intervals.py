@@ -137,7 +137,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_on_other_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Runs on the same examples are needed, got \[2, 1\]"):
+    with pytest.raises(ValueError, match=r"must have the same examples, got \[2, 1\]"):
         bootstrap_crossed([[0.0, 1.0], [0.0]])
     with pytest.raises(ValueError, match="at least one example"):
         bootstrap_crossed([])

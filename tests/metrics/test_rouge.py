@@ -1,31 +1,23 @@
-import copy
-import pickle
-import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
-from torchmetrics import MetricCollection
 
 from benchmarks import rouge as benchmark
 from benchmarks.dialogsum import FOLDER, read_dialogsum
 from datamodules.reading import Row
-from metrics.intervals import bootstrap_mean
-from metrics.rouge import Rouge, split_sentences
+from metrics.rouge import rouge, score_rouge, split_sentences
 from metrics.words import KEYS, tokenize
-from tests.ranks import MAT, score_on_a_rank
+
+MAT = "the cat sat on the mat"
 
 
 def score(prediction: str, *references: str, use_stemmer: bool = True) -> dict[str, float]:
-    rouge = Rouge(use_stemmer)
-    rouge.update([prediction], [references])
-    return {key: value.item() for key, value in rouge.compute().items()}
+    values = score_rouge([prediction], [references], use_stemmer)
+    return {key: value for key, (value,) in values.items()}
 
 
 def test_values_by_hand() -> None:
@@ -89,9 +81,7 @@ def test_values_are_those_of_rouge_score_on_real_text(use_stemmer: bool, count: 
     predictions = [row.references[0] for row in read_dialogsum("validation")][: len(rows)]
     # Real predictions are closer to their references than those of other dialogues.
     predictions[::2] = [row.references[2] for row in read_dialogsum("test")][::2]
-    rouge = Rouge(use_stemmer)
-    rouge.update(predictions, rows)
-    found = rouge.per_example()
+    found = score_rouge(predictions, rows, use_stemmer, with_best=True)
     scorer = RougeScorer(list(KEYS), use_stemmer=use_stemmer)
     for place, (prediction, references) in enumerate(zip(predictions, rows, strict=True)):
         plain = [scorer.score(text, prediction) for text in references]
@@ -101,119 +91,40 @@ def test_values_are_those_of_rouge_score_on_real_text(use_stemmer: bool, count: 
         for key in KEYS:
             # Only rougeLsum knows of lines; the others are equal on the texts as they are.
             scores = [one[key].fmeasure for one in (split if key == "rougeLsum" else plain)]
-            assert found[key][place].item() == pytest.approx(sum(scores) / count, abs=1e-9)
-            assert found[f"{key}_best"][place].item() == pytest.approx(max(scores), abs=1e-9)
+            assert found[key][place] == pytest.approx(sum(scores) / count, abs=1e-9)
+            assert found[f"{key}_best"][place] == pytest.approx(max(scores), abs=1e-9)
 
 
-def test_per_example_keeps_the_order_of_updates() -> None:
-    rouge = Rouge()
-    rouge.update(["the cat sat", "dog"], [[MAT], [MAT]])
-    rouge.update([], [])
-    rouge.update([MAT], [[MAT]])
-    assert rouge.per_example()["rouge1"].tolist() == pytest.approx([2 / 3, 0, 1])
-    assert rouge.compute()["rouge1"].item() == pytest.approx((2 / 3 + 0 + 1) / 3)
-
-
-def test_estimates_are_bootstrapped_over_the_examples() -> None:
-    rouge = Rouge()
-    rouge.update(["the cat sat", "dog", MAT], [[MAT]] * 3)
-    expected = bootstrap_mean([2 / 3, 0, 1], resamples=50, seed=1)
-    assert rouge.estimates(resamples=50, seed=1)["rouge1"] == pytest.approx(expected)
-    assert set(rouge.estimates()) == set(KEYS)
-
-
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
-@pytest.mark.parametrize("method", ["compute", "per_example", "estimates"])
-def test_nothing_has_no_score(method: str) -> None:
-    rouge = Rouge()
-    rouge.update(["a"], [["a", "b"]])
-    rouge.reset()
-    assert rouge.most_references == 0
-    with pytest.raises(ValueError, match="at least one example"):
-        getattr(rouge, method)()
-
-
-def test_forward_gives_the_batch_and_compute_all() -> None:
-    rouge = Rouge()
-    first = rouge(["the cat sat", "dogs"], [[MAT, "dogs"], ["dogs"]])
-    assert first["rouge1_best"].item() == pytest.approx((2 / 3 + 1) / 2)
-    second = rouge([MAT], [[MAT]])
-    assert second["rouge1"].item() == 1
-    assert set(second) == set(KEYS)  # no several references in this batch
-    assert rouge.compute()["rouge1"].item() == pytest.approx((1 / 3 + 1 + 1) / 3)
-    assert rouge.compute()["rouge1_best"].item() == pytest.approx((2 / 3 + 1 + 1) / 3)
+def test_examples_keep_their_order_and_may_differ_in_references() -> None:
+    values = score_rouge(["the cat sat", "dog", MAT], [[MAT], [MAT, "dog"], [MAT]])
+    assert values["rouge1"] == pytest.approx([2 / 3, 1 / 2, 1])
+    assert values["rouge1_best"] == pytest.approx([2 / 3, 1, 1])
+    assert set(score_rouge(["a"], [["b"]], with_best=True)) == {*KEYS, *(f"{k}_best" for k in KEYS)}
+    assert score_rouge([], []) == {key: [] for key in KEYS}
 
 
 @pytest.mark.parametrize(
-    "cast",
+    ("predictions", "references", "message"),
     [
-        lambda module: module.half(),
-        lambda module: module.to(torch.bfloat16),
-        lambda module: module.to("cpu", torch.float16),
-        lambda module: module["rouge"].set_dtype(torch.float16),
-        lambda module: module.to("cpu").float(),
+        (["a", "b"], [["a"]], "2 predictions against 1 lists"),
+        (["a"], ["a"], "list of at least one reference"),
+        (["a"], [[]], "list of at least one reference"),
+        ("a", [["a"]], "pass a list of predictions"),
     ],
 )
-def test_casting_the_module_around_it_loses_no_digit(cast: Any) -> None:
-    module = torch.nn.ModuleDict({"rouge": Rouge(), "layer": torch.nn.Linear(1, 1)})
-    rouge = module["rouge"]
-    assert isinstance(rouge, Rouge)
-    rouge.update(["the cat sat"], [[MAT]])
-    cast(module)
-    rouge.update(["the cat"], [[MAT]])
-    assert rouge.per_example()["rouge1"].dtype == rouge.dtype == torch.float64
-    assert rouge.compute()["rouge1"].item() == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-15)
+def test_examples_that_do_not_pair_are_refused(
+    predictions: Any, references: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        score_rouge(predictions, references)
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
-def test_a_copy_goes_its_own_way(again: Any) -> None:
-    rouge = Rouge(use_stemmer=False)
-    rouge.update(["cats"], [["cat"]])
-    other = again(rouge)
-    other.update(["cat"], [["cat"]])
-    assert other.per_example()["rouge1"].tolist() == [0, 1]  # the stemmer's setting too
-    assert rouge.clone().per_example()["rouge1"].tolist() == [0]
-
-
-def test_it_is_a_metric_among_others() -> None:
-    both = MetricCollection(
-        {"stems": Rouge(), "words": Rouge(use_stemmer=False)}, compute_groups=False
-    )
-    both.update(["cats"], [["cat"]])
-    found = both.compute()
-    assert (found["stems_rouge1"].item(), found["words_rouge1"].item()) == (1, 0)
-    more = Rouge()
-    more.update(["dog"], [["cat", "dog"]])
-    more.merge_state(both["stems"])
-    assert sorted(more.per_example()["rouge1"].tolist()) == [0.5, 1]
-
-
-def test_refuses_examples_that_do_not_pair() -> None:
-    with pytest.raises(ValueError, match="2 predictions against 1 lists"):
-        Rouge().update(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="list of at least one reference"):
-        Rouge().update(["a"], ["a"])
-    with pytest.raises(ValueError, match="list of at least one reference"):
-        Rouge().update(["a"], [[]])
-    with pytest.raises(ValueError, match="give a list of predictions"):
-        Rouge().update("a", [["a"]])
-
-
-def test_two_ranks_see_the_examples_of_both(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(score_on_a_rank, (port, tmp_path), nprocs=2)
-    for rank in (0, 1):
-        seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert seen["rouge1"].item() == pytest.approx((2 / 3 + 0 + 1 + 2 / 3) / 4)
-        assert seen["n"] == 4
-        assert seen["own"] == (1 if rank == 0 else 3)
-        assert seen["alone"].item() == pytest.approx((1 / 3 + 1) / 2)
-        assert seen["alone_best"].item() == pytest.approx((2 / 3 + 1) / 2)
-        assert [(row["index"], row["prediction"]) for row in seen["rows"]] == [
-            (0, MAT), (1, "dog"), (2, "the cat sat"),
-        ]  # fmt: skip
+def test_the_reward_function() -> None:
+    texts, references = ["the cat sat", "dogs"], [[MAT, "dogs"], ["cats"]]
+    assert rouge(texts, ["", ""], references, "rouge1") == pytest.approx([1 / 3, 0])
+    assert rouge(texts, ["", ""], references, "rouge1_best") == pytest.approx([2 / 3, 0])
+    with pytest.raises(ValueError, match="ROUGE has no 'rouge9'"):
+        rouge(texts, ["", ""], references, "rouge9")
 
 
 def test_the_benchmark_compares_the_same_thing(
