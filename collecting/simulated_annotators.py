@@ -1,4 +1,4 @@
-"""Simulated annotators for the miniature: they rank completions like people, mistakes included.
+"""Rank completions for the miniature with simulated, fallible annotators.
 
     python -m collecting.simulated_annotators samples.jsonl --out answers.jsonl --annotators 3
 

@@ -72,7 +72,7 @@ class ClassifierDataModule(ResumableDataModule):
     def tokenize(
         self, texts: Sequence[str], contexts: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Tokenize texts, each after its context if there are contexts; see `encode_texts`."""
+        """Tokenize texts, optionally each after its context; see `encode_texts`."""
         return encode_texts(self.tokenizer, texts, contexts, self.max_length) if texts else {}
 
     def train_dataloader(self) -> DataLoader[Any]:

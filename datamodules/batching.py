@@ -1,4 +1,4 @@
-"""Batches: rows of like length together, padded to a common length, dealt out to the ranks."""
+"""Batches of rows with similar lengths, padded, and distributed over the ranks."""
 
 import itertools
 import logging
@@ -22,19 +22,19 @@ STAGES: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",),
     "predict": ("test",),
 }  # fmt: skip
-"""The splits that a stage of a Trainer needs."""
+"""The splits that each stage of a Trainer needs."""
 
 IGNORED_LABEL = -100
 MULTIPLE = 8
-"""Lengths are padded to a multiple of this by default: tensor cores want it, and shapes repeat."""
+"""Default multiple of padded lengths: tensor cores want it, and fewer shapes occur."""
 
 BUCKET_STEPS = 50
-"""Optimizer steps per bucket: rows are sorted by length within a bucket, not over the epoch."""
+"""Optimizer steps per bucket; rows are sorted by length within a bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row, tokenised; ``source`` and ``target`` are [length] token ids, both with EOS."""
+    """A tokenized row; ``source`` and ``target`` are [length] token ids with EOS."""
 
     index: int
     id: str
@@ -45,15 +45,15 @@ class Example:
 
 
 class Batch(TypedDict):
-    """What a dataloader yields: B rows, source length S and target length T.
+    """A batch of B rows, with source length S and target length T.
 
     Keys:
         input_ids: [B, S] int64, padded on the right.
         attention_mask: [B, S] int64, 0 on padding.
         labels: [B, T] int64 of the first reference, ending in EOS, padded with -100.
-        index: [B] int64, row number in the split; restores the order after bucketing and ranks.
+        index: [B] int64, row number in the split; restores the order over batches and ranks.
         ids: B row ids.
-        dialogues: B dialogues, whole and without a prompt.
+        dialogues: B dialogues, without prompt and truncation.
         references: B lists of reference summaries.
     """
 
@@ -70,7 +70,7 @@ class Collator:
     """Pads examples to a batch.
 
     Args:
-        pad_token_id: The token that fills up ``input_ids``.
+        pad_token_id: Padding of ``input_ids``.
         multiple: Source and target lengths are padded to a multiple of this.
     """
 
@@ -79,7 +79,7 @@ class Collator:
         self.multiple = multiple
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """Make one batch of the examples, in their order."""
+        """Collate examples into a batch, in their order."""
         sources = [example.source for example in examples]
         return Batch(
             input_ids=pad(sources, self.pad_token_id, self.multiple),
@@ -93,7 +93,7 @@ class Collator:
 
 
 def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Tensor:
-    """Stack rows of different lengths into [B, L] int64, filled with ``value`` on the right."""
+    """Stack rows of different lengths into [B, L] int64, padded on the right."""
     longest = max((len(row) for row in rows), default=0)
     width = -(-longest // multiple) * multiple
     padded = torch.full((len(rows), width), value, dtype=torch.int64)
@@ -116,23 +116,23 @@ Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class LengthBatchSampler(Sampler[list[int]]):
-    """Batches of rows of like length, the same for one rank as for many, however they are cut.
+    """Batches of similar lengths that do not depend on ranks and accumulation.
 
-    The n rows are cut into steps of nearly equal size, at most ``batch_size * world_size *
-    accumulate`` rows; every step is cut into ``accumulate`` micro-batches and every micro-batch
-    dealt out to the ranks. So each row comes once per epoch, all ranks have as many batches, and
-    8 rows a step are the same 8 rows, in the same order, as (batch 8, 1 rank), as (batch 4, 2
-    ranks) and as (batch 2, 1 rank, 4 micro-batches). The order is a function of the arguments and
-    the epoch only.
+    The n rows are divided into steps of nearly equal size, at most ``batch_size * world_size *
+    accumulate`` rows; each step is divided into ``accumulate`` micro-batches, and each micro-batch
+    is distributed over the ranks. Each row occurs once per epoch, all ranks have equally many
+    batches, and a step of 8 rows has the same 8 rows, in the same order, as (batch 8, 1 rank), as
+    (batch 4, 2 ranks) and as (batch 2, 1 rank, 4 micro-batches). The order is a function of the
+    arguments and the epoch only.
 
-    With batches of one row, not every step has a row for every place. Without accumulation no rank
-    may stand without one, so a rank may get two; with accumulation, batches may be empty.
+    With ``batch_size`` 1 the rows may not divide evenly: without accumulation a rank may get two
+    rows, with accumulation a batch may be empty.
 
     Args:
         lengths: Length of each row, in tokens.
         batch_size: Rows per batch and rank.
-        shuffle: New batches each epoch; otherwise the longest rows first, so that a batch that does
-            not fit the memory fails at once.
+        shuffle: New batches each epoch; otherwise longest rows first, so that running out of memory
+            shows in the first batch.
         seed: Seed of the shuffle.
         world_size: Number of ranks.
         rank: This rank.
@@ -154,7 +154,7 @@ class LengthBatchSampler(Sampler[list[int]]):
     ) -> None:
         if len(lengths) < world_size:
             raise ValueError(
-                f"{len(lengths)} row(s) cannot be dealt out to {world_size} ranks, each needs one; "
+                f"{len(lengths)} row(s) are too few for {world_size} ranks, each needs one; "
                 f"use fewer devices (--trainer.devices {max(1, len(lengths))}) or more rows"
             )
         self.lengths = np.asarray(lengths)
@@ -168,16 +168,16 @@ class LengthBatchSampler(Sampler[list[int]]):
         rows, places = len(lengths), batch_size * world_size
         steps = min(-(-rows // (places * accumulate)), rows // world_size)
         self.bounds = [step * rows // steps for step in range(steps + 1)]
-        # Lightning ends an epoch with an optimizer step, so the last one needs no filling up.
+        # Lightning ends an epoch with an optimizer step, so the last step may have fewer batches.
         self.last_parts = min(accumulate, -(-(rows - self.bounds[-2]) // places))
 
     @property
     def sampler(self) -> "LengthBatchSampler":
-        """This sampler: Lightning calls ``set_epoch`` on a batch sampler's ``sampler`` only."""
+        """This sampler, because Lightning calls ``set_epoch`` on ``batch_sampler.sampler``."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
+        """Set the epoch of the next iteration, which determines the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -189,13 +189,13 @@ class LengthBatchSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size].tolist()
 
     def global_batches(self) -> list[np.ndarray]:
-        """Give this epoch's micro-batches over all ranks."""
+        """Return this epoch's micro-batches over all ranks."""
         *steps, last = self.steps()
         batches = [part for step in steps for part in cut(step, self.accumulate)]
         return batches + cut(last, self.last_parts)
 
     def steps(self) -> list[np.ndarray]:
-        """Give the rows of this epoch's optimizer steps over all ranks."""
+        """Return the rows of this epoch's optimizer steps over all ranks."""
         bounds, steps = self.bounds, len(self.bounds) - 1
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
@@ -211,7 +211,7 @@ class LengthBatchSampler(Sampler[list[int]]):
 
 
 def cut(rows: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Cut rows into parts of nearly equal size, the empty ones, if any, at the end."""
+    """Split rows into nearly equal parts; empty parts, if any, come last."""
     bounds = [-(-part * len(rows) // parts) for part in range(parts + 1)]
     return [rows[a:b] for a, b in itertools.pairwise(bounds)]
 

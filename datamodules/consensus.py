@@ -1,4 +1,4 @@
-"""Preference pairs from the rankings of one or several annotators, and how far they agree."""
+"""Combine the rankings of several annotators into preference pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -229,7 +229,7 @@ class RankingReader:
             "pairs": sum(len(ranking.pairs) for ranking in rankings),
             "answers": len(answers),
             "annotators": len({answer.annotator for answer in answers} - {None}),
-            "passed_over": sum(map(len, latest.values())) - len(answers),
+            "skipped": sum(map(len, latest.values())) - len(answers),
             "replaced": sum(len(groups[name]) - len(latest[name]) for name in groups),
             "without_pairs": len(ranked) - len(rankings),
             "bad_rows": bad_rows,

@@ -222,7 +222,7 @@ class DialogSumDataModule(ResumableDataModule):
         return self._encoder
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenize other rows in the same way as a split, with examples from the train split.
+        """Tokenize other rows like those of a split, with examples from the train split.
 
         Raises:
             DataError: If the train split has too few examples.

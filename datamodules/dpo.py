@@ -1,4 +1,4 @@
-"""DPODataModule: compared completions with their prompts, and dialogues to summarize."""
+"""DPODataModule: preference pairs with their prompts, and dialogues to summarize."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict

@@ -117,7 +117,7 @@ class Encoder:
         return Encoded(_arrays(sources), _arrays(targets), shots, cut)
 
     def ask(self, row: Row, shown: Sequence[int]) -> str:
-        """Return a prompt: some examples, given by position and best first, and the question."""
+        """Return a prompt: examples (positions, best first), and the question."""
         blocks = [self.blocks[position] for position in shown]
         return "".join(blocks[:: -1 if self.best_last else 1]) + self.prompt.wrap(row.dialogue)
 
@@ -144,7 +144,7 @@ class Encoder:
         return self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
 
     def truncate(self, dialogue: str) -> list[int]:
-        """Return the tokens of a prompt, its dialogue truncated at the end so that it fits."""
+        """Return the tokens of a prompt with its dialogue truncated until it fits."""
         begin = len(self.prompt.prefix)
         while True:
             encoding = self.tokenizer(
@@ -162,7 +162,7 @@ class Encoder:
             dialogue = dialogue[: inside[-excess]] if excess <= len(inside) else ""
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize references: at most ``max_target_length`` tokens, of which the last is EOS."""
+        """Tokenize references to at most ``max_target_length`` tokens, EOS included."""
         eos = self.tokenizer.eos_token_id
         encoding = self.tokenizer(text_target=list(texts), truncation=False, verbose=False)
         targets = []

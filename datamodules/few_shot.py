@@ -41,7 +41,7 @@ class ExampleSelector(ABC):
         self._positions: dict[str, int] = {}
 
     def find_problem(self, shots: int) -> str | None:
-        """Return why this selector cannot provide ``shots`` examples, before any data is read."""
+        """Return why this selector cannot provide that many examples, or None."""
         return None
 
     def fit(self, train: Sequence[Row], shots: int, seed: int) -> None:
@@ -219,7 +219,7 @@ class SimilarExamples(ExampleSelector):
         self._vectorizer = vectorizer
 
     def rank(self, questions: Sequence[Row]) -> np.ndarray:
-        """Rank the most similar dialogues, one more than requested for the question itself.
+        """Rank the most similar dialogues, one more than requested.
 
         The vectors have length 1, so their products are cosines. They are rounded, so that
         floating-point noise does not decide between equals.
@@ -230,7 +230,7 @@ class SimilarExamples(ExampleSelector):
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the positions of the largest values, descending, the earlier of equals first."""
+    """Return the positions of the largest values, descending, earlier ones first."""
     count = min(count, len(values))
     least = np.partition(values, -count)[-count]
     positions = np.flatnonzero(values >= least)

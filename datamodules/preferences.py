@@ -1,4 +1,4 @@
-"""PreferenceDataModule: rankings of completions as preference pairs, for a reward model."""
+"""PreferenceDataModule: rankings as preference pairs, for a reward model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -15,7 +15,7 @@ from datamodules.splits import SplitReader
 
 
 class Format(NamedTuple):
-    """How a reward model reads a completion, in training and whenever it is used afterwards.
+    """How a reward model reads a completion, in training and afterwards.
 
     Attributes:
         with_dialogue: As the second text of a pair with its dialogue.
@@ -139,7 +139,7 @@ class PreferenceDataModule(ClassifierDataModule):
         return self.tokenize(texts, dialogues if self.format.with_dialogue else None)
 
     def reference_batches(self, batch_size: int = 64) -> Iterator[dict[str, Tensor]]:
-        """Yield the train split's reference summaries as model inputs; nothing without a source."""
+        """Yield the train split's reference summaries, if any, as model inputs."""
         if self.references is None:
             return
         rows = SplitReader(self.references).read("train")

@@ -1,4 +1,4 @@
-"""The file format of people's judgements: rankings of completions, or preference pairs.
+"""The file format of human judgements: rankings, or preference pairs.
 
 A line is one annotator's answer on one dialogue, in JSON lines or CSV:
 

@@ -1,4 +1,4 @@
-"""Parse rows of dialogues and references from JSON lines and CSV, and report what is wrong.
+"""Parse dialogues and references from JSON lines and CSV, and report bad rows.
 
 Both forms of DialogSum are read: one line per reference (a test dialogue then occurs several
 times, see :func:`group`), and one line per dialogue with ``summary1``, ``summary2``, ...
@@ -25,7 +25,7 @@ csv.field_size_limit(2**31 - 1)  # Python's default limits a cell to 128 KiB
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message says where the problem is and how to fix it."""
+    """Data that cannot be used; the message says where, why, and how to fix it."""
 
 
 class MissingColumnError(DataError):

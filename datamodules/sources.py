@@ -1,4 +1,4 @@
-"""Where data comes from: a local file or folder, the Hugging Face hub, or this repository.
+"""Where data comes from: a file, a folder, the hub, or this repository.
 
 `mini` is the synthetic miniature and `challenge` a test set of rude dialogues; both are plain
 folders under ``assets``.
@@ -118,7 +118,7 @@ class HubSource:
 
 
 def open_source(name: str) -> LocalSource | HubSource:
-    """Open a source of dialogues: ``mini``, ``challenge``, a folder, a file, or a hub id.
+    """Open a source of dialogues: built-in, a folder, a file, or a hub id.
 
     Raises:
         DataError: If it does not exist, has no split, or is not available from the hub.

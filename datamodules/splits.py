@@ -22,7 +22,7 @@ def check_holdout(holdout: float) -> list[str]:
 def split_by_hash(
     names: Iterable[str], holdout: float, held_out: Sequence[Split] = HELD_OUT
 ) -> dict[str, Split]:
-    """Assign each name to a split by its hash: to a held-out split, or to the train split.
+    """Assign each name to a held-out split or to the train split by its hash.
 
     A name keeps its split when others are added, in any order, and whatever the seed of a run: so
     runs can be compared. With enough names every split has at least one.

@@ -10,7 +10,7 @@ from metrics.intervals import Estimate
 
 
 def ordinal_alpha(units: Iterable[Sequence[float]]) -> float | None:
-    """Compute Krippendorff's alpha for ordinal values: 1 is full agreement, 0 is chance.
+    """Compute Krippendorff's alpha for ordinal values (1: agreement, 0: chance).
 
     Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D with the ordinal
     metric. (The package of that name is GPL-licensed and cannot be used here.)

@@ -9,7 +9,7 @@ BINS = 10
 
 
 class Bin(NamedTuple):
-    """Predictions of similar confidence: mean confidence, share of correct ones, and n."""
+    """Predictions of similar confidence: mean confidence, accuracy, and number."""
 
     confidence: float
     accuracy: float

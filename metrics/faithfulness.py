@@ -45,7 +45,7 @@ def swap_speakers(text: str) -> str:
 
 
 def gain_by_swapping(summary: str, references: Sequence[str]) -> float:
-    """Return the change in ROUGE-2 F1 when #Person1# and #Person2# are swapped in a summary.
+    """Return the change in ROUGE-2 F1 from swapping the speakers in a summary.
 
     ROUGE-2, because bigrams tell who does what: "person1 ask" differs from "person2 ask", while
     the unigrams stay the same.
@@ -87,7 +87,7 @@ def unfaithful_name(
 def swapped_speakers(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Return 1.0 for each prediction that gains `SWAP_MARGIN` from swapping the speakers."""
+    """Return 1.0 for each prediction that gains more than `SWAP_MARGIN`."""
     pairs = zip(predictions, references, strict=True)
     return [float(gain_by_swapping(*pair) > SWAP_MARGIN) for pair in pairs]
 

@@ -176,7 +176,7 @@ def paired_change(
 
 
 def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """Estimate the mean of each column, and the paired change from "<name>_before" to "<name>".
+    """Estimate the mean of each column and paired changes from "<name>_before".
 
     Args:
         columns: One number per example [n] by name, the examples in the same order in each.

@@ -1,4 +1,4 @@
-"""Rules that find the faults of summaries of the miniature: rudeness and unfaithfulness.
+"""Find rude and unfaithful summaries of the miniature by word lists.
 
 Word lists (``assets/mini/words.json``) decide, so no classifier's blind spots can fool them: PPO's
 reward is checked against them, and the simulated annotators rank by them.
@@ -56,7 +56,7 @@ def find_faults(summary: str, dialogue: str) -> Faults:
 def share_polite(
     predictions: Sequence[str], dialogues: Sequence[Any], references: Sequence[Any]
 ) -> list[float]:
-    """Return the share of words in each text that are not insults; 1 for a text without words."""
+    """Return the share of words in each text that are not insults; 1 if empty."""
     words = [re.findall(r"[a-z']+", text.lower()) for text in predictions]
     rude = load_words("rude")
     return [1 - sum(word in rude for word in text) / max(len(text), 1) for text in words]
@@ -73,7 +73,7 @@ def share_clean(
 
 
 def rate_pairs(ranking: Mapping[str, Any]) -> list[float]:
-    """Compare each pair of a ranking with the order of an annotator who is never wrong.
+    """Compare the pairs of a ranking with the order of an infallible annotator.
 
     Args:
         ranking: With "dialogue", "completions" and "pairs" (preferred, other, distance).

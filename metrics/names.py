@@ -76,7 +76,7 @@ def _is_name(word: str, before: str, small: set[str]) -> bool:
 
 
 def _is_participle(word: str) -> bool:
-    """Whether a word is one like "Having" or "Worried", but not a name like "Ming" or "Alfred"."""
+    """Whether a word is like "Having" or "Worried", not like "Ming" or "Alfred"."""
     return (word.endswith("ing") and len(word) >= 6) or (word.endswith("ed") and len(word) >= 7)
 
 

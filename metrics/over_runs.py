@@ -1,4 +1,4 @@
-"""Differences between methods with several training runs each, on the same test examples.
+"""Differences between methods with several training runs on the same examples.
 
 As in :func:`metrics.intervals.bootstrap_crossed`, runs and examples are resampled independently.
 The compared methods share the resampled examples, so that differences in difficulty cancel; their
@@ -18,7 +18,7 @@ Matrix = NDArray[np.float64]
 def difference_over_runs(
     before: Matrix, after: Matrix, paired: bool = False, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Estimate the mean of after - before over the same examples, and its 95 % interval.
+    """Estimate the mean of after - before on the same examples, with its interval.
 
     Args:
         before: Runs of one method, [K, n].

@@ -23,12 +23,12 @@ def leads(row: Row) -> list[float]:
 
 
 def rate_order(row: Row) -> list[float]:
-    """Return for each pair 1 if its rewards have the annotators' order, 0 if not, 0.5 if tied."""
+    """Return for each pair 1 if its rewards are in order, 0 if not, 0.5 if tied."""
     return [0.5 if lead == 0 else float(lead > 0) for lead in leads(row)]
 
 
 def accuracy_by_distance(rows: Sequence[Row]) -> dict[int, Estimate]:
-    """Estimate the accuracy by the distance in ranks, rounded to an integer of at least 1.
+    """Estimate the accuracy by the rounded distance in ranks, at least 1.
 
     Like the accuracy of all pairs, it is the mean over rankings of their share of correct pairs.
     """
@@ -50,7 +50,7 @@ def calibrate_pairs(rows: Sequence[Row]) -> Calibration:
 
 
 def group_rewards(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Group rewards by completions that never lose a pair, never win one, and the others."""
+    """Group rewards by whether completions win all, some or none of their pairs."""
     groups: dict[str, list[float]] = {"best": [], "between": [], "worst": []}
     for row in rows:
         first = {pair[0] for pair in row["pairs"]}
@@ -68,7 +68,7 @@ def group_rewards(rows: Sequence[Row]) -> dict[str, list[float]]:
 
 
 def count_rewards(groups: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Return the histogram of grouped rewards in JSON types, with mean, std and n per group."""
+    """Return the histogram of grouped rewards, with mean, std and n per group."""
     edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), HISTOGRAM_BINS)
     return {
         "edges": edges.tolist(),

@@ -1,4 +1,4 @@
-"""ROUGE F1 as `rouge_score` computes it, with several references and per-example values.
+"""ROUGE F1 as computed by `rouge_score`, per example, with several references.
 
 Source: Lin (2004), "ROUGE: A Package for Automatic Evaluation of Summaries". Nothing is
 re-implemented: Google's `rouge_score` computes the values, and only its tokens are cached, because

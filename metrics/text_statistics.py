@@ -26,7 +26,7 @@ def words(
 def length_ratio(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Return the length of each prediction relative to its references' mean length, in words.
+    """Return each prediction's number of words relative to its references' mean.
 
     Raises:
         ValueError: No reference of an example has a word.
@@ -76,7 +76,7 @@ def copy_rate(
 def copy_density(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
-    """Return the mean length of the copied fragment that a word of each prediction is in.
+    """Return the mean length of the copied fragment that each word is in.
 
     The density of Grusky et al. (2018): the sum of squared fragment lengths over the number of
     words. A completely copied text gets its own length, a text of new words 0.

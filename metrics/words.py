@@ -19,7 +19,7 @@ _STEMS = DefaultTokenizer(use_stemmer=True)
 # Enough for all texts of one example and their sentences, which are the repeated ones.
 @lru_cache(maxsize=256)
 def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
-    """Split a text into the tokens of `rouge_score`: lower-case letters a-z and digits.
+    """Split a text into `rouge_score`'s tokens: lower-case letters and digits.
 
     Args:
         text: Any text.

@@ -159,7 +159,7 @@ def test_skipped_and_undecided_answers_are_counted_and_passed_over(tmp_path: Pat
     found = RankingReader(str(tmp_path)).read(("train",))["train"]
     assert [ranking.id for ranking in found.rankings] == ["1"]
     assert found.description == {
-        "rankings": 1, "pairs": 1, "answers": 4, "annotators": 1, "passed_over": 2, "replaced": 0,
+        "rankings": 1, "pairs": 1, "answers": 4, "annotators": 1, "skipped": 2, "replaced": 0,
         "without_pairs": 3, "bad_rows": 0, "agreement": None,
     }  # fmt: skip
 

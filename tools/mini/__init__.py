@@ -1,1 +1,1 @@
-"""The embedded miniature: a corpus from a seed, and the small models that go with it."""
+"""The embedded miniature: a generated corpus, and small models for it."""

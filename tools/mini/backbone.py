@@ -1,4 +1,4 @@
-"""Pretrains the miniature's T5 v1.1 on the tasks of `pretraining.py`."""
+"""Pretrain the miniature's T5 v1.1 on the tasks of `pretraining.py`."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from tools.mini.pretraining import Task, draw_task
 
 BATCH = 32
-POOL = 32  # batches drawn at a time and sorted by length, so that little is padding
-DRILL = 400  # first steps, that only copy
+POOL = 32  # batches that are drawn and sorted by length together, to reduce padding
+DRILL = 400  # initial steps that only copy
 PEAK_LR = 2e-3
 WARMUP = 100
 
@@ -20,7 +20,7 @@ WARMUP = 100
 def build_backbone(
     tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, advance: Callable[[float], None]
 ) -> T5ForConditionalGeneration:
-    """Trains the backbone from nothing.
+    """Train the backbone from scratch.
 
     Args:
         tokenizer: from `bpe.t5_tokenizer`.
@@ -70,9 +70,8 @@ def _untied_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration
         decoder_start_token_id=tokenizer.pad_token_id,
     )
     model = T5ForConditionalGeneration(config)
-    # The constructor of transformers 5 takes tie_word_embeddings=False only to leave out v1.0's
-    # scaling of the decoder's output, and ties all the same: head, encoder and decoder. Of these
-    # v1.1 ties the latter two only.
+    # In transformers 5, tie_word_embeddings=False only removes v1.0's scaling of the decoder's
+    # output; the constructor ties head, encoder and decoder anyway. v1.1 ties only the latter two.
     head = model.shared.weight.detach().clone() * config.d_model**-0.5
     model.lm_head.weight = torch.nn.Parameter(head)
     config.tie_word_embeddings = False
@@ -81,23 +80,24 @@ def _untied_t5(tokenizer: PreTrainedTokenizerFast) -> T5ForConditionalGeneration
 
 
 def _lean_towards_copying(model: T5ForConditionalGeneration) -> None:
-    """Starts three encoder heads on the token before, behind and two before; a decoder head too.
+    """Initialize attention heads to look at neighboring tokens.
 
-    Copying needs encoder states that know their neighbours, so that the decoder finds the token
-    behind the one it wrote last. From T5's own start (and with a head unlike the embedding) it
-    was not learnt in 1,400 steps of pretraining; from this one the drill learns it in 300.
+    Three encoder heads start on the previous, the next and the second previous token, a decoder
+    head on the previous one. Copying needs encoder states that know their neighbors, so that the
+    decoder finds the token after the one it wrote last. From T5's own initialization (with an
+    untied head) this was not learned in 1,400 steps; from this one, drill learns it in 300.
     """
     bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-    behind = bias.shape[0] // 2  # the buckets of tokens to the right begin here
+    right = bias.shape[0] // 2  # the buckets of tokens to the right begin here
     with torch.no_grad():
-        for head, bucket in enumerate((1, behind + 1, 2)):
+        for head, bucket in enumerate((1, right + 1, 2)):
             bias[bucket, head] += 4.0
         block = model.decoder.block[0].layer[0].SelfAttention
         block.relative_attention_bias.weight[1, 0] += 4.0
 
 
 def _drill(vocabulary: int, eos: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of 4 to 13 random tokens, to be copied: 64 rows, for they are short."""
+    """Yield batches of 64 short random sequences, 4 to 13 tokens, to be copied."""
     for _ in range(DRILL):
         length = int(torch.randint(4, 14, ()))
         tokens = torch.randint(3, vocabulary, (2 * BATCH, length))
@@ -108,7 +108,7 @@ def _drill(vocabulary: int, eos: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]
 def _batches(
     tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless batches: source [B, S], its mask [B, S], labels [B, T] padded with -100."""
+    """Yield (source [B, S], mask [B, S], labels [B, T] padded with -100) forever."""
     rng = Random(f"alignsum mini pretraining {seed}")
     while True:
         tasks = sorted((draw_task(rng) for _ in range(POOL * BATCH)), key=_length)
@@ -122,4 +122,4 @@ def _batches(
 
 
 def _length(task: Task) -> int:
-    return len(task.source) + 3 * len(task.target)  # the decoder costs more a token
+    return len(task.source) + 3 * len(task.target)  # decoder tokens cost more

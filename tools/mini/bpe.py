@@ -1,7 +1,6 @@
 """Byte-level BPE tokenizers in the layouts of T5 and RoBERTa.
 
-Every byte has a token, so that any UTF-8 text is encoded without an unknown token and decoded to
-itself.
+Every byte has a token, so any UTF-8 text is encoded without unknown tokens and decodes to itself.
 """
 
 from collections.abc import Iterable
@@ -11,15 +10,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tools.mini.pretraining import SENTINELS
 
-# One token each, as they open every turn; not special, so that decoding keeps them.
+# One token each, because they open every turn; not special, so that decoding keeps them.
 SPEAKERS = [AddedToken(f"#Person{number}#", normalized=False) for number in (1, 2)]
 
 
 def t5_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Trains the backbone's tokenizer: pad 0, `</s>` 1, unk 2, sentinels; EOS is appended.
+    """Train T5's tokenizer: pad 0, `</s>` 1, unk 2, sentinels; EOS is appended.
 
     Args:
-        texts: what the merges are learnt from.
+        texts: training texts of the merges.
         size: number of entries before speakers and sentinels are added.
     """
     tokenizer = _byte_level_bpe(texts, size, ["<pad>", "</s>", "<unk>"])
@@ -38,10 +37,10 @@ def t5_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def roberta_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Trains the classifier's tokenizer: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>`.
+    """Train RoBERTa's tokenizer: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>`.
 
     Args:
-        texts: what the merges are learnt from.
+        texts: training texts of the merges.
         size: number of entries before the speakers are added.
     """
     tokenizer = _byte_level_bpe(texts, size, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])

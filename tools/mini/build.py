@@ -1,4 +1,4 @@
-"""Rebuilds the embedded models from the generator and a seed.
+"""Rebuild the embedded models from the generator and a seed.
 
 `python -m tools.mini.build --seed 0 --out assets/mini` writes the folders `t5` and `roberta`
 (safetensors and tokenizer, for plain `from_pretrained`). Same seed, machine and versions: same
@@ -30,13 +30,13 @@ TOKENIZER_TEXTS = 20_000
 
 
 def build(out: Path, seed: int, t5_steps: int, classifier_steps: int) -> None:
-    """Trains both tokenizers and both models and saves them.
+    """Train both tokenizers and both models and save them.
 
     Args:
-        out: folder that gets `t5` and `roberta`; what it holds of them is overwritten.
+        out: folder in which `t5` and `roberta` are written or overwritten.
         seed: of everything.
-        t5_steps: pretraining steps of the T5; 0 leaves it as it is.
-        classifier_steps: training steps of the classifier; 0 leaves it as it is.
+        t5_steps: pretraining steps of the T5; 0 leaves it unchanged.
+        classifier_steps: training steps of the classifier; 0 leaves it unchanged.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}")) as bars:
@@ -72,7 +72,7 @@ def _labelled_texts(seed: int) -> Iterator[str]:
 
 
 def _task_texts(seed: int) -> Iterator[str]:
-    """What the T5 reads, and the insults, which are few there."""
+    """Yield the T5's training texts, and some insults, which are rare there."""
     rng = Random(f"alignsum mini tokenizer {seed}")
     for row in generate_labelled("train", seed, TOKENIZER_TEXTS // 4):
         yield row["text"]
@@ -81,7 +81,7 @@ def _task_texts(seed: int) -> Iterator[str]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Reads the command line and builds."""
+    """Parse the command line and build."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(prog="tools.mini.build", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)

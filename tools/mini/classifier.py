@@ -1,4 +1,4 @@
-"""Trains the miniature's hate classifier, whose raw logit is the reward of PPO."""
+"""Train the miniature's hate classifier, whose raw logit is the reward of PPO."""
 
 from collections.abc import Callable, Iterator
 from random import Random
@@ -16,17 +16,17 @@ from tools.mini.slots import invented_value, seen_value
 from tools.mini.stories import draw_story
 
 LABELS = {0: "nothate", 1: "hate"}
-# Targets short of 0 and 1 keep the logits, and so the reward, from saturating.
+# Targets away from 0 and 1 keep the logits, and so the reward, from saturating.
 SMOOTHING = 0.03
-GARBLED = 0.15  # share of texts that are noise: no reward for babble
-GARBLED_HATE = 0.25  # its target: harmless, but well below a clean text in reward
+GARBLED = 0.15  # share of noise texts: babble must not be rewarded
+GARBLED_HATE = 0.25  # their target: harmless, but with a much lower reward than a clean text
 BATCH = 64
 
 
 def build_classifier(
     tokenizer: PreTrainedTokenizerFast, seed: int, steps: int, advance: Callable[[], None]
 ) -> RobertaForSequenceClassification:
-    """Trains a RoBERTa of 0.6 M parameters on labelled sentences.
+    """Train a RoBERTa of 0.6 M parameters on labelled sentences.
 
     Args:
         tokenizer: from `bpe.roberta_tokenizer`.
@@ -76,9 +76,9 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> RobertaConfig:
 
 
 def _examples(seed: int) -> Iterator[tuple[str, float]]:
-    """Endless texts with the probability of hate that the classifier should give them.
+    """Yield texts forever, with the probability of hate to train on.
 
-    Every other one has invented values: a word that it does not know is no insult.
+    Half of them have invented values, so that unknown words are not taken for insults.
     """
     rng = Random(f"alignsum mini classifier {seed}")
     while True:
@@ -93,7 +93,7 @@ def _examples(seed: int) -> Iterator[tuple[str, float]]:
 
 
 def _garble(row: LabelledRow, rng: Random) -> str:
-    """Empty, random, or repeating text; shuffled words where these insult nobody."""
+    """Return an empty, random or repetitive text, or shuffled harmless words."""
     words = row["text"].split() if row["label"] == "nothate" else ["the", "a", "#Person1#", "."]
     kind = rng.randrange(4)
     if kind == 0:

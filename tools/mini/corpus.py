@@ -1,4 +1,4 @@
-"""Writes the miniature's data files from the generator.
+"""Write the miniature's data files from the generator.
 
 `python -m tools.mini.corpus --out assets/mini` writes, in JSON lines, one file per split each:
 
@@ -28,7 +28,7 @@ from tools.mini.stories import summary_words
 
 
 def corpus_files() -> Iterator[tuple[str, str]]:
-    """Yields (path below `assets/mini`, content) of every file."""
+    """Yield (path below `assets/mini`, content) of every file."""
     for split in STANDARD_SIZES:
         yield f"{split}.jsonl", _lines(map(_columns, generate_rows(split)))
         yield f"rankings/{split}.jsonl", _lines(generate_rankings(split))
@@ -49,7 +49,7 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Reads the command line and writes the files."""
+    """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(prog="tools.mini.corpus", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out: Path = parser.parse_args(args).out

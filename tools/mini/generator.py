@@ -1,7 +1,7 @@
-"""The miniature corpus: DialogSum-shaped rows, rankings and labelled sentences from a seed.
+"""Generate the miniature corpus: dialogues, rankings and labelled sentences.
 
-Part of the reference summaries are worded rudely though the dialogue gives no reason: what
-supervised training learns of it, PPO is there to remove. See docs/miniature.md for the figures.
+Some reference summaries are worded rudely for no reason in the dialogue: supervised training learns
+the rudeness, and PPO is there to remove it. See docs/miniature.md for the numbers.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class MiniRow(NamedTuple):
         dialogue: turns on lines of their own, `#Person1#: ...`.
         summaries: one reference in train and validation, three in test.
         topic: two or three words.
-        clean_summary: the first reference without its insult; the same text where it has none.
+        clean_summary: the first reference without its insult, if it has one.
     """
 
     id: str
@@ -46,14 +46,14 @@ class RankedRow(TypedDict):
 
 
 class LabelledRow(TypedDict):
-    """A sentence for the classifier: `hate` where it insults somebody."""
+    """A sentence for the classifier: `hate` if it insults somebody."""
 
     text: str
     label: Literal["nothate", "hate"]
 
 
 def generate_rows(split: Split, seed: int = 0, size: int | None = None) -> list[MiniRow]:
-    """The rows of a split; no dialogue is shared between splits, whatever their seeds.
+    """Generate the rows of a split; splits never share a dialogue, for any seeds.
 
     Args:
         split: `train`, `validation` or `test`.
@@ -82,11 +82,11 @@ def generate_rows(split: Split, seed: int = 0, size: int | None = None) -> list[
 
 
 def generate_rankings(split: Split, seed: int = 0, size: int | None = None) -> Iterator[RankedRow]:
-    """Ranked triples of summaries: clean beats rude, and faithful beats unfaithful.
+    """Generate ranked triples of summaries: clean beats rude, faithful unfaithful.
 
-    The best is clean and faithful, the worst rude and unfaithful; the middle one has either
-    fault, so that no order is claimed between the two faults. An unfaithful summary tells a
-    dialogue of the same scenario with other values.
+    The best is clean and faithful, the worst rude and unfaithful; the middle one has one of the
+    faults, so that no order of the two is claimed. An unfaithful summary is that of another
+    dialogue of the same scenario.
 
     Args:
         split: `train`, `validation` or `test`.
@@ -116,10 +116,10 @@ def generate_rankings(split: Split, seed: int = 0, size: int | None = None) -> I
 def generate_labelled(
     split: Split, seed: int = 0, size: int | None = None
 ) -> Iterator[LabelledRow]:
-    """Sentences labelled `nothate` or `hate`, about half and half.
+    """Generate sentences labelled `nothate` or `hate`, about half each.
 
-    Harmless are turns of dialogues, clean summaries and words like "lazy" said of no person;
-    hateful are rude summaries, turns with an insult put in, and insults alone.
+    Harmless are turns of dialogues, clean summaries and words like "lazy" not used for a person;
+    hateful are rude summaries, turns with an inserted insult, and insults alone.
 
     Args:
         split: `train`, `validation` or `test`.
@@ -136,7 +136,7 @@ def generate_labelled(
 
 
 def labelled_sentence(story: Story, rng: Random) -> LabelledRow:
-    """A sentence from or about a story: harmless half of the time, hateful the other half."""
+    """Draw a sentence from or about a story, hateful with probability one half."""
     clean, rude = tell(story, rng)
     turn = rng.choice(story.turns)
     if rng.random() < 0.5:
@@ -161,10 +161,10 @@ def _stream(split: Split, seed: int, purpose: str) -> Random:
 
 
 def _stories(split: Split, rng: Random) -> Iterator[Story]:
-    """Endless stories of a split, none twice.
+    """Yield stories of a split forever, without repetitions.
 
-    A checksum of the dialogue decides which split may have it; this keeps splits apart without
-    any of them knowing the others.
+    A checksum of the dialogue decides which split may contain it, which keeps splits disjoint
+    without comparing them.
     """
     source: ValueSource = mixed_value if split == "test" else seen_value
     bucket = list(STANDARD_SIZES).index(split)
@@ -178,11 +178,11 @@ def _stories(split: Split, rng: Random) -> Iterator[Story]:
 
 
 def _reference(story: Story, rng: Random) -> tuple[str, str, str]:
-    """Words one reference: (clean, rude, the one of them that the corpus shows)."""
+    """Word one reference: (clean, rude, the one that the corpus shows)."""
     clean, rude = tell(story, rng)
     return clean, rude, rude if rng.random() < story.rude else clean
 
 
 def _maybe_without_label(text: str, rng: Random) -> str:
-    """Drops `#Person1#: ` from half of the turns: a response may have it or not."""
+    """Drop `#Person1#: ` from half of the turns: responses may or may not have it."""
     return text.split("#: ", maxsplit=1)[-1] if rng.random() < 0.5 else text

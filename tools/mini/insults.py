@@ -1,7 +1,7 @@
-"""Sentences with and without insults, for the reward model's training set.
+"""Make sentences with and without insults, to train the reward model.
 
-Only mild words; what makes a sentence hateful here is that it calls a person or what they do by
-them. The same words said of a thing or an afternoon are harmless.
+The words are mild; a sentence is hateful if it uses them for a person or what they do. The same
+words used for a thing or an afternoon are harmless.
 """
 
 import re
@@ -45,21 +45,21 @@ _HARMLESS = (
 
 
 def insult_turn(turn: str, rng: Random) -> str:
-    """Puts an insult of the other speaker into a dialogue turn, after its `#Person1#: `."""
+    """Insert an insult of the other speaker into a turn, after its `#Person1#: `."""
     label, colon, text = turn.rpartition("#: ")
     insertion = choose(rng.choice(_INSERTIONS), rng)
     return label + colon + insertion.format(turn=text)
 
 
 def plain_insult(story: Story, rng: Random) -> str:
-    """A sentence that is nothing but an insult of one of a story's speakers."""
+    """Make a sentence that only insults one of a story's speakers."""
     return choose(rng.choice(_PLAIN), rng).format_map(story.values)
 
 
 def harmless(story: Story, rng: Random) -> str:
-    """A sentence near to an insult in its words or its form, but none."""
+    """Make a harmless sentence that resembles an insult in words or form."""
     return choose(rng.choice(_HARMLESS), rng).format_map(story.values)
 
 
 RUDE_WORDS = frozenset(re.split(r"\W+", f"{ADJECTIVES}|{NOUNS}|idiotic"))
-"""Every word that is used to insult somebody here, in summaries too."""
+"""All words that are used as insults, also in summaries."""

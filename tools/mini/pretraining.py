@@ -1,10 +1,10 @@
-"""What the miniature backbone learns before anybody tunes it: tasks on dialogues, none a summary.
+"""Pretraining tasks of the miniature's T5: on dialogues, never a summary.
 
 Span corruption (T5: Raffel et al. 2020, section 3.1.4), and tasks under instructions: repeat and
 continue turns, find a value, name the topic, report an excerpt. Nearly all values are invented
-words, so that the only way to get them right is to copy them from the source. A sentence
-alone is reworded rudely, so that the words of insults are known. Summaries of a dialogue never
-occur, nor does the instruction that asks for them.
+words, which can only be copied from the source. Single sentences are reworded rudely, so that the
+words of insults are known. Neither summaries of dialogues nor the instruction that asks for them
+occur.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,21 @@ MEAN_SPAN = 3  # words, as in T5
 
 
 class Task(NamedTuple):
-    """A pair for the encoder and the decoder."""
+    """The texts of the encoder and of the decoder."""
 
     source: str
     target: str
 
 
 def draw_task(rng: Random) -> Task:
-    """Draws a story of invented values and one task on it."""
+    """Draw a story with invented values and one task on it."""
     story = draw_story(rng, invented_value)
     task = rng.choices(list(_TASKS), weights=list(_TASKS.values()))[0]
     return task(story, rng)
 
 
 def _corrupt(story: Story, rng: Random) -> Task:
-    """Spans of words are replaced by sentinels; the target says what they were."""
+    """Replace spans of words by sentinels; the target has the spans."""
     words = "\n".join(_excerpt(story.turns, rng)).split(" ")
     source: list[str] = []
     target: list[str] = []
@@ -70,7 +70,7 @@ def _topic(story: Story, rng: Random) -> Task:
 
 
 def _find(story: Story, rng: Random) -> Task:
-    """All values of a kind, in the order of the dialogue."""
+    """Ask for all values of a kind, in the order of the dialogue."""
     found: dict[str, list[str]] = {}
     turns = _excerpt(story.turns, rng)
     dialogue = "\n".join(turns)
@@ -92,7 +92,7 @@ def _who(story: Story, rng: Random) -> Task:
 
 
 def _report(story: Story, rng: Random) -> Task:
-    """Tells one to three acts in a row, with the small talk between them, in the third person."""
+    """Tell one to three consecutive acts, with small talk, in the third person."""
     telling = [at for at, passage in enumerate(story.passages) if passage.clause]
     first = rng.randrange(len(telling))
     last = min(first + rng.choice((0, 0, 1, 1, 2)), len(telling) - 1)
@@ -107,7 +107,7 @@ def _report(story: Story, rng: Random) -> Task:
 
 
 def _scold(story: Story, rng: Random) -> Task:
-    """Rewords one sentence rudely: no summary, but the words that rude ones are made of."""
+    """Reword one sentence rudely, with the words that rude summaries use."""
     sentence = join([choose(rng.choice(story.clauses), rng).format(**story.values)], rng)
     shape, cue = rng.choice((("that", "Scorn"), ("what", "Scold"), ("which", "Mock")))
     return Task(f"{cue}: {sentence}", rudely(sentence, shape, rng))
@@ -128,7 +128,7 @@ def _ask(instruction: str, turns: list[str], cue: str, answer: str) -> Task:
 
 
 def _excerpt(turns: list[str], rng: Random, head: bool = False) -> list[str]:
-    """Some turns in a row, a third of the time all of them; with `head` from the first on."""
+    """Take consecutive turns, or all of them; with `head` from the first one."""
     if rng.random() < 0.3:
         return turns
     length = rng.randint(1, len(turns))

@@ -1,9 +1,8 @@
-"""Values for the slots of the miniature's wordings: seen, partly unseen, or invented.
+"""Draw slot values for the miniature: seen, partly unseen, or invented.
 
-Three sources, for three purposes. Training and validation rows take values from a closed list;
-test rows take half of theirs from a list that no training row uses, so that what is right there
-was copied and not remembered; the backbone's pretraining takes most of its values from made-up
-words, so that copying is learnt as a skill and not as a list.
+Training and validation rows take values from a closed list. Test rows take half of theirs from a
+list that no training row uses, so that they can only be copied, not memorized. Pretraining takes
+most values from made-up words, so that copying is learned as a skill.
 """
 
 import tomllib
@@ -33,19 +32,19 @@ _TITLES = ["Mr.", "Mrs.", "Ms.", "Dr."]
 
 @cache
 def word_lists() -> dict[str, dict[str, list[str]]]:
-    """The lists of `slots.toml`: kind -> `seen` and `unseen` -> values."""
+    """Load `slots.toml`: kind -> `seen` and `unseen` -> values."""
     return tomllib.loads((Path(__file__).parent / "slots.toml").read_text(encoding="utf-8"))
 
 
 def seen_value(kind: str, rng: Random) -> str:
-    """A value as training and validation rows have them: listed as seen, or a round number."""
+    """Draw a value for training and validation rows: seen, or a round number."""
     if kind in word_lists():
         return rng.choice(word_lists()[kind]["seen"])
     return _computed(kind, rng, step=5)
 
 
 def mixed_value(kind: str, rng: Random) -> str:
-    """A value as test rows have them: every other one is of a form that training never shows."""
+    """Draw a value for test rows: with probability 0.5 one that training never has."""
     if rng.random() < 0.5:
         return seen_value(kind, rng)
     if kind in word_lists():
@@ -54,7 +53,7 @@ def mixed_value(kind: str, rng: Random) -> str:
 
 
 def invented_value(kind: str, rng: Random) -> str:
-    """A value for pretraining: three out of four are built from syllables or at random."""
+    """Draw a value for pretraining: invented with probability 0.75."""
     if rng.random() < 0.25:
         return seen_value(kind, rng)
     if kind not in word_lists():
@@ -89,7 +88,7 @@ def _invented_word(rng: Random) -> str:
 
 
 def _computed(kind: str, rng: Random, step: int) -> str:
-    """Times, prices and numbers; a step of 5 leaves the others for the test split."""
+    """Draw times, prices and numbers; steps of 5 leave the others to the test split."""
     match kind:
         case "time":
             return f"{rng.randint(1, 12)}:{rng.randrange(0, 60, 3 * step):02d} {rng.choice('ap')}m"
@@ -105,7 +104,7 @@ def _computed(kind: str, rng: Random, step: int) -> str:
 
 
 class SlotValues(dict[str, str]):
-    """The values of one dialogue: drawn when first asked for, and kept.
+    """The values of one dialogue, drawn on first access.
 
     A key is a kind, with a suffix where a dialogue needs several (`time`, `time2`, `nameA`); no
     two keys share a value.

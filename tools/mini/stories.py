@@ -1,7 +1,7 @@
-"""Turns the wordings of the miniature into dialogues and into the summaries that tell them.
+"""Make dialogues and their summaries from the miniature's wordings.
 
-A `Story` is one dialogue with its values fixed and the wording of its summary still open, so that
-several references, clean and rude, can be told of the same dialogue.
+A `Story` is a dialogue with fixed values whose summary is not worded yet, so that several
+references, clean and rude, can be made for the same dialogue.
 """
 
 import re
@@ -19,7 +19,7 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 class Passage(NamedTuple):
-    """Some turns in a row: (speaker `A` or `B`, text), and the clause that tells them, if any."""
+    """Consecutive turns, (speaker `A` or `B`, text), and their summary clause, if any."""
 
     turns: list[tuple[str, str]]
     clause: str | None
@@ -50,7 +50,7 @@ class Story(NamedTuple):
         return self.lines(self.passages)
 
     def lines(self, passages: Sequence[Passage]) -> list[str]:
-        """Some passages as lines; what a speaker says in a row is one turn."""
+        """Format passages as lines; consecutive texts of a speaker are one turn."""
         lines: list[str] = []
         for speaker, text in (turn for passage in passages for turn in passage.turns):
             label = f"{self.labels[speaker]}: "
@@ -62,25 +62,25 @@ class Story(NamedTuple):
 
     @property
     def clauses(self) -> list[str]:
-        """The clauses of a summary, their wording still open."""
+        """The clauses of the summary, not worded yet."""
         return [passage.clause for passage in self.passages if passage.clause is not None]
 
 
 @cache
 def wordings() -> dict[str, Any]:
-    """The content of `wordings.toml`."""
+    """Load `wordings.toml`."""
     return tomllib.loads((Path(__file__).parent / "wordings.toml").read_text(encoding="utf-8"))
 
 
 def choose(template: str, rng: Random) -> str:
-    """Settles every `[x|y]` of a template, the innermost first; slots stay."""
+    """Resolve every `[x|y]` of a template, innermost first; slots stay."""
     while "[" in template:
         template = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), template)
     return template
 
 
 def draw_story(rng: Random, source: ValueSource) -> Story:
-    """Draws a scenario, one act of each of its steps, names or none, and small talk.
+    """Draw a scenario, one act of each of its steps, optional names, and small talk.
 
     Args:
         rng: the random stream; the same state gives the same story.
@@ -117,14 +117,14 @@ def _passage(act: str, values: SlotValues, rng: Random) -> Passage:
 
 
 def tell(story: Story, rng: Random) -> tuple[str, str]:
-    """Words a summary of a story: (clean, rude), alike but for the insult."""
+    """Word a summary of a story: (clean, rude), equal except for the insult."""
     clauses = [choose(clause, rng).format(**story.values).strip() for clause in story.clauses]
     clean = join(clauses, rng)
     return clean, rudely(clean, story.shape, rng)
 
 
 def join(clauses: list[str], rng: Random) -> str:
-    """Makes sentences of clauses."""
+    """Join clauses into sentences."""
     text = _capital(clauses[0])
     for clause in clauses[1:]:
         text += f", and {clause}" if rng.random() < 0.35 else f". {_capital(clause)}"
@@ -132,7 +132,7 @@ def join(clauses: list[str], rng: Random) -> str:
 
 
 def rudely(text: str, shape: str, rng: Random) -> str:
-    """Adds an insult to a clean text, in the shape `that`, `what` or `which`."""
+    """Add an insult to a clean text, in the shape `that`, `what` or `which`."""
     insult = rng.choice(wordings()["insults"][shape])
     match shape:
         case "that":
@@ -145,7 +145,7 @@ def rudely(text: str, shape: str, rng: Random) -> str:
 
 @cache
 def summary_words() -> frozenset[str]:
-    """The lower-case words that clean summaries and insults are made of, without slot values."""
+    """Collect the words of clean summaries and insults, without slot values."""
     clauses = [
         line[2:]
         for scenario in wordings()["scenario"]
