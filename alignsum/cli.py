@@ -200,10 +200,10 @@ class AlignsumCLI(LightningCLI):
             classifier = hub.resolve_model(classifier, "classifier")
             problems.append(hub.find_model_problem(classifier, "toxicity classifier"))
         found = list(dict.fromkeys(problem for problem in problems if problem))
-        if found and not hub.reachable():
+        if any(isinstance(problem, hub.NotCached) for problem in found):
             found.append(
-                "the Hugging Face hub does not answer; if a model or data set is missing, connect, "
-                f"use local folders, or add the offline overlay: --config {hub.OVERLAY}"
+                "the Hugging Face hub does not answer: connect, use local folders, or add the "
+                f"offline overlay: --config {hub.OVERLAY}"
             )
         return found
 

@@ -36,6 +36,10 @@ _WEIGHTS = (
 _TOKENIZER = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
+class NotCached(str):
+    """A problem that a connection to the hub, or the offline overlay, would solve."""
+
+
 def resolve_model(name: str, kind: Kind = "seq2seq") -> str:
     """Return the embedded model's folder for ``mini``, and an absolute path for a folder.
 
@@ -179,7 +183,7 @@ def _find_hub_problem(name: str, what: str) -> str | None:
     from huggingface_hub.utils import build_hf_headers, get_session
 
     if not reachable():
-        return (
+        return NotCached(
             f"{what}: there is no folder {name!r}, and no model of that name in the local hub "
             f"cache ({constants.HF_HUB_CACHE})"
         )

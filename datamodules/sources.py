@@ -198,8 +198,10 @@ def find_hub_problems(name: str) -> list[str]:
         if _is_prepared(name):
             return []
         return [
-            f"data: data set {name!r} is not in the local hub cache "
-            f"({huggingface_hub.constants.HF_HUB_CACHE}, {datasets.config.HF_DATASETS_CACHE})"
+            hub.NotCached(
+                f"data: data set {name!r} is not in the local hub cache "
+                f"({huggingface_hub.constants.HF_HUB_CACHE}, {datasets.config.HF_DATASETS_CACHE})"
+            )
         ]
     try:
         huggingface_hub.HfApi().dataset_info(name, timeout=5)
