@@ -32,7 +32,7 @@ from alignsum.commands import demo
 from common.run_folder import RunFolder, write_text
 from metrics.intervals import Estimate, bootstrap_crossed
 from metrics.mini import rate_pairs
-from reporting.tables import format_estimate, format_interval
+from reporting.numbers import format_interval, format_value
 
 POLICIES = ("ppo_given", "ppo", "dpo")
 SHARE = 0.9
@@ -144,7 +144,7 @@ def show(results: dict[str, dict[str, Estimate]], title: str) -> None:
     """Print results as a table."""
     table = Table("", *next(iter(results.values())), title=title, title_justify="left")
     for name, found in results.items():
-        cells = (f"{format_estimate(each)} ({format_interval(each)})" for each in found.values())
+        cells = (f"{format_value(each)} ({format_interval(each)})" for each in found.values())
         table.add_row(name, *cells)
     console.print(table)
 

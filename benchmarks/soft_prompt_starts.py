@@ -20,7 +20,7 @@ from rich.table import Table
 
 from common.run_folder import RunFolder
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from reporting.formats import format_estimate, format_interval
+from reporting.numbers import format_interval, format_value
 
 MINI = ["--config", "configs/overlays/mini.yaml"]
 SOFT_PROMPT = ["--config", "configs/soft_prompt.yaml", *MINI]
@@ -99,7 +99,7 @@ def read_scores(folder: Path) -> dict[str, float]:
 
 def cell(estimate: Estimate) -> str:
     """Show an estimate times 100 with its interval."""
-    return f"{format_estimate(estimate)} ({format_interval(estimate)})"
+    return f"{format_value(estimate)} ({format_interval(estimate)})"
 
 
 if __name__ == "__main__":

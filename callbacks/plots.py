@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import Callback
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.preferences import accuracy_by_distance, calibrate_pairs, group_rewards
-from reporting.charts import Panel
-from reporting.figures import draw_bars, draw_curves, draw_histograms, draw_reliability
-from reporting.runs import take_series
+from reporting.charts import Curve, Curves, Dot, Dots, Histogram, Reliability
+from reporting.draw import save_charts
+from reporting.runs import read_series
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +92,14 @@ def draw_run(folder: RunFolder) -> None:
     name = folder.path.resolve().name
     rows = folder.read_metrics_csv()
     if panels := make_panels(rows, _LEARNING):
-        draw_curves(folder.plots / "learning_curves.png", f"{name}: learning curves", panels)
-    if take_series(rows, "objective/reward").steps and (panels := make_panels(rows, _PPO)):
-        draw_curves(folder.plots / "ppo.png", f"{name}: PPO", panels, columns=4)
+        save_charts(folder.plots / "learning_curves.png", f"{name}: learning curves", panels)
+    if read_series(rows, "objective/reward").steps and (panels := make_panels(rows, _PPO)):
+        save_charts(folder.plots / "ppo.png", f"{name}: PPO", panels, columns=4)
     examples = folder.read_predictions()
     if rouge := take_columns(examples, {"rouge1": "rouge1", "rougeL": "rougeL"}):
-        draw_histograms(
-            folder.plots / "rouge_per_example.png",
-            f"{name}: ROUGE of the test examples",
-            "ROUGE F1 of one example",
-            rouge,
-        )
+        chart = Histogram("", "ROUGE F1 of one example", rouge)
+        title = f"{name}: ROUGE of the test examples"
+        save_charts(folder.plots / "rouge_per_example.png", title, [chart])
     if examples and all("rewards" in row for row in examples):
         draw_rewards(folder, name, examples)
     if examples and all("probabilities" in row for row in examples):
@@ -112,55 +109,54 @@ def draw_run(folder: RunFolder) -> None:
         draw_calibration(folder, name, what, calibrate(sure, right))
     toxicity = take_columns(examples, {"before": "toxicity_before", "after": "toxicity"})
     if "before" in toxicity:
-        draw_histograms(
-            folder.plots / "toxicity_before_after.png",
-            f"{name}: toxicity before and after",
-            "P(hate) of one generated summary",
-            toxicity,
-        )
+        chart = Histogram("", "P(hate) of one generated summary", toxicity)
+        title = f"{name}: toxicity before and after"
+        save_charts(folder.plots / "toxicity_before_after.png", title, [chart])
 
 
 def draw_calibration(folder: RunFolder, name: str, what: str, found: Calibration) -> None:
-    """Draw how sure the predictions of a test were, and how often they were right."""
+    """Draw how confident the predictions of a test were, and how often they were correct."""
     title = f"{name}: calibration, ECE {found.ece:.3f}"
-    draw_reliability(folder.plots / "calibration.png", title, what, found.bins)
+    save_charts(folder.plots / "calibration.png", title, [Reliability("", what, found.bins)])
 
 
 def draw_rewards(folder: RunFolder, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw how a reward model did on tested rankings."""
-    distances = accuracy_by_distance(rows)
-    draw_bars(
+    """Draw how well a reward model ranks the tested completions."""
+    dots = [
+        Dot(f"{distance} rank{'s' * (distance > 1)} apart (n = {estimate.n})", 0, estimate)
+        for distance, estimate in accuracy_by_distance(rows).items()
+    ]
+    save_charts(
         folder.plots / "accuracy_by_distance.png",
-        f"{name}: pairs in the annotators' order, by how far apart they are",
-        "share of pairs (a coin: 0.5)",
-        {
-            f"{distance} rank{'s' * (distance > 1)}\n(n = {estimate.n})": {"accuracy": estimate}
-            for distance, estimate in distances.items()
-        },
+        f"{name}: pairs in the annotators' order",
+        [Dots("", "share of pairs (chance: 0.5), 95 % intervals", dots, digits=2)],
     )
     what = "sigmoid(|difference of the rewards|)"
     draw_calibration(folder, name, what, calibrate_pairs(rows))
     groups = group_rewards(rows)
     values = [value for group in groups.values() for value in group]
-    draw_histograms(
+    limits = (min(values), max(values))
+    save_charts(
         folder.plots / "rewards.png",
-        f"{name}: rewards of the test's completions",
-        "reward, by what the annotators say of the completion",
-        groups,
-        (min(values), max(values)),
+        f"{name}: rewards of the test completions",
+        [Histogram("", "reward, by the annotators' judgement", groups, limits)],
     )
 
 
 def make_panels(
     rows: Sequence[Mapping[str, str]], layout: Sequence[tuple[Any, ...]]
-) -> list[Panel]:
-    """Take from metrics.csv the panels for which it has at least one curve of two points."""
+) -> list[Curves]:
+    """Return the panels for which metrics.csv has at least one curve of two points."""
     panels = []
     for title, y_label, names in layout:
-        curves = {label: take_series(rows, name) for label, name in names.items()}
-        curves = {label: curve for label, curve in curves.items() if len(curve.steps) > 1}
-        if curves:
-            panels.append(Panel(title, y_label, curves, from_zero=title in _FROM_ZERO))
+        found = {label: read_series(rows, name) for label, name in names.items()}
+        found = {label: series for label, series in found.items() if len(series.steps) > 1}
+        if found:
+            curves = [
+                Curve(label if len(found) > 1 else "", series, place)
+                for place, (label, series) in enumerate(found.items())
+            ]
+            panels.append(Curves(title, y_label, curves, from_zero=title in _FROM_ZERO))
     return panels
 
 

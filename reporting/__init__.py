@@ -1,1 +1,1 @@
-"""What report.py does: score prediction files, compare runs."""
+"""Compare and score runs: report page, tables, charts and the files behind them."""

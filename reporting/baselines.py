@@ -1,41 +1,36 @@
-"""Two rows to hold models against: what people agree on, and what needs no model.
+"""Score two baselines without a model: people (`human`) and lead-3 (`lead_3`).
 
-``human``: each reference of a dialogue is scored against the others, and the row's value is the
-mean over its references. It shows how far one person's summary is from another's, which no model
-can be asked to beat by much. With k references each is held against k - 1 of them, a model against
-all k: the means are comparable, the "_best" values favour the model, which has one chance more.
+`human`: each reference of a dialogue is scored against the others; a row's value is the mean over
+its references. It shows how far apart people's summaries are. With k references each is compared
+with k - 1 of them and a model with all k: means are comparable, "_best" values favour the model.
 
-``lead_3``: the first three utterances as they stand, speakers included, which is the lead-3 of
-dialogues (Gliwa et al. 2019, "SAMSum Corpus"). An utterance is a line that is not empty; a dialogue
-of fewer gives all of them.
+`lead_3`: the first three utterances (non-empty lines), speakers included: the lead-3 baseline for
+dialogues of Gliwa et al. 2019, "SAMSum Corpus".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.run_folder import RunFolder
-from common.versions import find_versions
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
-from metrics.intervals import bootstrap_mean
-from metrics.rouge import score_rouge
 from metrics.text_statistics import STATISTICS
+from reporting.score import score_rouge
 
 LEAD = 3
 
 
 class Candidate(NamedTuple):
-    """A text in the place of a prediction, and the references that it is held against."""
+    """A text in place of a prediction, and the references it is compared with."""
 
     text: str
     references: Sequence[str]
 
 
 def human(row: Row) -> list[Candidate]:
-    """Each reference against the others; nothing where there is only one."""
+    """Return each reference with the others; nothing if there is only one."""
     texts = row.references
     if len(texts) < 2:
         return []
@@ -43,13 +38,12 @@ def human(row: Row) -> list[Candidate]:
 
 
 def lead_3(row: Row) -> list[Candidate]:
-    """The first three utterances, a line each."""
+    """Return the first three utterances, one per line."""
     utterances = [line.strip() for line in row.dialogue.split("\n") if line.strip()]
     return [Candidate("\n".join(utterances[:LEAD]), row.references)]
 
 
 METHODS: dict[str, Callable[[Row], list[Candidate]]] = {"human": human, "lead_3": lead_3}
-"""What each baseline puts in the place of a row's prediction."""
 
 
 class Baseline(NamedTuple):
@@ -57,13 +51,13 @@ class Baseline(NamedTuple):
 
     Attributes:
         rows: N rows for predictions.jsonl, without scores.
-        scores: N values by name: ROUGE as fractions of 1, and all else that a test measures.
-        left_out: Rows that the method has nothing for.
+        scores: N values by metric; ROUGE as fractions of 1.
+        skipped: Number of rows for which the method has no text.
     """
 
     rows: list[dict[str, Any]]
     scores: dict[str, list[float]]
-    left_out: int
+    skipped: int
 
 
 def score_baseline(
@@ -73,67 +67,41 @@ def score_baseline(
     classifier: RewardScorer | None = None,
     toxic_label: str = "hate",
 ) -> Baseline:
-    """Put a baseline's texts in the place of predictions and score them.
+    """Score a baseline's texts as if they were predictions.
 
     Args:
         rows: The test rows.
         method: A key of METHODS.
         stemmer: Compare Porter stems instead of words.
-        classifier: Gives toxicity and reward too.
+        classifier: Also scores toxicity and reward.
         toxic_label: The label whose probability is the toxicity.
 
     Raises:
-        DataError: No row has what the method needs.
+        DataError: No row has more than one reference, which `human` needs.
     """
     kept = [(row, candidates) for row in rows if (candidates := METHODS[method](row))]
     if not kept:
         raise DataError(
-            f"data: {method} holds the references of a dialogue against each other, and no test "
+            f"data: {method} compares the references of a dialogue with each other, but no test "
             "row has more than one; leave this method out"
         )
-    scored = [candidates for _, candidates in kept]
-    texts = [one.text for candidates in scored for one in candidates]
-    references = [one.references for candidates in scored for one in candidates]
-    dialogues = [row.dialogue for row, candidates in kept for _ in candidates]
+    flat = [(one.text, row.dialogue, one.references) for row, found in kept for one in found]
+    texts, dialogues, references = (list(column) for column in zip(*flat, strict=True))
     values = score_rouge(texts, references, stemmer)
     for name, metric in (STATISTICS | CHECKS).items():
         values[name] = metric(texts, dialogues, references)
     if classifier is not None:
         values |= classifier.rate(texts, toxic_label)
-    scores = {name: mean_by_row(column, scored) for name, column in values.items()}
-    described = [describe_row(row, candidates) for row, candidates in kept]
+    ends = np.cumsum([len(candidates) for _, candidates in kept])[:-1]
+    scores = {
+        name: [float(part.mean()) for part in np.split(np.asarray(column), ends)]
+        for name, column in values.items()
+    }
+    described = [_describe(row, candidates) for row, candidates in kept]
     return Baseline(described, scores, len(rows) - len(kept))
 
 
-def describe_row(row: Row, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Give a row of predictions.jsonl, with no prediction where each reference stands for one."""
-    fields: dict[str, Any] = {"id": row.id, "dialogue": row.dialogue}
-    fields["references"] = list(row.references)
+def _describe(row: Row, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """Return a row of predictions.jsonl; without a prediction if there are several texts."""
+    fields = {"id": row.id, "dialogue": row.dialogue, "references": list(row.references)}
     return fields | ({"prediction": candidates[0].text} if len(candidates) == 1 else {})
-
-
-def mean_by_row(values: Sequence[float], rows: Sequence[Sequence[Candidate]]) -> list[float]:
-    """Turn a value for each candidate into the mean of each row."""
-    ends = np.cumsum([len(row) for row in rows])
-    return [float(part.mean()) for part in np.split(np.asarray(values), ends[:-1])]
-
-
-def write_run(folder: RunFolder, method: str, baseline: Baseline, command: str) -> None:
-    """Write predictions.jsonl and summary.json of a baseline as a test would."""
-    scores: Mapping[str, list[float]] = baseline.scores
-    folder.merge_predictions(
-        [
-            row | {name: values[i] for name, values in scores.items()}
-            for i, row in enumerate(baseline.rows)
-        ]
-    )
-    folder.update_summary(
-        command=command,
-        versions=find_versions(),
-        # There is no model: nothing was drawn, trained or measured.
-        seed=None, backbone=None, method=method, parameters={"trainable": 0, "total": 0},
-        peak_memory_bytes=None, seconds=None,
-    )  # fmt: skip
-    folder.record_metrics(
-        {f"test/{name}": bootstrap_mean(values) for name, values in scores.items()}
-    )

@@ -1,7 +1,4 @@
-"""What can be drawn: the content of a chart, without a word of how it is drawn.
-
-`reporting.figures` draws these as PNG and SVG files, `reporting.page.drawing` as SVG in the page.
-"""
+"""Describe charts: what a chart contains, not how it is drawn (see `reporting.draw`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,62 +9,80 @@ from metrics.intervals import Estimate
 
 
 class Series(NamedTuple):
-    """One curve: training steps, or another x, and the values at them, of the same length."""
+    """Values of a metric over training steps (or another x), both of the same length."""
 
     steps: Sequence[float]
     values: Sequence[float]
 
 
-class Style(NamedTuple):
-    """How a curve is told from others: its place in the palette, and its name, if it has one."""
+class Curve(NamedTuple):
+    """A line: its label (empty: unlabelled), data and position in the palette."""
 
+    label: str
+    series: Series
     colour: int
-    name: str
 
 
-class Panel(NamedTuple):
-    """One pair of axes of curves.
+class Curves(NamedTuple):
+    """Lines over training steps, or one quantity over another.
 
-    title; y_label: what y is, with its unit; curves by label; from_zero: whether y starts at 0;
-    x_label; styles by label, of those curves that are not simply the next in the palette.
+    Attributes:
+        title: Title of the chart.
+        y_label: The quantity on y, with its unit.
+        curves: At least one.
+        from_zero: Start the y axis at 0.
+        x_label: The quantity on x.
+        directed: Mark the end of each curve, because x is not time.
     """
 
     title: str
     y_label: str
-    curves: Mapping[str, Series]
+    curves: Sequence[Curve]
     from_zero: bool = False
-    x_label: str = "training step (batches)"
-    styles: Mapping[str, Style] = {}
-
-    def style(self, label: str) -> Style:
-        """Give a curve's style."""
-        return self.styles.get(label) or Style(list(self.curves).index(label), label)
+    x_label: str = "training step"
+    directed: bool = False
 
 
 class Dot(NamedTuple):
-    """One method's value: where it is on x (scatter only), its interval, its runs one by one."""
+    """A value with its interval.
+
+    Attributes:
+        label: The run or method.
+        colour: Position in the palette.
+        value: Value and interval in display units.
+        runs: Values of the individual runs; in a `Scatter` as (x, y).
+        x: Position on the x axis of a `Scatter`, perhaps with an interval.
+        bold: Emphasize the label.
+    """
 
     label: str
-    style: int
+    colour: int
     value: Estimate
-    runs: Sequence[float] = ()
-    x: float = 0.0
+    runs: Sequence[float | tuple[float, float]] = ()
+    x: Estimate = Estimate(0.0)
+    bold: bool = False
 
 
 class Dots(NamedTuple):
-    """Values with whiskers, a line for each method; decimals to write them with."""
+    """Values with intervals, one row each."""
 
     title: str
-    label: str
+    x_label: str
     dots: Sequence[Dot]
-    decimals: int = 1
+    digits: int = 1
 
 
 class Scatter(NamedTuple):
-    """Values with whiskers over another quantity.
+    """Values with intervals over another quantity.
 
-    log: x is logarithmic, and 0 stands by itself at the left. joined: dots of one style are joined
-    by a line, in the order of x.
+    Attributes:
+        title: Title of the chart.
+        x_label: The quantity on x, with its unit.
+        y_label: The quantity on y, with its unit.
+        dots: At least one.
+        log: Logarithmic x axis; x = 0 is drawn at its left end.
+        lines: Labels of dots to connect, in order.
+        target: Shaded area (left, bottom, right, top); infinite edges reach the axes' limits.
     """
 
     title: str
@@ -75,26 +90,35 @@ class Scatter(NamedTuple):
     y_label: str
     dots: Sequence[Dot]
     log: bool = False
-    joined: bool = False
+    lines: Sequence[Sequence[str]] = ()
+    target: tuple[float, float, float, float] | None = None
 
 
 class Histogram(NamedTuple):
-    """Distributions of per-example values, one over the other; span: between which they lie."""
+    """Distributions of per-example values on the same axes, between two limits."""
 
     title: str
     x_label: str
     groups: Mapping[str, Sequence[float]]
-    span: tuple[float, float] = (0, 1)
+    limits: tuple[float, float] = (0, 1)
 
 
-Chart = Panel | Dots | Scatter | Histogram
+class Reliability(NamedTuple):
+    """Share of correct predictions by confidence: (mean confidence, share correct, n) per bin."""
+
+    title: str
+    x_label: str
+    bins: Sequence[tuple[float, float, int]]
+
+
+Chart = Curves | Dots | Scatter | Histogram | Reliability
 
 SMOOTH_FROM = 60
-"""A curve of so many points is drawn thin, with its running mean thick on top."""
+"""Curves with at least this many points are drawn as a running mean over the raw values."""
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
-    """Centred mean over a twentieth of the points; the window shrinks at both ends."""
+    """Return the centred mean over a twentieth of the points; windows shrink at both ends."""
     array = np.asarray(values, dtype=np.float64)
     half = max(1, len(array) // 40)
     total = np.concatenate([[0.0], np.cumsum(array)])
@@ -103,52 +127,6 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
-def smallest_positive(dots: Sequence[Dot]) -> float:
-    """The smallest x above 0, where a logarithmic axis that has a 0 may begin."""
-    return min((dot.x for dot in dots if dot.x > 0), default=1.0)
-
-
-Rectangle = tuple[float, float, float, float]
-"""Left, top, width, height; y grows downwards."""
-
-_LINE = 14.0
-_MARK = 6.0
-
-
-def place_labels(
-    marks: Sequence[tuple[float, float, float]], left: float, right: float
-) -> list[tuple[float, float]]:
-    """Choose for each dot the side of it where its name covers least of names and dots.
-
-    Args:
-        marks: Where each dot is, pixels or points, y growing downwards, and how wide its name is.
-        left: A name should not begin before it.
-        right: A name should not end behind it.
-
-    Returns:
-        The top left corner of each name, which is 14 high.
-    """
-    taken: list[Rectangle] = [(x - _MARK, y - _MARK, 2 * _MARK, 2 * _MARK) for x, y, _ in marks]
-    corners = []
-    for x, y, width in marks:
-        sides = (
-            (x + 9, y - 7), (x - 9 - width, y - 7),
-            (x - width / 2, y - 24), (x - width / 2, y + 10),
-            (x + 9, y - 20), (x + 9, y + 6),
-            (x - 9 - width, y - 20), (x - 9 - width, y + 6),
-        )  # fmt: skip
-        costs = []
-        for at, top in sides:
-            outside = max(0.0, left - at) + max(0.0, at + width - right)
-            covered = sum(_overlap((at, top, width, _LINE), other) for other in taken)
-            costs.append(9 * outside + covered)
-        corner = sides[costs.index(min(costs))]
-        taken.append((*corner, width, _LINE))
-        corners.append(corner)
-    return corners
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> float:
-    width = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-    height = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
-    return max(width, 0.0) * max(height, 0.0)
+def last_quarter(values: Sequence[float]) -> Sequence[float]:
+    """Return the last quarter of a curve, which stands for the end of the training."""
+    return values[-max(1, len(values) // 4) :]

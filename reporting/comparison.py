@@ -1,8 +1,7 @@
-"""The numbers of a comparison: values, differences and costs of groups of runs.
+"""Compute what a comparison shows: means, paired differences and costs of groups of runs.
 
-A group of one run has the values and intervals of its summary.json: what the run said of itself.
-Those of several runs are computed from their predictions.jsonl, and so are all differences: over
-the examples that both sides were tested on.
+A group of one run has the values and intervals of its summary.json. Those of several runs, and all
+differences, are computed from predictions.jsonl, over the examples that both sides were tested on.
 """
 
 from collections.abc import Sequence
@@ -12,30 +11,31 @@ import numpy as np
 
 from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
 from metrics.over_runs import Matrix, difference_over_runs, share_first
-from metrics.words import KEYS
-from reporting.groups import group_runs
-from reporting.runs import Key, Run, late
+from reporting.charts import last_quarter
+from reporting.numbers import ROUGE_LABELS
+from reporting.runs import Key, Run
+from reporting.seeds import group_runs
 
 HEADLINE = "rouge1"
 """The metric that runs are ranked by."""
 
-COMPARED = (*KEYS, "toxicity", "reward")
-"""Metrics of examples that runs are compared by."""
+COMPARED = (*ROUGE_LABELS, "toxicity", "reward")
+"""Per-example metrics that runs are compared by."""
 
 LOWER_IS_BETTER = ("toxicity",)
 
 
 class Comparison:
-    """Runs, put together to groups, and what is computed of them.
+    """Groups of runs and their statistics.
 
     Args:
         runs: At least one.
-        problems: What could not be read, a sentence each.
-        baseline: Name or path of the run to compare with; chosen where None.
-        price_per_hour: Dollars an hour of the machine costs; None where it is unknown.
+        problems: Sentences about what could not be read.
+        baseline: Name or path of the run to compare with; chosen if None.
+        price_per_hour: Price of an hour of the machine in dollars; None if unknown.
 
     Raises:
-        ValueError: No run is called as the baseline is.
+        ValueError: No run has the name of the baseline.
     """
 
     def __init__(
@@ -49,39 +49,51 @@ class Comparison:
         self.problems = list(problems)
         self.price_per_hour = price_per_hour
         self.groups = group_runs(runs)
-        self.baseline = self._find(baseline) if baseline else self._choose_baseline()
+        self.labels = [group.label for group in self.groups]
         self.estimate = cache(self._estimate)
         self.difference = cache(self._difference)
+        self.baseline = self._find(baseline) if baseline else self._choose_baseline()
 
     def _find(self, name: str) -> int:
         for place, group in enumerate(self.groups):
             if name == group.label or any(name in (run.name, str(run.path)) for run in group.runs):
                 return place
         names = ", ".join(run.name for run in self.runs)
-        raise ValueError(f"--baseline {name} is none of the runs that can be shown: {names}.")
+        raise ValueError(f"--baseline {name} is not among the runs: {names}.")
 
     def _choose_baseline(self) -> int:
-        """The best of what no weight was trained for, people left out; else the first."""
+        """Choose the best method without training, ignoring people; else the first run."""
         untrained = {
-            place: self._estimate(place, HEADLINE)
+            place: found.value
             for place, group in enumerate(self.groups)
-            if group.first.trainable == 0 and group.first.method != "human"
+            if group.first.trainable == 0
+            and group.first.method != "human"
+            and (found := self.estimate(place, HEADLINE))
         }
-        scored = {place: found.value for place, found in untrained.items() if found}
-        return max(scored, key=lambda place: scored[place]) if scored else 0
+        return max(untrained, key=lambda place: untrained[place]) if untrained else 0
 
     @cached_property
     def ranked(self) -> list[int]:
-        """Places of the groups that a model made and that have the headline metric, best first."""
+        """Indices of the groups of models that have the headline metric, best first."""
         found = {
             place: value.value
             for place, group in enumerate(self.groups)
-            if group.first.has_model and (value := self._estimate(place, HEADLINE))
+            if group.first.has_model and (value := self.estimate(place, HEADLINE))
         }
         return sorted(found, key=lambda place: -found[place])
 
+    @cached_property
+    def others(self) -> list[int]:
+        """Indices of the groups tested without ROUGE: reward models and classifiers."""
+        return [
+            place
+            for place, group in enumerate(self.groups)
+            if self.estimate(place, HEADLINE) is None
+            and any(name.startswith("test/") for name in group.first.metrics)
+        ]
+
     def _estimate(self, place: int, metric: str) -> Estimate | None:
-        """Give a group's mean of a test metric, with n and interval where there are any."""
+        """Return a group's mean of a test metric; None if a run lacks it."""
         runs = self.groups[place].runs
         own = [run.metrics.get(f"test/{metric}") for run in runs]
         known = [one for one in own if one is not None]
@@ -89,21 +101,23 @@ class Comparison:
             return None
         if len(runs) == 1:
             return known[0]
-        keys = shared_keys(runs, metric)
-        if keys:
+        if keys := shared_keys(runs, metric):
             return bootstrap_crossed(matrix(runs, metric, keys).tolist())
         return Estimate(float(np.mean([one.value for one in known])))
 
     def run_values(self, place: int, metric: str) -> list[float]:
-        """Give the means of a group's runs one by one."""
+        """Return the means of a group's runs, one by one."""
         found = [run.metrics.get(f"test/{metric}") for run in self.groups[place].runs]
         return [one.value for one in found if one is not None]
 
     def _difference(self, before: int, after: int, metric: str) -> Estimate | None:
-        """Give the mean of `after` - `before` over the examples that both have; None without."""
-        if before > after:  # the same the other way round
+        """Return the mean of `after` - `before` over shared examples; None if there are none."""
+        if before > after:  # computed once, for one direction
             gap = self.difference(after, before, metric)
-            return None if gap is None else _negated(gap)
+            return gap and Estimate(
+                -gap.value, gap.n,
+                None if gap.high is None else -gap.high, None if gap.low is None else -gap.low,
+            )  # fmt: skip
         one, two = self.groups[before], self.groups[after]
         keys = shared_keys([*one.runs, *two.runs], metric)
         if not keys or before == after:
@@ -116,22 +130,22 @@ class Comparison:
         return difference_over_runs(first, second, paired)
 
     def change(self, place: int, metric: str) -> Estimate | None:
-        """Give what PPO or DPO changed of a metric: the paired difference to its start's texts."""
+        """Return the paired change of a metric from before PPO or DPO to after it."""
         runs = self.groups[place].runs
         if len(runs) == 1:
             return runs[0].metrics.get(f"test/{metric}_change")
-        before = f"{metric}_before"
-        known = set(shared_keys(runs, before))
+        known = set(shared_keys(runs, f"{metric}_before"))
         keys = [key for key in shared_keys(runs, metric) if key in known]
         if not keys:
             return None
-        return difference_over_runs(matrix(runs, before, keys), matrix(runs, metric, keys), True)
+        before, after = (matrix(runs, name, keys) for name in (f"{metric}_before", metric))
+        return difference_over_runs(before, after, True)
 
     @cached_property
     def share_first(self) -> tuple[float, int] | None:
-        """In which share of the resamples the best group is first, and of how many examples.
+        """Share of resamples in which the best group leads, and the number of examples.
 
-        None where there is no other group, or not two examples that all were tested on.
+        None without other groups or without two examples on which all were tested.
         """
         groups = [self.groups[place].runs for place in self.ranked]
         keys = shared_keys([run for runs in groups for run in runs], HEADLINE)
@@ -140,20 +154,20 @@ class Comparison:
         return share_first([matrix(runs, HEADLINE, keys) for runs in groups], 0), len(keys)
 
     def kl(self, place: int) -> Estimate | None:
-        """Give the KL to the reference at the end of PPO, nats per sequence.
+        """Return the KL to the reference at the end of PPO, in nats per sequence.
 
-        Of one run the mean over the last quarter of the logged batches, with the interval over
-        these; of several the mean of theirs.
+        For one run the mean over the last quarter of the logged batches, with an interval over
+        these batches; for several runs the mean of theirs.
         """
         found = [run.curves.get("objective/kl") for run in self.groups[place].runs]
         curves = [one.values for one in found if one is not None]
         if len(curves) < len(found):
             return None
-        ends = [bootstrap_mean(late(values)) for values in curves]
+        ends = [bootstrap_mean(last_quarter(values)) for values in curves]
         return ends[0] if len(ends) == 1 else Estimate(float(np.mean([one.value for one in ends])))
 
     def cost(self, place: int, name: str) -> list[float]:
-        """Give "seconds", "peak_memory_bytes" or "dollars" of each run that knows it."""
+        """Return "seconds", "peak_memory_bytes" or "dollars" of the runs that know it."""
         if name == "dollars":
             price = self.price_per_hour
             seconds = self.cost(place, "seconds")
@@ -162,18 +176,13 @@ class Comparison:
         return [float(one) for one in found if isinstance(one, int | float)]
 
 
-def _negated(estimate: Estimate) -> Estimate:
-    value, n, low, high = estimate
-    return Estimate(-value, n, None if high is None else -high, None if low is None else -low)
-
-
 def shared_keys(runs: Sequence[Run], metric: str) -> list[Key]:
-    """List the examples that all runs have a value for, in the order of the first run."""
+    """List the examples for which all runs have a value, in the order of the first run."""
     first, *others = [run.values(metric) for run in runs]
     return [key for key in first if all(key in other for other in others)]
 
 
 def matrix(runs: Sequence[Run], metric: str, keys: Sequence[Key]) -> Matrix:
-    """Give the runs' values of the examples, [K, n]."""
+    """Return the runs' values of the examples, [K, n]."""
     columns = [run.values(metric) for run in runs]
     return np.array([[column[key] for key in keys] for column in columns], dtype=np.float64)

@@ -1,38 +1,53 @@
-"""What PPO buys and what it costs, over seeds: the work of `report.py frontier`.
+"""Weigh what PPO gains in toxicity against what it loses in ROUGE-1, for the `frontier` command.
 
-An arm is a setting with its runs, one a seed. All of them were tested on the same dialogues and,
-with the same start, from the same texts, so every change is paired by dialogue within each run; its
-mean over seeds and dialogues has an interval over both (:func:`bootstrap_crossed`). What several
-seeds gave is said by the range over them.
+An arm is a setting with its runs, one per seed, tested on the same dialogues. Changes are paired by
+dialogue within each run; intervals cover seeds and dialogues.
 """
 
+import csv
+import io
+import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.run_folder import RunFolder, write_text
 from metrics.intervals import Estimate, bootstrap_crossed
-from reporting.frontier_runs import JUDGE, PPORun
+from reporting.charts import Dot, Scatter, last_quarter
+from reporting.comparison import matrix, shared_keys
+from reporting.draw import save_charts
+from reporting.markdown import markdown_list, markdown_table
+from reporting.numbers import format_both, format_value
+from reporting.runs import Run
+from reporting.seeds import group_runs, settings
+
+log = logging.getLogger(__name__)
 
 HALF = 0.5
-"""Share of the toxicity of before that may be left."""
+"""Share of the initial toxicity that may be left."""
+
+_METRICS = ("toxicity", "rouge1", "judge")
+_KL_COEF = "model.init_args.ppo.kl_coef"
+_MONITOR = "checkpoint.monitor"
 
 
 class Outcome(NamedTuple):
-    """What one run gave; fractions of 1.
+    """The result of one run; fractions of 1.
 
     Attributes:
-        name: Of the run.
-        seed: Of the run.
+        name: The run.
+        seed: Its seed.
         toxicity_before: Mean over the dialogues.
         toxicity_after: Likewise.
         rouge1_change: After - before.
-        kl: Sequence KL at the end of the training, nats; not a number where an earlier checkpoint
-            was chosen.
+        kl: Sequence KL at the end of the training in nats; NaN if an earlier checkpoint was kept.
         halves: Whether at most half of the toxicity is left.
-        keeps: Whether no more rouge1 was lost than may be.
-        warnings: What the watch warned of; None where that is unknown.
+        keeps: Whether the loss of ROUGE-1 is within the limit.
+        warnings: Conditions that the training monitor warned about; None if not recorded.
     """
 
     name: str
@@ -50,29 +65,24 @@ class Outcome(NamedTuple):
         """After - before."""
         return self.toxicity_after - self.toxicity_before
 
-    @property
-    def relative_change(self) -> float:
-        """Change of toxicity as a share of that of before: -1 where nothing is left."""
-        return self.toxicity_change / self.toxicity_before if self.toxicity_before else 0.0
-
 
 class Arm(NamedTuple):
     """A setting over its seeds.
 
     Attributes:
-        name: Of the arm.
-        outcomes: One a run.
-        estimates: Over seeds and dialogues: ``toxicity``, ``toxicity_before``,
-            ``toxicity_change``, ``rouge1``, ..., and those of the judge where all runs have one.
+        name: Name in tables.
         kl_coef: Weight of the KL.
-        line: The same for arms that differ in the weight of the KL only.
+        others: All other settings, as text.
+        outcomes: One per run.
+        estimates: Over seeds and dialogues: "toxicity", "toxicity_before", "toxicity_change" and
+            so on for rouge1 and, if all runs have one, the judge.
     """
 
     name: str
+    kl_coef: float
+    others: str
     outcomes: list[Outcome]
     estimates: dict[str, Estimate]
-    kl_coef: float
-    line: str
 
     @property
     def kl(self) -> float:
@@ -81,83 +91,234 @@ class Arm(NamedTuple):
 
     @property
     def reaches(self) -> int:
-        """Runs that halve toxicity and keep rouge1."""
+        """Number of runs that halve toxicity and keep ROUGE-1."""
         return sum(outcome.halves and outcome.keeps for outcome in self.outcomes)
 
-    def keeps(self, max_loss: float) -> bool:
-        """Whether no more rouge1 is lost than may be, on the mean over the runs."""
-        return self.estimates["rouge1_change"].value >= -max_loss
+    @property
+    def warnings(self) -> dict[str, int] | None:
+        """Number of runs with each warning; None if not recorded."""
+        if any(outcome.warnings is None for outcome in self.outcomes):
+            return None
+        found = [one for outcome in self.outcomes for one in set(outcome.warnings or [])]
+        return {condition: found.count(condition) for condition in sorted(set(found))}
 
 
-def make_arms(groups: Mapping[str, Sequence[PPORun]], max_loss: float) -> list[Arm]:
-    """Estimate every arm.
+def find_run_folders(paths: Sequence[Path]) -> list[Path]:
+    """Return the given run folders, and those directly inside the other given folders."""
+    found: list[Path] = []
+    for path in paths:
+        if RunFolder(path).holds_run() or not path.is_dir():
+            found.append(path)
+            continue
+        inside = [each for each in sorted(path.iterdir()) if (each / "summary.json").exists()]
+        found += inside or [path]
+    return list(dict.fromkeys(found))
+
+
+def check_ppo_run(run: Run) -> None:
+    """Check that a run was trained by PPO and tested before and after.
+
+    Raises:
+        ValueError: It was not; says what is missing.
+    """
+    if run.method != "ppo":
+        raise ValueError(f"trained by {run.method}, not by ppo.")
+    wanted = [name + end for name in _METRICS[:2] for end in ("", "_before")]
+    if missing := [name for name in wanted if not run.values(name)]:
+        raise ValueError(
+            f"predictions.jsonl lacks {', '.join(missing)}; test the run with --toxicity.model."
+        )
+    if not isinstance(settings(run).get(_KL_COEF), int | float):
+        raise ValueError(f"config.yaml lacks {_KL_COEF}.")
+
+
+def make_arms(runs: Sequence[Run], max_loss: float) -> list[Arm]:
+    """Group runs that differ only in their seed, and estimate every group.
 
     Args:
-        groups: Runs of each arm by its name, all of an arm on the same dialogues.
-        max_loss: How much rouge1 may be lost, a fraction of 1.
+        runs: Runs that pass `check_ppo_run`.
+        max_loss: Loss of ROUGE-1 that is accepted, a fraction of 1.
     """
-    return [
-        Arm(
-            name,
-            [judge_run(run, max_loss) for run in runs],
-            estimate(runs),
-            runs[0].kl_coef,
-            runs[0].line,
+    arms = []
+    for group in group_runs(runs):
+        others = settings(group.first)
+        kl_coef = float(others.pop(_KL_COEF))
+        arms.append(
+            Arm(
+                group.label,
+                kl_coef,
+                json.dumps(others, sort_keys=True, default=str),
+                [_judge(run, max_loss) for run in group.runs],
+                _estimate(group.runs),
+            )
         )
-        for name, runs in groups.items()
-    ]
+    return arms
 
 
-def judge_run(run: PPORun, max_loss: float) -> Outcome:
-    """Take the means of one run, and hold them against what was wanted."""
-    mean = {name: float(np.mean(values)) for name, values in run.values.items()}
-    before, after = mean["toxicity_before"], mean["toxicity"]
-    change = mean["rouge1"] - mean["rouge1_before"]
+def _judge(run: Run, max_loss: float) -> Outcome:
+    names = [name + end for name in _METRICS[:2] for end in ("_before", "")]
+    before, after, rouge_before, rouge_after = (
+        float(np.mean(list(run.values(name).values()))) for name in names
+    )
+    change = rouge_after - rouge_before
+    curve = run.curves.get("objective/kl")
+    is_last = curve is not None and not settings(run).get(_MONITOR)
+    kl = float(np.mean(last_quarter(curve.values))) if curve and is_last else math.nan
+    warnings = run.summary.get("monitor", run.summary.get("watch"))
     return Outcome(
-        run.name, run.seed, before, after, change, run.kl,
-        halves=after <= HALF * before, keeps=change >= -max_loss, warnings=run.warnings,
+        run.name, run.seed, before, after, change, kl,
+        halves=after <= HALF * before, keeps=change >= -max_loss,
+        warnings=None if warnings is None else [str(one["condition"]) for one in warnings],
     )  # fmt: skip
 
 
-def estimate(runs: Sequence[PPORun]) -> dict[str, Estimate]:
-    """Estimate means and paired changes over seeds and dialogues."""
-    names = ["toxicity", "rouge1"]
-    if all(f"{JUDGE}_before" in run.values for run in runs):
-        names.append(JUDGE)
+def _estimate(runs: Sequence[Run]) -> dict[str, Estimate]:
     found = {}
-    for name in names:
-        after = np.array([run.values[name] for run in runs])
-        before = np.array([run.values[f"{name}_before"] for run in runs])
-        for key, values in (
-            (name, after), (f"{name}_before", before), (f"{name}_change", after - before)
-        ):  # fmt: skip
-            found[key] = bootstrap_crossed(values.tolist())
+    for name in _METRICS:
+        known = set(shared_keys(runs, f"{name}_before"))
+        if keys := [key for key in shared_keys(runs, name) if key in known]:
+            before, after = (matrix(runs, one, keys) for one in (f"{name}_before", name))
+            columns = {"": after, "_before": before, "_change": after - before}
+            for end, values in columns.items():
+                found[name + end] = bootstrap_crossed(values.tolist())
     return found
 
 
 def choose(arms: Sequence[Arm], max_loss: float) -> Arm | None:
-    """Choose the arm with the least toxicity among those that keep rouge1; None where none does."""
-    good = [arm for arm in arms if arm.keeps(max_loss)]
+    """Choose the least toxic arm whose mean loss of ROUGE-1 is within the limit, if any."""
+    good = [arm for arm in arms if arm.estimates["rouge1_change"].value >= -max_loss]
     return min(good, key=lambda arm: arm.estimates["toxicity"].value) if good else None
 
 
-def count_warnings(arm: Arm) -> dict[str, int] | None:
-    """Count the runs in which the watch warned of each condition; None where that is unknown."""
-    if any(outcome.warnings is None for outcome in arm.outcomes):
-        return None
-    said = [condition for outcome in arm.outcomes for condition in set(outcome.warnings or [])]
-    return {condition: said.count(condition) for condition in sorted(set(said))}
-
-
-def lines_of_betas(arms: Sequence[Arm]) -> list[list[Arm]]:
-    """Give the arms that differ in the weight of the KL only, by that weight; two or more each."""
-    lines: dict[str, list[Arm]] = {}
+def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
+    """Tabulate the arms: titles, then a row for each."""
+    rows = [
+        ["arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "judge", "halved",
+         "ROUGE-1 kept", "both", "warnings"]
+    ]  # fmt: skip
     for arm in arms:
-        lines.setdefault(arm.line, []).append(arm)
-    return [sorted(line, key=lambda arm: arm.kl_coef) for line in lines.values() if len(line) > 1]
+        runs, warnings = arm.outcomes, arm.warnings
+        counts = (sum(r.halves for r in runs), sum(r.keeps for r in runs), arm.reaches)
+        listed = "\n".join(f"{name} {count}" for name, count in (warnings or {}).items())
+        rows.append(
+            [
+                f"{arm.name} *" if arm is chosen else arm.name,
+                str(len(runs)),
+                _before_after(arm, "toxicity"),
+                _change(arm, "toxicity", [100 * run.toxicity_change for run in runs]),
+                _change(arm, "rouge1", [100 * run.rouge1_change for run in runs]),
+                "-" if math.isnan(arm.kl) else f"{arm.kl:.1f}",
+                _before_after(arm, "judge") if "judge" in arm.estimates else "-",
+                *(f"{count} of {len(runs)}" for count in counts),
+                "not recorded" if warnings is None else listed or "none",
+            ]
+        )
+    return rows
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Give the least and the largest of some values; not numbers where there is none."""
-    known = [value for value in values if math.isfinite(value)]
-    return (min(known), max(known)) if known else (math.nan, math.nan)
+def describe_arms(max_loss: float) -> str:
+    """Describe the numbers of the table of arms."""
+    return (
+        "Toxicity, ROUGE-1 and judge x 100, before → after PPO. Changes are paired by dialogue, "
+        "with 95 % bootstrap intervals over seeds and dialogues; below: smallest and largest of "
+        "the seeds. KL: to the reference, nats per sequence, mean over the last quarter of the "
+        "training; - if an earlier checkpoint was kept. Halved: runs that leave at most half of "
+        f"the toxicity. Kept: runs that lose at most {100 * max_loss:g} ROUGE-1. Warnings of the "
+        "training monitor, and in how many runs. *: the least toxic arm that keeps ROUGE-1 on "
+        "average, chosen by the dialogues it is reported on."
+    )
+
+
+def _before_after(arm: Arm, name: str) -> str:
+    before, after = arm.estimates[f"{name}_before"], arm.estimates[name]
+    return f"{format_value(before)} → {format_value(after)}"
+
+
+def _change(arm: Arm, name: str, by_run: Sequence[float]) -> str:
+    cell = format_both(arm.estimates[f"{name}_change"], sign=True)
+    return cell if len(by_run) < 2 else f"{cell}\n{min(by_run):+z.1f} to {max(by_run):+z.1f}"
+
+
+def write_frontier(
+    out: Path, arms: Sequence[Arm], chosen: Arm | None, max_loss: float, problems: Sequence[str]
+) -> None:
+    """Write frontier.md, frontier.json, frontier.csv and plots/frontier.png.
+
+    Args:
+        out: The folder.
+        arms: At least one.
+        chosen: The arm to emphasize.
+        max_loss: Loss of ROUGE-1 that is accepted, a fraction of 1.
+        problems: Sentences about folders that could not be used.
+    """
+    save_charts(out / "plots/frontier.png", "What PPO buys and what it costs", [
+        make_chart(arms, chosen, max_loss)
+    ])  # fmt: skip
+    write_text(out / "frontier.json", make_json(arms, chosen, max_loss))
+    write_text(out / "frontier.csv", make_csv(arms))
+    parts = ["# Frontier", markdown_table(tabulate_arms(arms, chosen), left=("arm", "warnings"))]
+    parts.append(describe_arms(max_loss))
+    if chosen is None:
+        parts.append(f"No arm loses at most {100 * max_loss:g} ROUGE-1, so none is chosen.")
+    if problems:
+        parts.append(f"## Not shown\n\n{markdown_list(problems)}")
+    write_text(out / "frontier.md", "\n\n".join([*parts, "![Frontier](plots/frontier.png)\n"]))
+    log.info("Wrote %s", out / "frontier.md")
+
+
+def make_chart(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> Scatter:
+    """Chart toxicity after PPO over the change of ROUGE-1; arms of one sweep are connected."""
+    dots: list[Dot] = []
+    lines: dict[str, list[str]] = {}
+    for place, arm in enumerate(sorted(arms, key=lambda arm: arm.kl_coef)):
+        label = f"{arm.name}, beta {arm.kl_coef:g}" + (" (chosen)" if arm is chosen else "")
+        runs = [(100 * run.rouge1_change, 100 * run.toxicity_after) for run in arm.outcomes]
+        x, y = (arm.estimates[name].scaled(100) for name in ("rouge1_change", "toxicity"))
+        dots.append(Dot(label, place, y, runs if len(runs) > 1 else [], x))
+        lines.setdefault(arm.others, []).append(label)
+    loss = f"shaded: at most {100 * max_loss:g} lost"
+    return Scatter(
+        "Means over seeds (small dots) with 95 % intervals",
+        f"change of ROUGE-1 x 100 ({loss})", "toxicity after PPO x 100 (lower is better)", dots,
+        lines=[line for line in lines.values() if len(line) > 1],
+        target=(-100 * max_loss, -math.inf, math.inf, math.inf),
+    )  # fmt: skip
+
+
+def make_json(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> str:
+    """Write all numbers by arm: fractions of 1, KL in nats (null if unknown)."""
+
+    def describe(arm: Arm) -> dict[str, Any]:
+        return {
+            "kl_coef": arm.kl_coef,
+            "kl": _or_none(arm.kl),
+            "reaches_both": arm.reaches,
+            "warnings": arm.warnings,
+            "estimates": {name: one._asdict() for name, one in arm.estimates.items()},
+            "runs": [run._asdict() | {"kl": _or_none(run.kl)} for run in arm.outcomes],
+        }
+
+    content = {
+        "max_rouge1_loss": max_loss,
+        "chosen": chosen.name if chosen else None,
+        "arms": {arm.name: describe(arm) for arm in arms},
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def make_csv(arms: Sequence[Arm]) -> str:
+    """Write one row per run: fractions of 1, KL in nats."""
+    text = io.StringIO(newline="")
+    fields = ["arm", "kl_coef", *Outcome._fields, "toxicity_change"]
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for arm in arms:
+        for run in arm.outcomes:
+            row = run._asdict() | {"warnings": " ".join(run.warnings or [])}
+            extra = {"toxicity_change": run.toxicity_change, "kl_coef": arm.kl_coef}
+            writer.writerow(row | extra | {"arm": arm.name})
+    return text.getvalue()

@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 
 from callbacks.export import ExportCallback
 from callbacks.loggers import RunCSVLogger
-from callbacks.plots import PlotCallback, draw_run, take_series
+from callbacks.plots import PlotCallback, draw_run
 from callbacks.progress import RunProgress
 from callbacks.resume import ExactResume
 from callbacks.rouge import RougeCallback
 from callbacks.summary import SummaryCallback, name_method
 from common.run_folder import RunFolder
 from common.versions import find_commit
+from reporting.runs import read_series
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 
@@ -278,7 +279,7 @@ def test_series_leave_out_gaps_and_what_is_not_finite() -> None:
         {"step": "2", "a": "nan"},
         {"step": "3"},
     ]
-    assert take_series(rows, "a") == ([0], [1.5])
+    assert read_series(rows, "a") == ([0], [1.5])
 
 
 # RunProgress ------------------------------------------------------------------------------------

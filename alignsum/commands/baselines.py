@@ -1,136 +1,128 @@
-"""The rows that no model makes: references against each other, and the first three utterances.
+"""The `baselines` command: score people and lead-3 on the test split."""
 
-    python baselines.py --source mini --out runs/demo --toxicity mini
-    python baselines.py lead_3 --source data/dialogsum --out runs
-
-Each method writes a run folder, ``OUT/human`` and ``OUT/lead_3``, that ``report.py compare`` reads
-like any other. What the two are: reporting/baselines.py.
-"""
-
+import argparse
 import logging
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from jsonargparse import ArgumentParser
+from alignsum.commands.options import add_switch, make_parser
+from common.exits import run, start_log
 
-from common import hub
-from common.exits import quieten_models, run, start_log
-from common.run_folder import RunFolder, write_text
-from common.versions import show_command
-from datamodules import sources
-from datamodules.reading import ColumnNames, OnBadRow
-from datamodules.splits import SplitReader
-from lightning_modules.reward_scorer import RewardScorer
-from reporting.baselines import METHODS, score_baseline, write_run
+if TYPE_CHECKING:
+    from common.run_folder import RunFolder
 
 log = logging.getLogger("baselines")
 
+METHODS = ("human", "lead_3")
 
-def baselines(
-    methods: list[str],
-    command: str,
-    source: str,
-    out: str = "runs",
-    columns: ColumnNames = ColumnNames(),  # noqa: B008 - frozen
-    on_bad_row: OnBadRow = "stop",
-    max_test_rows: int | None = None,
-    stemmer: bool = True,
-    toxicity: str | None = None,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Score what no model made on the test split: human and lead_3, each a run folder.
+HELP = """\
+Score two baselines without a model on the test split.
+
+  human   each reference against the others: how far apart people's summaries are
+  lead_3  the first three utterances of the dialogue
+
+Each writes a run folder (OUT/human, OUT/lead_3) that `compare` reads like any other."""
+
+EXAMPLE = """\
+example:
+  python -m alignsum baselines --source mini --toxicity mini --out runs/demo
+  python -m alignsum baselines lead_3 --source data/dialogsum --out runs"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns 2 if data are unavailable or a run would be overwritten."""
+    parser = make_parser("baselines", HELP, EXAMPLE)
+    add = parser.add_argument
+    add("methods", nargs="*", metavar="METHOD", help="human or lead_3 (default: both)")
+    add("--source", required=True, help="hub id, file, folder with a test split, or mini")
+    add("--out", default=Path("runs"), type=Path, metavar="DIR", help="folder of the run folders")
+    add("--max_test_rows", type=int, metavar="N", help="use the first N rows only")
+    add("--on_bad_row", default="stop", choices=("stop", "skip"), help="(default: stop)")
+    add("--toxicity", metavar="MODEL", help="classifier for toxicity and reward: hub id or mini")
+    for name in ("id", "dialogue", "summary"):
+        add(f"--columns.{name}", default=name, metavar="NAME", help=f"name of the column {name}")
+    add_switch(parser, "--stemmer", True, "compare Porter stems instead of words")
+    add_switch(parser, "--overwrite", False, "replace earlier run folders")
+    options = parser.parse_args(args)
+    if unknown := sorted(set(options.methods) - set(METHODS)):
+        parser.error(f"no such method: {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+    start_log()
+    return run(lambda: baselines(options, ["python", "-m", "alignsum", "baselines", *args]), log)
+
+
+def baselines(options: argparse.Namespace, command: Sequence[str]) -> None:
+    """Score the baselines that the options name.
 
     Args:
-        methods: Of human, lead_3.
-        command: The command line, to be recorded.
-        source: Hub id, folder with a test split, mini, or challenge; as --data.source of train.py.
-        out: Folder in which the run folders lie.
-        columns: Names of the source's columns.
-        on_bad_row: Stop at rows that cannot be used, or skip and count them.
-        max_test_rows: Take the first rows only.
-        stemmer: Compare Porter stems instead of words.
-        toxicity: Classifier (hub id, folder or mini) for toxicity and reward; without it none.
-        overwrite: Replace what an earlier run left in a run folder.
-
-    Returns:
-        The run folders.
+        options: The parsed arguments.
+        command: The command line, recorded in summary.json.
 
     Raises:
-        ValueError: Something cannot be had or would be overwritten; nothing was written then.
+        ValueError: Something is unavailable or would be overwritten; nothing is written then.
     """
-    folders = {method: RunFolder(Path(out) / method) for method in methods}
-    settings = {
-        "source": source, "columns": vars(columns), "on_bad_row": on_bad_row,
-        "max_test_rows": max_test_rows, "stemmer": stemmer, "toxicity": toxicity,
-    }  # fmt: skip
+    import yaml
+
+    from common import hub
+    from common.redaction import show_command
+    from common.run_folder import RunFolder, write_text
+    from datamodules import sources
+    from datamodules.reading import ColumnNames
+    from datamodules.splits import SplitReader
+    from lightning_modules.reward_scorer import RewardScorer
+    from reporting.baselines import score_baseline
+
+    names = options.methods or list(METHODS)
+    folders = {name: RunFolder(options.out / name) for name in names}
     problems = [
-        f"{folder.path} holds a run; replace it by --overwrite true, or name another --out"
+        f"{folder.path} holds a run; use --overwrite true or another --out"
         for folder in folders.values()
-        if folder.holds_run() and not overwrite
+        if folder.holds_run() and not options.overwrite
     ]
-    problems += find_problems(source, max_test_rows, toxicity)
+    problems += sources.find_problems(options.source)
+    if options.toxicity is not None:
+        path = hub.resolve_model(options.toxicity, "classifier")
+        problems += filter(None, [hub.find_model_problem(path, "toxicity classifier")])
+    if options.max_test_rows is not None and options.max_test_rows < 1:
+        problems.append(f"--max_test_rows must be at least 1, got {options.max_test_rows}")
     if problems:
         raise ValueError("nothing was started: " + "; ".join(problems))
-    rows = SplitReader(source, columns, on_bad_row).read("test")
-    classifier = RewardScorer(toxicity).eval() if toxicity else None
-    scored = {
-        method: score_baseline(rows[:max_test_rows], method, stemmer, classifier)
-        for method in methods
-    }
-    for method, baseline in scored.items():
-        if baseline.left_out:
-            log.warning("%s: left out %d rows with one reference", method, baseline.left_out)
-        folders[method].clear()
-        write_text(folders[method].config, yaml.safe_dump({"method": method} | settings))
-        write_run(folders[method], method, baseline, command)
-        log.info("Wrote %s (n = %d)", folders[method].path, len(baseline.rows))
-    return [folder.path for folder in folders.values()]
-
-
-def find_problems(source: str, max_test_rows: int | None, toxicity: str | None) -> list[str]:
-    """Say what of these settings cannot be had, before anything is loaded."""
-    if not hub.reachable():
-        hub.use_cache_only()
-    problems = list(sources.find_problems(source))
-    if toxicity is not None:
-        judge = hub.resolve_model(toxicity, "classifier")
-        problems.append(hub.find_model_problem(judge, "toxicity classifier") or "")
-    if max_test_rows is not None and max_test_rows < 1:
-        problems.append(f"max_test_rows must be at least 1, got {max_test_rows}")
-    return [problem for problem in problems if problem]
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        args: Arguments without the program's name; those of the process by default.
-
-    Returns:
-        Exit code: see :func:`command_line.run`; 2 also where something would be overwritten.
-    """
-    start_log()
-    quieten_models()
-    arguments = sys.argv[1:] if args is None else list(args)
-    summary = (baselines.__doc__ or "").partition("\n\n    Args:")[0]
-    parser = ArgumentParser(prog="alignsum.commands.baselines.py", description=summary)
-    parser.add_argument(
-        "methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}; all if none"
+    columns = ColumnNames(
+        *(getattr(options, f"columns.{name}") for name in ("id", "dialogue", "summary"))
     )
-    parser.add_function_arguments(baselines, as_positional=False, skip={"methods", "command"})
-    settings = parser.instantiate(parser.parse_args(arguments)).as_dict()
-    methods = settings.pop("methods") or list(METHODS)
-    if unknown := set(methods) - set(METHODS):
-        parser.error(f"no such method: {', '.join(sorted(unknown))}; of {', '.join(METHODS)}")
-    command = show_command(["python", "alignsum.commands.baselines.py", *arguments])
+    rows = SplitReader(options.source, columns, options.on_bad_row).read("test")
+    rows = rows[: options.max_test_rows]
+    classifier = RewardScorer(options.toxicity).eval() if options.toxicity else None
+    scored = {name: score_baseline(rows, name, options.stemmer, classifier) for name in names}
+    settings = {key: value for key, value in vars(options).items() if "." not in key}
+    settings |= {"columns": vars(columns), "out": str(options.out)}
+    for name, baseline in scored.items():
+        if baseline.skipped:
+            log.warning("%s: skipped %d rows with one reference", name, baseline.skipped)
+        folders[name].clear()
+        write_text(folders[name].config, yaml.safe_dump({"method": name} | settings))
+        write_run(folders[name], name, baseline.rows, baseline.scores, show_command(command))
+        log.info("Wrote %s (n = %d)", folders[name].path, len(baseline.rows))
 
-    def work() -> None:
-        baselines(methods, command, **settings)
 
-    return run(work, log)
+def write_run(
+    folder: "RunFolder",
+    method: str,
+    rows: Sequence[dict[str, Any]],
+    scores: Mapping[str, Sequence[float]],
+    command: str,
+) -> None:
+    """Write predictions.jsonl and summary.json as a test would."""
+    from callbacks.summary import find_versions
+    from metrics.intervals import bootstrap_mean
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    folder.merge_predictions(
+        [row | {name: column[i] for name, column in scores.items()} for i, row in enumerate(rows)]
+    )
+    folder.update_summary(
+        command=command, versions=find_versions(), seed=None, backbone=None, method=method,
+        parameters={"trainable": 0, "total": 0}, peak_memory_bytes=None, seconds=None,
+    )  # fmt: skip
+    folder.record_metrics(
+        {f"test/{name}": bootstrap_mean(values) for name, values in scores.items()}
+    )

@@ -1,67 +1,80 @@
-"""`report.py compare`: runs as one page, tables and plots."""
+"""The `compare` command: show runs side by side, as a page, tables and plots."""
 
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from alignsum.commands.options import make_parser, require_runs
+from common.exits import run, start_log
 
-from alignsum.commands.console import RUNS_HELP, any_good, wide_console
-from common.versions import show_command
-from reporting.compare import find_output_problem, write_comparison
-from reporting.comparison import Comparison
-from reporting.runs import read_runs
-from reporting.tables import make_table
-from reporting.verdict import make_verdict
+log = logging.getLogger("compare")
 
-log = logging.getLogger("report")
+HELP = """\
+Compare runs: which method is best, how certain that is, and what it costs.
+
+Prints a table and writes report.html (one file that works offline: answer, tables, paired
+differences, curves, example browser, token view), comparison.md, comparison.csv and plots/*.png.
+Runs that differ only in their seed become one row. A broken run is named, the others are shown."""
+
+EXAMPLE = """\
+example:
+  python -m alignsum compare runs/demo/* --out runs/demo/report
+  python -m alignsum compare runs/lora runs/ppo --baseline lora --price_per_hour 2.5"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns 2 if no run can be read or a setting is wrong."""
+    parser = make_parser("compare", HELP, EXAMPLE)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument(
+        "--out", default=Path("runs/report"), type=Path, metavar="DIR",
+        help="folder to write to (default: runs/report)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baseline", metavar="RUN",
+        help="run that the others are compared with (default: the best one without training)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--price_per_hour", type=float, metavar="DOLLARS",
+        help="price of an hour of the machine; adds a column of costs",
+    )  # fmt: skip
+    options = parser.parse_args(args)
+    start_log()
+    return run(
+        lambda: compare(options.runs, options.out, options.baseline, options.price_per_hour), log
+    )
 
 
 def compare(
-    runs: list[str],
-    out: str = "runs/report",
+    folders: Sequence[Path],
+    out: Path,
     baseline: str | None = None,
     price_per_hour: float | None = None,
-) -> int:
-    """Compare runs: a table here, and in a folder report.html, Markdown, CSV and plots.
+) -> None:
+    """Compare run folders; `out` itself is ignored if it is among them.
 
-    report.html is one file that needs no network: which method, and how sure that is; every number
-    with its interval; curves; the summaries side by side; PPO's tokens. Runs that differ in their
-    seed alone are put together. A run's values and intervals are those of its summary.json. A
-    folder or a file that is missing or broken is named, and the rest is shown. `runs/demo/*` may be
-    given again: the folder of the comparison itself is passed over.
-
-    Args:
-        runs: Run folders, in the order of the table.
-        out: Folder to write to.
-        baseline: The run that the others are held against in paired differences, by its name or
-            folder. Default: the best that needed no training, else the first.
-        price_per_hour: What an hour of the machine costs, in dollars, for a column of costs.
-
-    Returns:
-        Exit code: 0, or 2 where no run could be read or a setting is wrong.
+    Raises:
+        ValueError: No run can be read, or a setting is wrong.
     """
-    if problem := find_output_problem(Path(out), price_per_hour):
-        log.error("%s", problem)
-        return 2
-    paths = [Path(run) for run in runs if Path(run).resolve() != Path(out).resolve()]
-    good, problems = read_runs(paths)
-    if not any_good(good, problems, len(paths)):
-        return 2
-    try:
-        comparison = Comparison(good, problems, baseline, price_per_hour)
-    except ValueError as error:
-        log.error("%s", error)
-        return 2
-    console = wide_console()
-    console.print(make_table(comparison))
-    for line in make_verdict(comparison).sentences:
+    from common.redaction import show_command
+    from reporting.answer import find_answer
+    from reporting.comparison import Comparison
+    from reporting.comparison_files import check_output, write_comparison
+    from reporting.markdown import terminal_table
+    from reporting.runs import read_runs
+    from reporting.table import make_other_results, make_results
+
+    check_output(out, price_per_hour)
+    runs, problems = read_runs([path for path in folders if path.resolve() != out.resolve()])
+    require_runs(runs, problems)
+    comparison = Comparison(runs, problems, baseline, price_per_hour)
+    arguments = ["python", "-m", "alignsum", "compare", *map(str, folders), "--out", str(out)]
+    write_comparison(comparison, out, show_command(arguments))
+    from rich.console import Console
+
+    console = Console()
+    for table in (make_results(comparison), make_other_results(comparison)):
+        if table.rows:
+            console.print(terminal_table(table.narrowed(console.width).texts))
+    for line in find_answer(comparison).lines:
         console.print(line, markup=False, highlight=False)
-    write_comparison(comparison, Path(out), show_command(["python", *sys.argv]))
-    return 0
-
-
-def add_arguments(command: ArgumentParser) -> None:
-    """Add the options of :func:`compare`."""
-    command.add_argument("runs", nargs="+", metavar="RUN", help=RUNS_HELP)
-    command.add_function_arguments(compare, as_positional=False, skip={"runs"})

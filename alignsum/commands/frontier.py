@@ -1,55 +1,73 @@
-"""`report.py frontier`: what PPO buys and what it costs, over seeds."""
+"""The `frontier` command: weigh PPO's gains in toxicity against its losses in ROUGE-1."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from alignsum.commands.options import make_parser, require_runs
+from common.exits import run, start_log
 
-from alignsum.commands.console import RUNS_HELP, wide_console
-from reporting.frontier import choose, make_arms
-from reporting.frontier_files import write_frontier
-from reporting.frontier_runs import find_runs, group, read_ppo_runs
-from reporting.frontier_tables import make_table
+log = logging.getLogger("frontier")
 
-log = logging.getLogger("report")
+HELP = """\
+Weigh what tested PPO runs gain in toxicity against what they lose in ROUGE-1, over seeds.
+
+Runs that differ only in their seed become one arm. The least toxic arm that loses no more ROUGE-1
+than allowed is marked. Writes frontier.md, frontier.json (by arm), frontier.csv (by run) and
+plots/frontier.png."""
+
+EXAMPLE = """\
+example:
+  python -m alignsum frontier runs/sweep --max_rouge_loss 1 --out runs/frontier"""
 
 
-def frontier(runs: list[str], out: str = "runs/frontier", max_rouge_loss: float = 1.0) -> int:
-    """Show over seeds what tested PPO runs gained in toxicity and lost in ROUGE-1, and choose.
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns 2 if no run can be used."""
+    parser = make_parser("frontier", HELP, EXAMPLE)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=Path,
+        help="run folder, or a folder that contains run folders, such as a sweep's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", default=Path("runs/frontier"), type=Path, metavar="DIR",
+        help="folder to write to (default: runs/frontier)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_rouge_loss", default=1.0, type=float, metavar="X",
+        help="accepted loss of ROUGE-1, times 100 (default: 1)",
+    )  # fmt: skip
+    options = parser.parse_args(args)
+    start_log()
+    return run(lambda: frontier(options.runs, options.out, options.max_rouge_loss), log)
 
-    Runs whose settings differ in nothing but the seed are one row; those that differ in the weight
-    of the KL besides are joined in the plot. Writes frontier.md, frontier.json (by row),
-    frontier.csv (by run), plots/seeds.png and plots/frontier.png to a folder, and marks the least
-    toxic row that loses no more ROUGE-1 than is allowed. A folder that cannot be used is named, and
-    the others are shown.
 
-    Args:
-        runs: Run folders, or folders that hold them, such as a sweep's.
-        out: Folder to write to.
-        max_rouge_loss: How much test ROUGE-1 may be lost, times 100.
+def frontier(paths: Sequence[Path], out: Path, max_rouge_loss: float = 1.0) -> None:
+    """Compare PPO runs and choose an arm.
 
-    Returns:
-        Exit code: 0, or 2 where no run could be used.
+    Raises:
+        ValueError: No run can be used, or the limit is negative.
     """
-    found, problems = read_ppo_runs(find_runs([Path(run) for run in runs]))
-    for problem in problems:
-        log.error("%s", problem)
-    try:
-        if not max_rouge_loss >= 0:
-            raise ValueError(f"--max_rouge_loss must be 0 or more, got {max_rouge_loss}")
-        if not found:
-            raise ValueError("There is no tested PPO run to show.")
-        arms = make_arms(group(found), max_rouge_loss / 100)
-    except ValueError as error:
-        log.error("%s", error)
-        return 2
-    chosen = choose(arms, max_rouge_loss / 100)
-    wide_console().print(make_table(arms, chosen, max_rouge_loss / 100))
-    write_frontier(Path(out), arms, chosen, max_rouge_loss / 100, problems)
-    return 0
+    from reporting import frontier as work
+    from reporting.markdown import terminal_table
+    from reporting.runs import read_runs
 
+    if not max_rouge_loss >= 0:
+        raise ValueError(f"--max_rouge_loss must be 0 or more, got {max_rouge_loss}")
+    found, problems = read_runs(work.find_run_folders(paths))
+    usable = []
+    for one in found:
+        try:
+            work.check_ppo_run(one)
+            usable.append(one)
+        except ValueError as error:
+            problems.append(f"{one.path}: {error}")
+    require_runs(usable, problems)
+    limit = max_rouge_loss / 100
+    arms = work.make_arms(usable, limit)
+    chosen = work.choose(arms, limit)
+    work.write_frontier(out, arms, chosen, limit, problems)
+    from rich.console import Console
 
-def add_arguments(command: ArgumentParser) -> None:
-    """Add the options of :func:`frontier`."""
-    command.add_argument("runs", nargs="+", metavar="RUN", help=RUNS_HELP)
-    command.add_function_arguments(frontier, as_positional=False, skip={"runs"})
+    rows = work.tabulate_arms(arms, chosen)
+    caption = work.describe_arms(limit)
+    Console().print(terminal_table(rows, ("arm", "warnings"), caption))

@@ -1,103 +1,89 @@
-"""`report.py score`: score prediction files."""
+"""The `score` command: score a file of predictions against references."""
 
+import argparse
+import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from alignsum.commands.options import add_switch, make_parser, parse_names
+from common.exits import run, start_log
 
-from alignsum.commands.console import split_names, wide_console
-from reporting.pairing import Inputs, Match, read_examples
-from reporting.score import (
-    choose_pairs,
-    describe_examples,
-    estimate,
-    load_toxicity,
-    score_examples,
-)
-from reporting.score_files import (
-    find_output_problem,
-    make_difference_table,
-    make_score_table,
-    write_per_example,
-    write_scores,
-)
+log = logging.getLogger("score")
 
-log = logging.getLogger("report")
+HELP = """\
+Score predictions against references by ROUGE, with 95 % bootstrap intervals.
 
+Both files are .txt (one example per line), .jsonl or .csv, and may be the same file. With several
+references a ROUGE value is the mean over them, and "<key>_best" the best of them. Length, novelty,
+copying and faithfulness are scored as well, the latter if a file has a column "dialogue". Several
+prediction columns are compared with the first one by paired differences. The JSON file has
+fractions of 1, the terminal shows them x 100."""
 
-def score(
-    predictions: str,
-    references: str,
-    out: str,
-    prediction_columns: str = "",
-    reference_columns: str = "",
-    dialogue_column: str = "",
-    match: Match | None = None,
-    stemmer: bool = True,
-    baseline: str = "",
-    toxicity: str | None = None,
-    toxic_label: str = "hate",
-    per_example: str | None = None,
-) -> int:
-    """Score predictions by ROUGE, length, novelty, copying and faithfulness, with 95 % intervals.
-
-    Both files are text (one example a line), .jsonl or .csv, and may be the same file. With several
-    references each ROUGE is the mean over them and "<key>_best" the best of them. Several
-    prediction columns are compared by paired differences. Values in the file are fractions of 1 and
-    numbers of words, in the terminal x 100. What each is: docs/evaluation.md.
-
-    Args:
-        predictions: File of predictions.
-        references: File of references.
-        out: JSON file to write.
-        prediction_columns: Columns to score, with commas between; each is scored by itself.
-            Default: "prediction", or the only column it can be.
-        reference_columns: Columns of references, with commas between. Default: "references",
-            "summary1", "summary2", ..., "summary", or the only column it can be.
-        dialogue_column: Column of dialogues in either file, for novelty, copying and faithfulness.
-            Default: "dialogue", and without these where there is none.
-        match: Pair the rows of the two files by their "id" (or "fname") or by their order. Default:
-            by id where both files have one.
-        stemmer: Let ROUGE compare Porter stems instead of words.
-        baseline: The prediction column to compare the others with. Default: every two columns.
-        toxicity: Classifier to score toxicity with: hub id, folder or "mini".
-        toxic_label: The classifier's label whose probability is the toxicity.
-        per_example: .jsonl or .csv file to write the values of every example to.
-
-    Returns:
-        Exit code: 0, or 2 where the files cannot be scored.
-    """
-    columns = split_names(prediction_columns), split_names(reference_columns)
-    files = Path(predictions), Path(references)
-    target = Path(per_example) if per_example else None
-    try:
-        if problem := find_output_problem(Path(out), target, files):
-            raise ValueError(problem)
-        examples = read_examples(Inputs(*files, *columns, dialogue_column, match))
-        pairs = choose_pairs(list(examples.predictions), baseline)
-        rate = load_toxicity(toxicity, toxic_label) if toxicity else None
-        scores = score_examples(examples, stemmer, rate)
-        found = estimate(scores, pairs)
-        write_scores(Path(out), found)
-        if target:
-            write_per_example(target, describe_examples(examples, scores))
-    except (ValueError, OSError) as error:
-        log.error("%s", error)
-        return 2
-    console = wide_console()
-    console.print(make_score_table(found))
-    if pairs:
-        console.print(make_difference_table(found, pairs))
-    if examples.dialogues is None:
-        log.info("No dialogues: novelty, copying and names were left out (see --dialogue_column).")
-    log.info("Wrote %s", f"{out} and {target}" if target else out)
-    return 0
+EXAMPLE = """\
+example:
+  python -m alignsum score --predictions summaries.txt --references test.csv --out scores.json
+  python -m alignsum score --predictions all.jsonl --references all.jsonl \\
+      --prediction_columns lora,ppo --reference_columns summary1,summary2 --out scores.json"""
 
 
-def add_arguments(command: ArgumentParser) -> None:
-    """Add the options of :func:`score`."""
-    command.add_argument(
-        "--stemmer", action=ActionYesNo(no_prefix="no-"), nargs="?", default=True,
-        help="Let ROUGE compare Porter stems instead of words.",
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns 2 if the files cannot be scored."""
+    parser = make_parser("score", HELP, EXAMPLE)
+    add = parser.add_argument
+    add("--predictions", required=True, type=Path, metavar="FILE", help="file of predictions")
+    add("--references", required=True, type=Path, metavar="FILE", help="file of references")
+    add("--out", required=True, type=Path, metavar="FILE", help="JSON file to write")
+    add(
+        "--prediction_columns", default=[], type=parse_names, metavar="A,B",
+        help='columns to score, each by itself (default: "prediction" or the only candidate)',
     )  # fmt: skip
-    command.add_function_arguments(score, as_positional=False, skip={"stemmer"})
+    add(
+        "--reference_columns", default=[], type=parse_names, metavar="C,D",
+        help='columns of references (default: "references", "summary1", "summary2", ..., '
+        '"summary", or the only candidate)',
+    )  # fmt: skip
+    add(
+        "--match", choices=("id", "order"),
+        help='pair rows by their "id" (or "fname") or by order (default: by id if both have one)',
+    )  # fmt: skip
+    add_switch(parser, "--stemmer", True, "compare Porter stems instead of words")
+    add("--toxicity", metavar="MODEL", help='classifier: hub id, folder or "mini"')
+    add("--toxic_label", default="hate", metavar="LABEL", help="its toxic label (default: hate)")
+    options = parser.parse_args(args)
+    start_log()
+    return run(lambda: score(options), log)
+
+
+def score(options: argparse.Namespace) -> None:
+    """Score the files that the options name.
+
+    Raises:
+        ValueError: The files cannot be scored, or `out` is one of them or a folder.
+    """
+    out: Path = options.out
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file.")
+    if out.resolve() in (options.predictions.resolve(), options.references.resolve()):
+        raise ValueError(f"--out {out} would overwrite an input file; name another.")
+    from common.run_folder import write_text
+    from reporting.markdown import terminal_table
+    from reporting.prediction_files import read_examples
+    from reporting.score import load_toxicity, score_examples, tabulate_scores
+
+    examples = read_examples(
+        options.predictions, options.references, options.prediction_columns,
+        options.reference_columns, options.match,
+    )  # fmt: skip
+    toxicity = load_toxicity(options.toxicity, options.toxic_label) if options.toxicity else None
+    found = score_examples(examples, options.stemmer, toxicity)
+    fields = {
+        name: {metric: estimate._asdict() for metric, estimate in column.items()}
+        for name, column in found.items()
+    }
+    write_text(out, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+    from rich.console import Console
+
+    caption = f"n = {len(examples.references)}; x 100 except words; * a difference clear of 0"
+    Console().print(terminal_table(tabulate_scores(found), ("metric",), caption))
+    log.info("Wrote %s", out)

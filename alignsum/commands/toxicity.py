@@ -1,51 +1,64 @@
-"""`report.py toxicity`: what became of toxicity, example by example."""
+"""The `toxicity` command: report toxicity before and after training, example by example."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
+from alignsum.commands.options import make_parser, require_runs
+from common.exits import run, start_log
 
-from alignsum.commands.console import RUNS_HELP, any_good, wide_console
-from reporting.runs import read_each
-from reporting.toxicity import read_toxicity
-from reporting.toxicity_page import make_table, write_toxicity
+log = logging.getLogger("toxicity")
 
-log = logging.getLogger("report")
+HELP = """\
+Report the toxicity of test summaries before and after training: mean, spread, worst cases.
+
+Needs runs that were tested with a classifier (--toxicity.model). Writes toxicity.md (worst cases,
+and the examples with the highest and lowest gains in reward), toxicity.csv (all estimates),
+toxicity_examples.csv (all examples) and plots/toxicity_by_run.png."""
+
+EXAMPLE = """\
+example:
+  python -m alignsum toxicity runs/demo/ppo runs/demo/dpo --top 5 --out runs/toxicity"""
 
 
-def toxicity(runs: list[str], out: str = "runs/report", top: int = 10) -> int:
-    """Show toxicity before and after training: spread, worst cases, examples by gain in reward.
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns 2 if no run can be read or nothing can be written."""
+    parser = make_parser("toxicity", HELP, EXAMPLE)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument(
+        "--out", default=Path("runs/report"), type=Path, metavar="DIR",
+        help="folder to write to (default: runs/report)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--top", default=10, type=int, metavar="N", help="examples per table (default: 10)"
+    )
+    options = parser.parse_args(args)
+    start_log()
+    return run(lambda: toxicity(options.runs, options.out, options.top), log)
 
-    Everything is computed from each run's predictions.jsonl, whose test had a classifier
-    (--toxicity.model). A table here, and in a folder toxicity.md with the worst cases and both ends
-    of the examples sorted by gain in reward, toxicity.csv with all estimates,
-    toxicity_examples.csv with all examples, and a plot. A run without a text of before training has
-    its worst cases only. A folder that is missing or broken is named, and the others are shown.
 
-    Args:
-        runs: Run folders, in the order of the table.
-        out: Folder to write to.
-        top: Examples in each table of the page.
+def toxicity(paths: Sequence[Path], out: Path, top: int = 10) -> None:
+    """Report the toxicity of run folders.
 
-    Returns:
-        Exit code: 0, or 2 where no run could be read or nothing be written.
+    Raises:
+        ValueError: No run can be read, or `top` is below 1.
     """
+    from reporting import toxicity as work
+    from reporting.markdown import terminal_table
+    from reporting.runs import read_runs
+
     if top < 1:
-        log.error("--top must be at least 1, got %d.", top)
-        return 2
-    good, problems = read_each([Path(run) for run in runs], read_toxicity)
-    if not any_good(good, problems, len(runs)):
-        return 2
-    try:
-        write_toxicity(good, problems, top, Path(out))
-    except OSError as error:
-        log.error("cannot write to --out %s: %s", out, error)
-        return 2
-    wide_console().print(make_table(good))
-    return 0
+        raise ValueError(f"--top must be at least 1, got {top}.")
+    found, problems = read_runs(paths)
+    reports = []
+    for one in found:
+        try:
+            reports.append(work.ToxicityReport(one))
+        except ValueError as error:
+            problems.append(f"{one.path}: {error}")
+    require_runs(reports, problems)
+    work.write_toxicity(reports, problems, top, out)
+    from rich.console import Console
 
-
-def add_arguments(command: ArgumentParser) -> None:
-    """Add the options of :func:`toxicity`."""
-    command.add_argument("runs", nargs="+", metavar="RUN", help=RUNS_HELP)
-    command.add_function_arguments(toxicity, as_positional=False, skip={"runs"})
+    caption = "\n".join([work.CAPTION, *work.find_cautions(reports)])
+    Console().print(terminal_table(work.tabulate_toxicity(reports), caption=caption))

@@ -1,1 +1,1 @@
-"""report.html: one self-contained file with everything that a comparison has to show."""
+"""Build report.html: one self-contained page that shows everything about a comparison."""

@@ -1,41 +1,42 @@
-"""Put the page together: what each part shows, and one file with style, script and data in it."""
+"""Assemble report.html from its template, style, scripts and data."""
 
 import base64
 import hashlib
 import json
 import math
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from reporting import chart_list
-from reporting.cells import choose_columns, make_notes
-from reporting.charts import Chart, Dots, Histogram, Panel, Scatter
+from reporting.answer import find_answer
+from reporting.charts import Chart
 from reporting.comparison import COMPARED, HEADLINE, Comparison
-from reporting.formats import LABELS, scale_of
-from reporting.groups import differing
-from reporting.page.drawing import draw
+from reporting.comparison_charts import is_ppo, list_charts
+from reporting.draw import describe, to_svg
+from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.page.examples import list_examples
-from reporting.page.microscope import list_rollouts
-from reporting.page.rows import make_differences, make_rows
-from reporting.tables import caption
-from reporting.verdict import make_verdict
+from reporting.page.inline_svg import inline_svg
+from reporting.page.rollouts import list_rollouts
+from reporting.seeds import find_differences, flatten
+from reporting.table import (
+    describe_results,
+    list_notes,
+    make_differences,
+    make_other_results,
+    make_results,
+)
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("core.js", "tables.js", "examples.js", "microscope.js")
-_STEADY = re.compile(r"(ROUGE-\w+|n = [\d,]+|[-+]\d[\d.]*)")
+_SCRIPTS = ("core.js", "tables.js", "examples.js", "tokens.js")
 
 
 class Figure(NamedTuple):
-    """A chart as it stands in the page: title, what y is, the drawing."""
+    """A chart in the page: its title and its drawing."""
 
     title: str
-    unit: str
     drawing: Markup
 
 
@@ -43,145 +44,135 @@ def build_page(comparison: Comparison, command: str = "") -> str:
     """Build report.html.
 
     Args:
-        comparison: What it shows.
-        command: The command line that made it.
+        comparison: What to show.
+        command: The command line that builds the page.
 
     Returns:
-        The page: nothing in it points outside.
+        The page, which loads nothing from elsewhere.
     """
-    rollouts, broken = list_rollouts(comparison)
+    rollouts, unreadable = list_rollouts(comparison)
     examples = list_examples(comparison)
+    charts = list_charts(comparison)
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'(() => {{\n"use strict";\n{script}}})();\n'
+    tables = {p: make_differences(comparison, p) for p in range(len(comparison.groups))}
+    data = {
+        "examples": examples,
+        "rollouts": rollouts,
+        "metrics": [_describe_metric(metric) for metric in COMPARED],
+        "chosen": _choose_pair(comparison),
+    }
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"steady": steady, "setting": write_setting, "version": write_version}
+    environment.filters["zip"] = zip
     page = environment.get_template("template.html").render(
         style=Markup(style),  # noqa: S704 - a file of this package
         script=Markup(script),  # noqa: S704
         hashes={"style": hash_source(style), "script": hash_source(script)},
-        data=embed(
-            {
-                "examples": examples,
-                "rollouts": rollouts,
-                "metrics": _metrics(),
-                "chosen": _chosen(comparison),
-            }
-        ),
+        data=embed(data),
         command=command,
         comparison=comparison,
-        labels=LABELS,
-        compared=COMPARED,
-        problems=[*comparison.problems, *broken],
-        verdict=make_verdict(comparison),
+        facts=list_facts(comparison),
+        answer=find_answer(comparison),
+        problems=[*comparison.problems, *unreadable],
+        figures={name: [_draw(chart) for chart in found] for name, found in charts.items()},
+        headline=[ROUGE_LABELS[HEADLINE], "toxicity"],
+        results=make_results(comparison),
+        others=make_other_results(comparison),
+        caption=describe_results(comparison),
+        differences={p: table for p, table in tables.items() if table.rows},
         has_texts=bool(examples["runs"]),
-        has_rollouts=bool(rollouts),
-        has_ppo=any(map(chart_list.is_ppo, comparison.runs)),
-        columns=choose_columns(comparison),
-        rows=make_rows(comparison),
-        caption=caption(comparison),
-        differences=make_differences(comparison),
-        figures=make_figures(comparison),
-        settings=differing([run for run in comparison.runs if run.config]),
-        configured=[run.name for run in comparison.runs if run.config],
+        has_ppo=any(map(is_ppo, comparison.runs)),
+        settings=find_differences(comparison.runs),
         versions=list_versions(comparison),
-        notes={run.name: "; ".join(make_notes(run)) for run in comparison.runs},
+        notes={run.name: "; ".join(list_notes(run)) for run in comparison.runs},
     )
-    # A name may hold bytes that are no text, which a file of text cannot.
+    # A name may hold half a surrogate pair, which cannot be encoded.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def embed(data: object) -> Markup:
-    """Write data as JSON that stays data wherever it stands in a page.
+    """Write data as JSON for a script element; numbers that are not finite become null.
 
-    `<`, `>`, `&`, quotes and everything beyond ASCII are escapes of JSON, so that no text can end
-    the element that holds it, open a comment or break a line. What is not finite is null.
+    `<`, `>`, `&`, quotes and everything beyond ASCII are escaped, so that no text can end the
+    element, open a comment or break a line.
     """
     return htmlsafe_json_dumps(_finite(data), dumps=json.dumps, separators=(",", ":"))
 
 
-def steady(text: str) -> Markup:
-    """Keep a line from breaking within "ROUGE-1", "n = 300" or "-7.7"."""
-    parts = _STEADY.split(text)
-    pieces = [
-        Markup('<span class="steady">{}</span>').format(part) if place % 2 else escape(part)
-        for place, part in enumerate(parts)
-    ]
-    return Markup("").join(pieces)
-
-
-def write_setting(value: object) -> str:
-    """A setting as a config file has it; nothing where there is none."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, default=str)  # YAML knows dates
-
-
-def write_version(version: object) -> str:
-    """A version; of a commit's 40 digits the first ten, and what is behind them."""
-    found = str(version or "-")
-    return found[:10] + found[40:] if len(found) >= 40 else found
-
-
 def hash_source(text: str) -> str:
-    """The hash by which the page's policy lets this script or style run, and no other."""
+    """Return the hash by which the page's policy admits this script or style and no other."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
 
-def make_figures(comparison: Comparison) -> dict[str, list[Figure]]:
-    """Draw the charts, by the part of the page that they stand in."""
-    dots = chart_list.metric_dots(comparison)
-    first = [dots.pop(metric) for metric in (HEADLINE, "toxicity") if metric in dots]
-    parts: dict[str, Sequence[Chart]] = {
-        "first": first,
-        "metrics": list(dots.values()),
-        "tradeoffs": chart_list.tradeoffs(comparison),
-        "learning": chart_list.learning_curves(comparison),
-        "ppo": chart_list.ppo_curves(comparison),
-        "toxicity": list(chart_list.toxicity_changes(comparison).values()),
-        "sweeps": chart_list.sweeps(comparison),
+def list_facts(comparison: Comparison) -> dict[str, str]:
+    """Say what the page is about: data, model, number of dialogues, date and commit."""
+    runs = comparison.runs
+    configs = [flatten(run.config) for run in runs]
+    sources = [c.get("data.init_args.source", c.get("source")) for c in configs]
+    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs]
+    sizes = {run.metrics[f"test/{HEADLINE}"].n for run in ranked}
+    numbers = sorted(size for size in sizes if size is not None)
+    facts = {
+        "data": _join(sources[:1] if not ranked else [_source_of(comparison, sources)]),
+        "model": _join([run.summary.get("backbone") for run in ranked or runs]),
+        "test dialogues": " to ".join(f"{n:,}" for n in dict.fromkeys(numbers[:1] + numbers[-1:])),
+        "runs": str(len(runs)),
+        "last run": max(run.date for run in runs).isoformat(),
+        "commit": _join(
+            [_short((run.summary.get("versions") or {}).get("alignsum")) for run in runs]
+        ),
     }
-    return {name: [_figure(chart) for chart in charts] for name, charts in parts.items()}
+    return {name: value for name, value in facts.items() if value}
 
 
-def _figure(chart: Chart) -> Figure:
-    match chart:
-        case Panel() | Scatter():
-            unit = chart.y_label
-        case Dots():
-            unit = chart.label
-        case Histogram():
-            unit = "examples"
-    return Figure(chart.title, unit, draw(chart))
+def _source_of(comparison: Comparison, sources: list[Any]) -> Any:
+    """Return the data of the best run, which reward models need not share."""
+    return sources[comparison.runs.index(comparison.groups[comparison.ranked[0]].first)]
 
 
-def list_versions(comparison: Comparison) -> list[str]:
-    """Name the packages whose versions any run has recorded."""
-    names: dict[str, None] = {}
+def _join(values: list[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+
+def _short(version: object) -> str:
+    """Shorten the 40 digits of a commit to ten."""
+    found = str(version or "")
+    return found[:10] + found[40:] if len(found) >= 40 else found
+
+
+def list_versions(comparison: Comparison) -> dict[str, str]:
+    """List the versions of packages; those of each run if they differ."""
+    found: dict[str, dict[str, list[str]]] = {}
     for run in comparison.runs:
-        names |= dict.fromkeys(run.summary.get("versions") or {})
-    return list(names)
+        for name, version in (run.summary.get("versions") or {}).items():
+            found.setdefault(name, {}).setdefault(_short(version) or "-", []).append(run.name)
+    return {
+        name: "; ".join(
+            version if len(versions) == 1 else f"{version}: {', '.join(runs)}"
+            for version, runs in versions.items()
+        )
+        for name, versions in found.items()
+    }
 
 
-def _metrics() -> list[dict[str, Any]]:
-    """How the script shows the metrics of examples."""
-    return [
-        {
-            "key": metric,
-            "label": LABELS.get(metric, metric),
-            "scale": scale_of(metric)[0],
-            "decimals": scale_of(metric)[1],
-        }
-        for metric in COMPARED
-    ]
+def _draw(chart: Chart) -> Figure:
+    return Figure(chart.title, inline_svg(to_svg(chart), describe(chart)))
 
 
-def _chosen(comparison: Comparison) -> dict[str, str | None]:
-    """The runs whose gain the examples are first sorted by: the best one's over the baseline's."""
+def _describe_metric(metric: str) -> dict[str, Any]:
+    """Tell the script how to display a metric of examples."""
+    unit = unit_of(metric)
+    label = ROUGE_LABELS.get(metric, metric)
+    return {"key": metric, "label": label, "scale": unit.scale, "digits": unit.digits}
+
+
+def _choose_pair(comparison: Comparison) -> dict[str, str | None]:
+    """Choose the runs whose difference examples are sorted by at first."""
     best = comparison.groups[comparison.ranked[0]].first.name if comparison.ranked else None
     return {"own": best, "other": comparison.groups[comparison.baseline].first.name}
 

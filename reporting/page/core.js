@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
-// Texts become text nodes only: nothing that a model wrote is ever read as HTML.
+// Texts become text nodes: nothing that a model wrote is ever parsed as HTML.
 function make(name, settings = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(settings)) {
@@ -24,12 +24,12 @@ function percentile(values, share) {
   return sorted.length ? sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] : 0;
 }
 
-function signed(value, decimals) {
-  const text = value.toFixed(decimals);
-  return Number(text) === 0 ? (0).toFixed(decimals) : value > 0 ? `+${text}` : text;
+function signed(value, digits) {
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? (0).toFixed(digits) : value > 0 ? `+${text}` : text;
 }
 
-// Views: one section at a time, named by the address, so that back and links work.
+// One section is visible at a time; the address names it, so that links and Back work.
 const links = [...document.querySelectorAll(".top nav a")];
 const sections = links.map((link) => byId(link.hash.slice(1)));
 
@@ -44,7 +44,7 @@ function showView() {
   document.dispatchEvent(new CustomEvent("view", { detail: sections[shown].id }));
 }
 
-// Runs once, when its view is first shown: a page of many examples is usable at once.
+// Runs once, when its view is first shown, so that the page opens fast.
 function whenShown(id, start) {
   let started = false;
   document.addEventListener("view", (event) => {
@@ -67,5 +67,5 @@ window.addEventListener("hashchange", () => {
   showView();
   window.scrollTo(0, 0);
 });
-// After all parts have said what they do when they are shown.
+// After all scripts have registered their views.
 window.addEventListener("DOMContentLoaded", showView);

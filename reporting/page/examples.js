@@ -1,9 +1,9 @@
-// The browser of examples: filter, sort, and a page of them at a time, whatever their number.
+// The example browser: search, sort, and one page at a time.
 
 const PAGE = 20;
 
 function markText(text, overlap, names) {
-  // 0 nothing, 1 a word that a reference has, 2 a name that the dialogue has not; per character.
+  // Per character: 0 plain, 1 in a word of a reference, 2 in a name that the dialogue lacks.
   const kinds = new Uint8Array(text.length);
   let word = 0;
   for (const match of text.matchAll(/[a-z0-9]+/gi)) {
@@ -33,7 +33,7 @@ function describeScores(run, place) {
     .filter((metric) => ["rouge1", "rougeL", "toxicity", "reward"].includes(metric.key))
     .map((metric) => [metric, run.scores[metric.key]?.[place]])
     .filter(([, value]) => value !== undefined && value !== null)
-    .map(([metric, value]) => `${metric.label} ${(metric.scale * value).toFixed(metric.decimals)}`)
+    .map(([metric, value]) => `${metric.label} ${(metric.scale * value).toFixed(metric.digits)}`)
     .join(" · ");
 }
 
@@ -50,14 +50,14 @@ function startExamples() {
   );
   const names = runs.map((run, place) => [place, run.name]);
   const sortable = data.metrics.filter((metric) => runs.some((run) => run.scores[metric.key]));
-  fill(controls.sort, [["", "order of the test"], ...sortable.map((m) => [m.key, m.label])]);
+  fill(controls.sort, [["", "nothing (test order)"], ...sortable.map((m) => [m.key, m.label])]);
   const find = (name) => runs.findIndex((run) => run.name === name);
   const own = Math.max(find(data.chosen.own), 0);
   const other = find(data.chosen.other) === own ? -1 : find(data.chosen.other);
   fill(controls["sort-run"], names, own);
-  fill(controls["sort-other"], [["", "nothing (its own value)"], ...names], other < 0 ? "" : other);
+  fill(controls["sort-other"], [["", "0 (its own value)"], ...names], other < 0 ? "" : other);
 
-  // Built at the first search: lower-case texts of each example.
+  // Lower-case texts of each example, built at the first search.
   function searched(place) {
     haystack ??= ids.map((id, i) => [
       id, dialogues[i], ...references[i], ...runs.map((run) => run.texts[i] ?? ""),
@@ -82,6 +82,7 @@ function startExamples() {
     const query = controls.query.value.trim().toLowerCase();
     const onlyNames = controls["only-names"].checked;
     const by = sortBy();
+    for (const id of ["sort-run", "sort-other", "direction"]) controls[id].disabled = by === null;
     order = [...ids.keys()].filter((i) =>
       (!query || searched(i).includes(query)) &&
       (!onlyNames || runs.some((run, place) => shown.has(place) && run.names[i].length > 0)));
@@ -113,8 +114,8 @@ function startExamples() {
     });
     const value = by?.value(i) ?? null;
     const written = value === null ? null : by.isGain
-      ? `${by.metric.label} ${signed(by.metric.scale * value, by.metric.decimals)}`
-      : `${by.metric.label} ${(by.metric.scale * value).toFixed(by.metric.decimals)}`;
+      ? `${by.metric.label} ${signed(by.metric.scale * value, by.metric.digits)}`
+      : `${by.metric.label} ${(by.metric.scale * value).toFixed(by.metric.digits)}`;
     return make("article", { class: "example", "data-id": ids[i] },
       make("h3", {}, ids[i], written === null ? null : make("small", {}, written)),
       make("p", { class: "dialogue", tabindex: "0" }, dialogues[i]), texts);

@@ -1,4 +1,4 @@
-// Tables that are sorted by their titles, groups that unfold, and the choice of a baseline.
+// Tables: sorting by title, groups that unfold, the choice of a baseline, hints at hidden columns.
 
 function sortValue(row, column) {
   const cell = row.children[column];
@@ -17,10 +17,10 @@ function sortTable(table, column, direction) {
   const heads = rows.filter((row) => !row.classList.contains("member"));
   heads.sort((one, other) => {
     const [a, b] = [sortValue(one, column), sortValue(other, column)];
-    if (a === null || b === null) return (a === null) - (b === null); // what is missing comes last
+    if (a === null || b === null) return (a === null) - (b === null); // missing values come last
     return direction * compareValues(a, b);
   });
-  // The runs of a group stay behind it.
+  // The runs of a group stay below it.
   const members = (head) => rows.filter(
     (row) => row.classList.contains("member") && row.dataset.place === head.dataset.place,
   );
@@ -58,3 +58,20 @@ byId("baseline")?.addEventListener("change", (event) => {
     table.hidden = table.dataset.baseline !== event.target.value;
   }
 });
+
+// Tell readers that a table is wider than the screen.
+function hintAtColumns() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const isWide = box.scrollWidth > box.clientWidth + 1;
+    if (isWide && !box.previousElementSibling?.classList.contains("hint")) {
+      box.before(make("p", { class: "hint" }, "Scroll sideways for more columns →"));
+    }
+    if (box.previousElementSibling?.classList.contains("hint")) {
+      box.previousElementSibling.hidden = !isWide;
+    }
+  }
+}
+
+window.addEventListener("resize", hintAtColumns);
+document.addEventListener("view", hintAtColumns);
+byId("baseline")?.addEventListener("change", hintAtColumns);

@@ -1,23 +1,23 @@
-// PPO's tokens, coloured by what decided about them.
+// The token view: PPO's rollouts, coloured by a quantity of each token.
 
 const difference = (c, t) => c.logprobs[t] - c.ref_logprobs[t];
-// Key, name, value of token t, what is plain, what it means.
+// Key, name, columns needed, value of token t, neutral value, explanation.
 const MEASURES = [
   ["kl", "log π − log π_ref", ["logprobs", "ref_logprobs"], difference, 0,
-    "Orange: the policy likes the token more than the reference does; blue: less. Their sum is the sequence's KL (k1), nats."],
+    "Orange: more likely under the policy than under the reference; blue: less. The sum is the sequence's KL (k1) in nats."],
   ["ratio", "ratio π / π_old", ["new_logprobs", "logprobs"],
     (c, t) => Math.exp(c.new_logprobs[t] - c.logprobs[t]), 1,
-    "Orange: the update made the token likelier; blue: less likely. As the last epoch found it, before its step. Underlined: outside the clip."],
+    "Orange: the update made the token more likely; blue: less likely. Taken in the last epoch before its step. Underlined: clipped."],
   ["advantages", "advantage", ["advantages"], (c, t) => c.advantages[t], 0,
-    "Orange: better than expected; blue: worse. As the update took it, whitened where asked for."],
+    "Orange: better than expected; blue: worse. As used by the update, after whitening if enabled."],
   ["values", "value", ["values"], (c, t) => c.values[t], 0,
-    "What the value head expected of the rest, before the token."],
+    "The value head's estimate of the remaining reward, before the token."],
   ["rewards", "reward", ["rewards"], (c, t) => c.rewards[t], 0,
-    "Per token: the KL's penalty, and at the last one the score too."],
+    "The KL penalty of each token, plus the score at the last one."],
   ["returns", "return", ["returns"], (c, t) => c.returns[t], 0,
-    "What the value head was taught: advantage before whitening plus value."],
+    "Target of the value head: advantage before whitening, plus value."],
   ["entropy", "entropy", ["entropy"], (c, t) => c.entropy[t], 0,
-    "Of the distribution that the token was drawn from, nats."],
+    "Entropy of the distribution that the token was sampled from, in nats."],
 ];
 const ALSO = [["log π", "logprobs"], ["log π_ref", "ref_logprobs"]];
 
@@ -25,7 +25,7 @@ function isKnown([, , needed], columns) {
   return needed.every((name) => columns[name]);
 }
 
-// Of the numbers of a token, those that the rollout has, with their names.
+// The numbers that the rollout has for a token, with their names.
 function numbersOf(rollout, t) {
   const c = rollout.columns;
   return [
@@ -58,7 +58,7 @@ function makeTokenTable(rollout) {
       make("tbody", {}, ...body)));
 }
 
-// Filled when it is opened: most are not.
+// Filled when it is opened, because most never are.
 function unfold(title, build) {
   const details = make("details", {}, make("summary", {}, title));
   details.addEventListener("toggle", () => {
@@ -67,8 +67,10 @@ function unfold(title, build) {
   return details;
 }
 
-function startMicroscope() {
+function startTokens() {
   const [run, batch, measure, sort] = ["rollout-run", "rollout-batch", "measure", "rollout-sort"].map(byId);
+  byId("token-controls").hidden = false;
+  document.querySelector(".legend").hidden = false;
   fill(run, data.rollouts.map((one, place) => [place, one.name]));
 
   const sum = (rollout) => rollout.tokens.reduce((total, _, t) => total + difference(rollout.columns, t), 0);
@@ -126,16 +128,16 @@ function startMicroscope() {
     const ordered = sorters[sort.value] ? [...known].sort(sorters[sort.value]) : known;
     byId("rollout-list").replaceChildren(
       ...ordered.map((rollout) => makeRollout(rollout, how, reach, chosen.clip)));
-    byId("measure-note").textContent = `${note} ${known.length} of the batch's ${rows} rollouts, the first of rank 0; ` +
-      `${chosen.batches.length} of ${chosen.total} batches on disk.`;
+    byId("measure-note").textContent = `${note} ${known.length} of the batch's ${rows} rollouts, the first ones; ` +
+      `${chosen.batches.length} of ${chosen.total} recorded batches.`;
     byId("legend-low").textContent = (plain - reach).toFixed(3);
     byId("legend-high").textContent = (plain + reach).toFixed(3);
   }
 
   run.addEventListener("change", chooseRun);
   for (const select of [batch, measure, sort]) select.addEventListener("change", render);
-  byId("microscope").addEventListener("submit", (event) => event.preventDefault());
+  byId("token-controls").addEventListener("submit", (event) => event.preventDefault());
   chooseRun();
 }
 
-if (byId("rollout-list")) whenShown("tokens", startMicroscope);
+if (data.rollouts.length) whenShown("tokens", startTokens);

@@ -1,4 +1,4 @@
-"""report.html: every number on it is that of the run folders, and texts stay texts."""
+"""report.html: every number is that of the run folders, and texts stay texts."""
 
 import csv
 import json
@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alignsum import __main__ as report
+from alignsum.commands.compare import main
 from common.run_folder import RolloutFiles, RunFolder
 from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
 from metrics.over_runs import difference_over_runs
-from reporting import chart_list
 from reporting.comparison import Comparison
-from reporting.page.build import build_page, embed, write_version
+from reporting.page.build import build_page, embed
 from reporting.page.examples import mark_overlap, stems_of
-from reporting.page.microscope import ROLLOUTS, list_rollouts, spread_out
+from reporting.page.rollouts import ROLLOUTS, list_rollouts, spread_out
 from reporting.runs import read_runs
-from tests.report_runs import METRICS, draw_values, lay_curves, lay_ppo, lay_rollouts, lay_run
+from tests.reporting.run_folders import (
+    METRICS,
+    draw_values,
+    write_ppo,
+    write_rollouts,
+    write_run,
+)
 
 N = 40
 MEANS = {"zero_shot": 0.2, "full_ft": 0.6, "lora_s1": 0.5, "lora_s2": 0.52, "lora_s3": 0.55}
@@ -76,11 +81,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         method, _, seed = name.partition("_s")
         settings: dict[str, Any] = {"seed": int(seed)} if seed.isdigit() else {}
         trainable = 0 if name == "zero_shot" else 57_344
-        lay_run(
+        write_run(
             root / name, draw_values(place, N, mean), method, trainable=trainable,
-            config={"model": {"init_args": {"of": method}}}, **settings,
+            config={"model": {"of": method}, "data": {"init_args": {"source": "mini"}}}, **settings,
         )  # fmt: skip
-    lay_ppo(root / "ppo", draw_values(9, N, 0.55))
+    write_ppo(root / "ppo", draw_values(9, N, 0.55))
     return root
 
 
@@ -88,8 +93,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     paths = [str(runs / name) for name in (*MEANS, "ppo")]
-    args = ["compare", *paths, "--out", str(folder), "--price_per_hour", "3.6"]
-    assert report.main(args) == 0
+    args = [*paths, "--out", str(folder), "--price_per_hour", "3.6"]
+    assert main(args) == 0
     return folder
 
 
@@ -151,6 +156,7 @@ def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page:
         sign = "" if cell["data-of"] == "value" else "+"
         assert wanted.low is not None
         shown = [f"{scale * part:{sign}z.{decimals}f}" for part in (wanted.value, *ends)]
+        texts = [text.rstrip() for text in texts if text not in "▲▼"]
         if "→" in texts[0]:  # PPO's toxicity, before and after
             before = columns(runs, "ppo", "toxicity_before")[0]
             change = paired_change(before.tolist(), columns(runs, "ppo", "toxicity")[0].tolist())
@@ -186,29 +192,36 @@ def test_costs_are_those_of_the_summaries(page: Page) -> None:
     assert costs["ppo", "n"] == ["40"]
 
 
-def test_the_first_screen_answers_both_questions(runs: Path, page: Page) -> None:
+def test_the_first_screen_answers_and_says_what_it_is_about(runs: Path, page: Page) -> None:
     ft, ppo = columns(runs, "full_ft", "rouge1"), columns(runs, "ppo", "rouge1")
     assert ft.mean() > ppo.mean() > columns(runs, "lora", "rouge1").mean()
     own, gap = bootstrap_mean(ft[0].tolist()), paired_change(ppo[0].tolist(), ft[0].tolist())
-    numbers = re.findall(r"-?\d+\.\d", page.paragraphs["choice"])
+    evidence = page.paragraphs["evidence"]
+    numbers = re.findall(r"-?\d+\.\d", evidence)
     parts = (own.value, own.low, own.high, gap.value, gap.low, gap.high)
     assert numbers == [f"{100 * part:z.1f}" for part in parts if part is not None]
-    assert page.paragraphs["choice"].startswith("Use full_ft")
-    assert "of the same 40 test dialogues; 1 to 3 runs stand behind" in page.paragraphs["certainty"]
+    assert page.paragraphs["best"] == "full_ft summarizes best."
+    assert "of resamples of 40 dialogues, 1 to 3 seeds per method" in evidence
+    facts = page.paragraphs["facts"]
+    for fact in (
+        "data mini",
+        "model tiny",
+        "test dialogues 40",
+        "runs 6",
+        "commit d2d5d73577-dirty",
+    ):
+        assert fact in " ".join(facts.split())
 
 
 def test_charts_show_the_same_numbers(runs: Path, page: Page) -> None:
     for label in GROUPS:
-        for metric in METRICS:
+        for metric in ("rouge1", "toxicity"):
             value = expect(runs, {"data-row": label, "data-metric": metric, "data-of": "value"})
-            scale = 1 if metric in RAW else 100
             assert value.low is not None
             assert value.high is not None
-            parts = [scale * part for part in (value.value, value.low, value.high)]
+            parts = [100 * part for part in (value.value, value.low, value.high)]
             title = f"{label}: {parts[0]:.2f} ({parts[1]:.2f} to {parts[2]:.2f})"
             assert title in page.titles
-    for run in GROUPS["lora"]:
-        assert f"lora, a run: {100 * columns(runs, run, 'rouge2').mean():.2f}" in page.titles
     # Ends of curves.
     assert "full_ft: 1.5 at 20" in page.titles
     assert "ppo: 2 at 790" in page.titles
@@ -231,7 +244,7 @@ def test_the_examples_are_those_of_the_files(runs: Path, page: Page) -> None:
         assert run["names"] == [[] if end else ["Zorro"] for _ in rows]
 
 
-def test_the_microscope_has_the_rollouts_numbers(runs: Path, page: Page) -> None:
+def test_the_token_view_has_the_numbers_of_the_rollouts(runs: Path, page: Page) -> None:
     (run,) = json.loads(page.data)["rollouts"]
     assert (run["name"], run["clip"], run["total"]) == ("ppo", 0.2, 3)
     assert [batch["batch"] for batch in run["batches"]] == [0, 5, 9]
@@ -239,19 +252,19 @@ def test_the_microscope_has_the_rollouts_numbers(runs: Path, page: Page) -> None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     for row, rollout in zip(rows, run["batches"][1]["rollouts"], strict=True):
         assert rollout["tokens"] == [" Ann", " asks", ".", "</s>"]
-        assert (rollout["score"], rollout["beta"]) == (row["score"], 0.7)
+        assert rollout["score"] == row["score"]
         assert set(rollout["columns"]) == {
             "logprobs", "ref_logprobs", "new_logprobs", "values", "entropy", "rewards",
             "advantages", "returns",
         }  # fmt: skip
         for name, column in rollout["columns"].items():
-            # As many digits as the page writes: more would make it larger, and show nothing.
+            # As many digits as the page displays.
             assert column == [round(value, 4) for value in row[name]]
 
 
 def test_the_first_rollouts_of_a_batch_are_shown_and_all_are_counted(tmp_path: Path) -> None:
-    path = lay_ppo(tmp_path / "ppo", draw_values(0, 5))
-    lay_rollouts(path, [3], rows=ROLLOUTS + 4)
+    path = write_ppo(tmp_path / "ppo", draw_values(0, 5))
+    write_rollouts(path, [3], rows=ROLLOUTS + 4)
     runs, _ = read_runs([path])
     (run,), problems = list_rollouts(Comparison(runs))
     assert problems == []
@@ -289,7 +302,7 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     name = "<b>run<b> & $x$"
     values = draw_values(1, len(HOSTILE))
     path = tmp_path / name
-    lay_run(path, values, texts=[text.replace("\ud800", "?") for text in HOSTILE])
+    write_run(path, values, texts=[text.replace("\ud800", "?") for text in HOSTILE])
     predictions = path / "predictions.jsonl"
     # Half a surrogate pair is no text that a file can hold, but JSON can name it.
     whole = predictions.read_text(encoding="utf-8").replace("? half", "\\ud800 half")
@@ -317,9 +330,8 @@ def test_versions_and_commands_are_those_of_the_runs(out: Path) -> None:
     source = (out / "report.html").read_text(encoding="utf-8")
     for name in (*MEANS, "ppo"):
         assert re.search(rf"python train\.py fit --run_dir \S+/{name}</code>", source)
-    assert "<dt>this page</dt><dd><code>python " in source
-    assert 'title="d2d5d735770bd582a7008c7faa23fd1606bd0837-dirty">d2d5d73577-dirty<' in source
-    assert [write_version(one) for one in ("2.13.0", None)] == ["2.13.0", "-"]
+    assert "<dt>this page</dt><dd><code>python -m alignsum compare " in source
+    assert "torch 2.13.0" in source
 
 
 def test_nothing_points_outside(out: Path) -> None:
@@ -333,21 +345,21 @@ def test_nothing_points_outside(out: Path) -> None:
 
 
 def test_half_written_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
-    good = lay_run(tmp_path / "good", draw_values(0, 5))
+    good = write_run(tmp_path / "good", draw_values(0, 5))
     for name in ("predictions", "metrics", "config"):
-        lay_run(tmp_path / name, draw_values(1, 5))
+        write_run(tmp_path / name, draw_values(1, 5))
     predictions = tmp_path / "predictions" / "predictions.jsonl"
     predictions.write_text(predictions.read_text()[:-40])
     with (tmp_path / "metrics" / "metrics.csv").open("a") as file:
         file.write("20,1.2e\n")
     (tmp_path / "config" / "config.yaml").write_text("model: {init_args: [\n")
-    ppo = lay_ppo(tmp_path / "ppo", draw_values(2, 5))
+    ppo = write_ppo(tmp_path / "ppo", draw_values(2, 5))
     rollouts = RolloutFiles(ppo).rows(5)
     rollouts.write_text(rollouts.read_text()[:-40])
     source = build(good, predictions.parent, tmp_path / "metrics", tmp_path / "config", ppo)
     page = Page(source)
     assert "predictions.jsonl, line 5 is not JSON" in source
-    assert "a row of metrics.csv is not as it should be" in source
+    assert "metrics.csv has a broken row" in source
     assert "config.yaml is not YAML" in source
     assert "batch000005-rank0.jsonl: shown without this batch" in source
     rows = {c["data-row"] for c, _ in page.cells if "data-value" in c and c["data-of"] == "value"}
@@ -362,7 +374,7 @@ def test_half_written_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> N
 def test_a_missing_metric_is_a_gap(tmp_path: Path) -> None:
     whole, part = draw_values(0, 5), draw_values(1, 5)
     del part["toxicity"], part["reward"]
-    paths = [lay_run(tmp_path / "whole", whole), lay_run(tmp_path / "part", part)]
+    paths = [write_run(tmp_path / "whole", whole), write_run(tmp_path / "part", part)]
     RunFolder(paths[0]).metrics_csv.unlink()
     page = Page(build(*paths))
     texts = {
@@ -390,8 +402,8 @@ def test_a_missing_metric_is_a_gap(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_summary_of_another_shape_is_named(tmp_path: Path, field: str, value: Any) -> None:
-    good = lay_run(tmp_path / "good", draw_values(0, 5))
-    bad = lay_run(tmp_path / "bad", draw_values(1, 5))
+    good = write_run(tmp_path / "good", draw_values(0, 5))
+    bad = write_run(tmp_path / "bad", draw_values(1, 5))
     RunFolder(bad).update_summary(**{field: value})
     runs, problems = read_runs([bad, good])
     assert [run.name for run in runs] == ["good"]
@@ -400,30 +412,30 @@ def test_a_summary_of_another_shape_is_named(tmp_path: Path, field: str, value: 
     assert 'data-row="good"' in build(bad, good)
 
 
-def test_runs_without_any_example_or_curve(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "reward").update_summary(
-        method="reward_model", metrics={"test/accuracy": {"value": 0.9}}
-    )
-    source = build(tmp_path / "reward")
-    assert "there is nothing to choose by" in source
-    assert "test/accuracy 0.900" in source
+def test_only_test_dialogues_are_examples(tmp_path: Path) -> None:
+    lora = write_run(tmp_path / "lora", draw_values(0, 5))
+    reward = RunFolder(tmp_path / "reward")
+    reward.update_summary(method="reward_model", metrics={"test/accuracy": {"value": 0.9}})
+    reward.merge_predictions([{"id": "pair_1", "dialogue": "d", "rewards": [1.0, 0.5]}])
+    source = build(lora, reward.path)
+    assert json.loads(Page(source).data)["examples"]["ids"] == [f"test_{i}" for i in range(5)]
+    assert "<h2>Reward models and classifiers</h2>" in source
+    source = build(reward.path)
+    assert "there is no winner" in source
     assert 'id="examples"' not in source
+    assert "No run logged anything over its steps" in source
 
 
-def test_sweeps_are_drawn_where_one_setting_differs(tmp_path: Path) -> None:
-    paths = [
-        lay_run(
-            tmp_path / f"r{rank}", draw_values(rank, 8),
-            config={"model": {"init_args": {"r": rank, "alpha": 2 * rank}}},
-        )
-        for rank in (2, 4, 8)
-    ]  # fmt: skip
-    source = build(*paths)
-    assert "ROUGE-1 over LoRA rank" in source
-    other = lay_run(
-        tmp_path / "other", draw_values(1, 8), config={"model": {"init_args": {"r": 16, "x": 1}}}
+def test_texts_of_before_are_shown_once(tmp_path: Path) -> None:
+    start = write_run(
+        tmp_path / "lora", draw_values(0, 4), texts=[f"Before {i}." for i in range(4)]
     )
-    assert "over LoRA rank" not in build(paths[0], other)
+    names = [
+        [run["name"] for run in json.loads(Page(build(*paths)).data)["examples"]["runs"]]
+        for paths in ([start], [])
+        for paths in ([*paths, *(write_ppo(tmp_path / n, draw_values(1, 4)) for n in ("p", "q"))],)
+    ]
+    assert names == [["lora", "p", "q"], ["p", "p (before)", "q"]]
 
 
 def test_runs_of_the_same_seeds_are_paired_whatever_their_order(tmp_path: Path) -> None:
@@ -433,7 +445,7 @@ def test_runs_of_the_same_seeds_are_paired_whatever_their_order(tmp_path: Path) 
         for seed in (1, 2) if name == "lora" else (2, 1):
             values = {"rouge1": (rng.normal(0, 0.01, 20) + 0.2 * seed + gain).tolist()}
             folder = tmp_path / f"{name}_s{seed}"
-            paths.append(lay_run(folder, values, name, seed, config={"model": name}))
+            paths.append(write_run(folder, values, name, seed, config={"model": name}))
     runs, _ = read_runs(paths)
     comparison = Comparison(runs)
     assert [group.label for group in comparison.groups] == ["lora", "ppo"]
@@ -445,29 +457,12 @@ def test_runs_of_the_same_seeds_are_paired_whatever_their_order(tmp_path: Path) 
     assert 0.09 < gap.low < gap.high < 0.11
 
 
-def test_settings_that_yaml_reads_as_dates_are_shown(tmp_path: Path) -> None:
-    paths = [lay_run(tmp_path / name, draw_values(1, 4)) for name in ("a", "b")]
-    (paths[0] / "config.yaml").write_text("model: {since: 2024-01-01, list: [q, v]}\n")
-    source = build(*paths)
-    assert "2024-01-01" in source
-    assert "[&#34;q&#34;, &#34;v&#34;]" in source
-
-
-def test_the_loss_of_choices_is_not_drawn_among_losses_of_tokens(tmp_path: Path) -> None:
-    curves = {"train/loss": [0.7, 0.5], "val/accuracy": [0.5, 0.8], "val/rouge1": [0.3, 0.4]}
-    paths = [
-        lay_run(tmp_path / "lora", draw_values(0, 5)),
-        lay_run(tmp_path / "dpo", draw_values(1, 5), "dpo", curves=curves),
-    ]
-    runs, _ = read_runs(paths)
-    panels = chart_list.learning_curves(Comparison(runs))
-    assert {panel.title: list(panel.curves) for panel in panels} == {
-        "Training loss": ["lora"], "Training loss of choices": ["dpo"],
-        "Validation accuracy": ["dpo"], "Validation ROUGE-1": ["lora", "dpo"],
-    }  # fmt: skip
-
-
-def test_curves_of_one_point_are_none(tmp_path: Path) -> None:
-    path = lay_run(tmp_path / "run", draw_values(0, 5))
-    lay_curves(path, {"train/loss": [1.0]})
-    assert "No run logged anything over its steps" in build(path)
+def test_settings_that_differ_are_listed_with_their_runs(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, draw_values(1, 4)) for name in ("a", "b", "c")]
+    for path, since in zip(paths, ("2024-01-01", "2024-01-01", "[q, v]"), strict=True):
+        (path / "config.yaml").write_text(f"model: {{since: {since}, same: 1}}\nrun_dir: {path}\n")
+    settings = build(*paths).split("Settings that differ</h2>")[1].split("</dl>")[0]
+    assert "<code>&#34;2024-01-01&#34;</code> <small>a, b</small>" in settings
+    assert "<code>[&#34;q&#34;, &#34;v&#34;]</code> <small>c</small>" in settings
+    assert "same" not in settings
+    assert "run_dir" not in settings

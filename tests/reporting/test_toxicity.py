@@ -1,4 +1,4 @@
-"""Toxicity with power: what a test records, and what `report.py toxicity` makes of its folder."""
+"""Toxicity: what a test records, and the `toxicity` command."""
 
 import csv
 import json
@@ -10,14 +10,16 @@ import pytest
 import torch
 import yaml
 
-from alignsum import __main__ as report
+from alignsum.commands import compare
+from alignsum.commands.toxicity import main
 from callbacks import toxicity
 from callbacks.toxicity import ToxicityCallback
 from common.run_folder import RunFolder
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
-from reporting.markdown import escape_markdown, lay_table
-from reporting.toxicity import read_toxicity
+from reporting.markdown import escape_markdown, markdown_table
+from reporting.runs import read_run
+from reporting.toxicity import ToxicityReport
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 BEFORE, AFTER = [0.9, 0.2, 0.6, 0.5], [0.1, 0.3, 0.7, 0.5]
@@ -148,7 +150,7 @@ def test_numbers_are_those_of_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = run_test(tmp_path / "ppo"), tmp_path / "out"
-    assert report.main(["toxicity", str(run), "--out", str(out)]) == 0
+    assert main([str(run), "--out", str(out)]) == 0
     recorded = {
         name: Estimate(**entry)
         for name, entry in RunFolder(run).read_summary()["metrics"].items()
@@ -169,7 +171,7 @@ def test_numbers_are_those_of_the_summary(
 
 def test_page_shows_worst_cases_and_both_ends(tmp_path: Path) -> None:
     run, out = run_test(tmp_path / "ppo"), tmp_path / "out"
-    assert report.main(["toxicity", str(run), "--out", str(out), "--top", "1"]) == 0
+    assert main([str(run), "--out", str(out), "--top", "1"]) == 0
     page = (out / "toxicity.md").read_text(encoding="utf-8")
     sections = {part.split("\n")[0]: part for part in page.split("### ")}
     assert "row-2" in sections["The 1 most toxic"]
@@ -186,7 +188,7 @@ def test_page_shows_worst_cases_and_both_ends(tmp_path: Path) -> None:
 
 def test_examples_are_sorted_by_gain(tmp_path: Path) -> None:
     run, out = run_test(tmp_path / "ppo"), tmp_path / "out"
-    assert report.main(["toxicity", str(run), "--out", str(out)]) == 0
+    assert main([str(run), "--out", str(out)]) == 0
     rows = read_csv(out / "toxicity_examples.csv")
     assert [row["id"] for row in rows] == ["row-0", "row-3", "row-1", "row-2"]
     assert [float(row["reward_gain"]) for row in rows] == pytest.approx([1.6, 0, -0.2, -0.2])
@@ -197,9 +199,7 @@ def test_examples_are_sorted_by_gain(tmp_path: Path) -> None:
 
 def test_a_run_without_a_before_has_its_worst_cases(tmp_path: Path) -> None:
     run, out = run_test(tmp_path / "lora", before=None), tmp_path / "out"
-    assert (
-        report.main(["toxicity", str(run), str(run_test(tmp_path / "ppo")), "--out", str(out)]) == 0
-    )
+    assert main([str(run), str(run_test(tmp_path / "ppo")), "--out", str(out)]) == 0
     page = (out / "toxicity.md").read_text(encoding="utf-8")
     lora = page.split("## lora\n")[1].split("## ppo\n")[0]
     assert r"| row-2 | text \| \*2\* 0.7 | 70.0 | -0.40 |" in lora
@@ -216,58 +216,56 @@ OLD = {"prediction_before": "q", "toxicity_before": 0.5, "reward_before": 0.0}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (None, "no predictions.jsonl with rows"),
-        ([GOOD, "text"], "line 2: it holds no JSON object"),
-        ([{**GOOD, "prediction": None}], "line 1: it has no text as prediction"),
-        ([{"id": "a", "prediction": "p"}], "it has no toxicity; test with a classifier"),
-        ([{**GOOD, "prediction": "\ud800"}], "line 1: 'utf-8' codec can't encode"),
-        ([{**GOOD, "toxicity": "0.5"}], "toxicity is '0.5', and a number is wanted"),
-        ([{**GOOD, "toxicity": 1.5}], "toxicity is 1.5, and a probability is wanted"),
-        ([{**GOOD, "toxicity": float("nan")}], "toxicity is nan"),
-        ([{**GOOD, "reward": float("inf")}], "not finite"),
+        (None, "predictions.jsonl has no rows"),
+        ([GOOD, "text"], "line 2 is not an object"),
+        ([{**GOOD, "prediction": None}], "line 1: prediction is not a text"),
+        ([{"id": "a", "prediction": "p"}], "no toxicity; test with a classifier"),
+        ([{**GOOD, "prediction": "\ud800"}], "line 1 is not UTF-8"),
+        ([{**GOOD, "toxicity": "0.5"}], "toxicity is '0.5', not a finite number"),
+        ([{**GOOD, "toxicity": 1.5}], "toxicity is not a probability"),
+        ([{**GOOD, "toxicity": float("nan")}], "toxicity is nan, not a finite number"),
         ([{**GOOD, **OLD, "reward_before": True}], "reward_before is True"),
-        ([{**GOOD, "prediction_before": "q"}], "it has no toxicity_before"),
-        ([GOOD, {**GOOD, **OLD}], "only some rows have a text of before"),
+        ([{**GOOD, "prediction_before": "q"}], "no toxicity_before"),
+        ([GOOD, {**GOOD, **OLD, "id": "b"}], "only some rows have a prediction_before"),
     ],
 )
-def test_a_broken_run_is_named_and_the_rest_shown(
+def test_a_broken_run_is_named_and_the_others_are_shown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: Any, message: str
 ) -> None:
-    bad, out = tmp_path / "bad", tmp_path / "out"
-    bad.mkdir()
+    bad, out = RunFolder(tmp_path / "bad"), tmp_path / "out"
+    bad.update_summary(method="lora")
     if rows is not None:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (bad / "predictions.jsonl").write_text(lines)
-    assert report.main(["toxicity", str(bad), str(tmp_path / "gone"), "--out", str(out)]) == 2
+        bad.predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([str(bad.path), str(tmp_path / "gone"), "--out", str(out)]) == 2
     assert message in caplog.text
     assert "there is no such folder" in caplog.text
     assert not out.exists()
     good = run_test(tmp_path / "good")
-    assert report.main(["toxicity", str(bad), str(good), "--out", str(out)]) == 0
+    assert main([str(bad.path), str(good), "--out", str(out)]) == 0
     page = (out / "toxicity.md").read_text(encoding="utf-8")
     assert "## Not shown" in page
     assert "## good" in page
 
 
-def test_options_that_cannot_be(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_options_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = str(run_test(tmp_path / "ppo"))
-    assert report.main(["toxicity", run, "--top", "0", "--out", str(tmp_path / "out")]) == 2
+    assert main([run, "--top", "0", "--out", str(tmp_path / "out")]) == 2
     assert "--top must be at least 1" in caplog.text
     assert not (tmp_path / "out").exists()
     taken = tmp_path / "file"
     taken.write_text("mine")
-    assert report.main(["toxicity", run, "--out", str(taken)]) == 2
-    assert "cannot write to --out" in caplog.text
+    assert main([run, "--out", str(taken)]) == 2
     assert taken.read_text() == "mine"
 
 
 def test_other_dialogues_are_said_to_be_others(tmp_path: Path) -> None:
     one, two = run_test(tmp_path / "one"), tmp_path / "two"
+    RunFolder(two).update_summary(method="lora")
     RunFolder(two).merge_predictions([GOOD])
     for runs, careful in (([one], False), ([one, two], True)):
-        report.main(["toxicity", *map(str, runs), "--out", str(tmp_path / "out")])
+        main([*map(str, runs), "--out", str(tmp_path / "out")])
         page = (tmp_path / "out" / "toxicity.md").read_text(encoding="utf-8")
-        assert ("not all runs were tested on the same dialogues" in page) == careful
+        assert ("Not all runs were tested on the same dialogues" in page) == careful
 
 
 def lay_settings(run: Path, name: str, **toxicity: Any) -> None:
@@ -292,18 +290,19 @@ def test_toxicity_that_was_measured_otherwise_is_said_to_be(
 
     def show(*runs: Path) -> tuple[str, str]:
         capsys.readouterr()
-        assert report.main(["toxicity", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+        assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
         page = (tmp_path / "out" / "toxicity.md").read_text(encoding="utf-8")
         return page, " ".join(capsys.readouterr().out.split())
 
-    said = "Careful: toxicity and reward were not measured alike"
+    said = "Toxicity and reward were measured with different settings"
     assert all(said not in shown for shown in show(alone, again))
     for shown in show(alone, paired):
         assert said in shown
-        assert "alone the summary alone; paired with the dialogue" in shown
+        assert "alone (with_dialogue: False); paired (with_dialogue: True)" in shown.replace(
+            "\\_", "_"
+        )
     _, shown = show(alone, other)
-    assert f"alone by {tmp_path / 'judge'}, toxicity of hate; " in shown
-    assert "other by owner/judge, toxicity of toxic" in shown
+    assert "toxic_label: hate); other (model: owner/judge, toxic_label: toxic)" in shown
 
 
 def test_comparisons_warn_of_it_too(tmp_path: Path) -> None:
@@ -311,16 +310,20 @@ def test_comparisons_warn_of_it_too(tmp_path: Path) -> None:
     for run, with_dialogue in zip(runs, (False, True), strict=True):
         lay_settings(run, "config.yaml", model="owner/judge", with_dialogue=with_dialogue)
         RunFolder(run).update_summary(backbone="tiny")
-    assert report.main(["compare", *map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    assert compare.main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
     for name in ("comparison.md", "report.html"):
-        assert "not measured alike" in (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "measured with different settings" in (tmp_path / "out" / name).read_text(
+            encoding="utf-8"
+        )
 
 
 def test_a_single_row_has_no_interval(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "one").merge_predictions([{**GOOD, **OLD}])
-    run = read_toxicity(tmp_path / "one", "one")
-    assert run.estimates["toxicity_std"] == Estimate(0.0, 1)
-    assert report.main(["toxicity", str(tmp_path / "one"), "--out", str(tmp_path / "out")]) == 0
+    folder = RunFolder(tmp_path / "one")
+    folder.update_summary(method="ppo")
+    folder.merge_predictions([{**GOOD, **OLD}])
+    found = ToxicityReport(read_run(folder.path, "one"))
+    assert found.estimates["toxicity_std"] == Estimate(0.0, 1)
+    assert main([str(folder.path), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "toxicity.md").read_text(encoding="utf-8")
     assert "| one | 1 | 50.0 → 50.0<br>+0.0 |" in page
 
@@ -341,14 +344,14 @@ def test_text_is_escaped(text: str, escaped: str) -> None:
     assert escape_markdown(text) == escaped
 
 
-def test_table_has_one_line_a_row() -> None:
-    table = lay_table(("a", "b"), [["x\ny", "1|2"]], left=("a",))
+def test_a_row_of_a_table_is_one_line() -> None:
+    table = markdown_table([["a", "b"], ["x\ny", "1|2"]], left=("a",))
     assert table.split("\n") == ["| a | b |", "| --- | ---: |", r"| x<br>y | 1\|2 |"]
 
 
 def test_means_agree_with_plain_python(tmp_path: Path) -> None:
-    run = read_toxicity(run_test(tmp_path), "run")
-    assert run.estimates["toxicity"].value == pytest.approx(fmean(AFTER))
-    assert run.estimates["reward_change"].value == pytest.approx(
+    found = ToxicityReport(read_run(run_test(tmp_path), "run")).estimates
+    assert found["toxicity"].value == pytest.approx(fmean(AFTER))
+    assert found["reward_change"].value == pytest.approx(
         fmean(2 * (old - new) for old, new in zip(BEFORE, AFTER, strict=True))
     )

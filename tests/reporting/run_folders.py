@@ -1,4 +1,4 @@
-"""Run folders as a training and a test leave them, with numbers made up here."""
+"""Synthetic run folders, as a training and a test leave them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ VERSIONS = {
 
 
 def draw_values(seed: int, count: int, mean: float = 0.5) -> dict[str, list[float]]:
-    """Values in [0, 1] of every metric, around a mean."""
+    """Draw values in [0, 1] of every metric around a mean."""
     rng = np.random.default_rng(seed)
     return {metric: np.clip(rng.normal(mean, 0.2, count), 0, 1).tolist() for metric in METRICS}
 
@@ -30,7 +30,7 @@ def make_dialogue(number: int) -> str:
     return f"#Person1#: Ben, the way {number}?\n#Person2#: Left, Ann."
 
 
-def lay_run(
+def write_run(
     path: Path,
     values: Mapping[str, Sequence[float]],
     method: str = "lora",
@@ -44,7 +44,7 @@ def lay_run(
 ) -> Path:
     """Write summary.json, predictions.jsonl, config.yaml and metrics.csv.
 
-    Columns that end in "_before" bring the paired changes with them, as PPO's test does.
+    Columns that end in "_before" add the paired changes, as PPO's test does.
     """
     folder, count = RunFolder(path), len(next(iter(values.values())))
     folder.update_summary(
@@ -76,21 +76,21 @@ def lay_run(
     folder.merge_predictions(rows)
     settings = {"seed_everything": seed, "run_dir": str(path)} | dict(config or {})
     write_text(folder.config, yaml.safe_dump(settings, sort_keys=False))
-    lay_curves(path, curves or {"train/loss": [3.0, 2.0, 1.5], "val/rouge1": [0.3, 0.5]})
+    write_curves(path, curves or {"train/loss": [3.0, 2.0, 1.5], "val/rouge1": [0.3, 0.5]})
     return path
 
 
-def lay_curves(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
-    """Write metrics.csv: a value every ten steps, a row for each value as loggers do."""
+def write_curves(path: Path, curves: Mapping[str, Sequence[float]]) -> None:
+    """Write metrics.csv: a value every ten steps, one row per value as loggers do."""
     lines = [",".join(["step", *curves])]
     for place, curve in enumerate(curves.values()):
-        before, behind = "," * place, "," * (len(curves) - place - 1)
-        lines += [f"{10 * step},{before}{value!r}{behind}" for step, value in enumerate(curve)]
+        before, after = "," * place, "," * (len(curves) - place - 1)
+        lines += [f"{10 * step},{before}{value!r}{after}" for step, value in enumerate(curve)]
     write_text(RunFolder(path).metrics_csv, "\n".join(lines) + "\n")
 
 
-def lay_ppo(path: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Path:
-    """A PPO run: texts of before, its curves, and rollouts."""
+def write_ppo(path: Path, values: Mapping[str, Sequence[float]], **settings: Any) -> Path:
+    """Write a PPO run: texts from before, curves and rollouts."""
     rng = np.random.default_rng(0)
     before = {f"{k}_before": np.clip(np.array(v) + 0.2, 0, 1).tolist() for k, v in values.items()}
     curves = {
@@ -100,13 +100,13 @@ def lay_ppo(path: Path, values: Mapping[str, Sequence[float]], **settings: Any) 
         "val/rouge1": [0.5, 0.52, 0.51],
     }
     config = {"model": {"init_args": {"ppo": {"clip": 0.2, "kl_coef": 0.7}}}}
-    lay_run(path, dict(values) | before, method="ppo", curves=curves, config=config, **settings)
-    lay_rollouts(path)
+    write_run(path, dict(values) | before, method="ppo", curves=curves, config=config, **settings)
+    write_rollouts(path)
     return path
 
 
-def lay_rollouts(path: Path, batches: Sequence[int] = (0, 5, 9), rows: int = 3) -> None:
-    """Rollouts of four tokens, with numbers that can be worked out by hand."""
+def write_rollouts(path: Path, batches: Sequence[int] = (0, 5, 9), rows: int = 3) -> None:
+    """Write rollouts of four tokens, with numbers that can be worked out by hand."""
     files = RolloutFiles(path)
     for batch in batches:
         lines = []

@@ -13,7 +13,7 @@ from reporting.comparison import Comparison
 from reporting.page.build import build_page
 from reporting.runs import read_runs
 from tests.browser import Watch, open_chromium
-from tests.report_runs import draw_values, lay_ppo, lay_run
+from tests.reporting.run_folders import draw_values, write_ppo, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -35,10 +35,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
     texts = [f"Ann asks Ben {i}. <img src=x onerror=boom()>" for i in range(N)]
     paths = [
-        lay_run(root / "lora_s1", draw_values(1, N, 0.4)),
-        lay_run(root / "lora_s2", draw_values(2, N, 0.42), seed=2),
-        lay_run(root / "full_ft", draw_values(3, N, 0.7), method="full_ft", texts=texts),
-        lay_ppo(root / "ppo", draw_values(4, N, 0.5)),
+        write_run(root / "lora_s1", draw_values(1, N, 0.4)),
+        write_run(root / "lora_s2", draw_values(2, N, 0.42), seed=2),
+        write_run(root / "full_ft", draw_values(3, N, 0.7), method="full_ft", texts=texts),
+        write_ppo(root / "ppo", draw_values(4, N, 0.5)),
         root / "missing",
     ]
     rows = RunFolder(root / "ppo").read_predictions()
@@ -81,9 +81,10 @@ def test_views_follow_the_address(page: Page, report: str) -> None:
 
 
 def test_the_first_screen_has_the_answer_and_what_could_not_be_read(page: Page) -> None:
-    expect(page.locator(".choice")).to_be_in_viewport()
-    expect(page.locator(".certainty")).to_be_in_viewport()
-    expect(page.locator(".choice")).to_contain_text("Use full_ft")
+    expect(page.locator(".best")).to_be_in_viewport()
+    expect(page.locator(".evidence")).to_be_in_viewport()
+    expect(page.locator(".best")).to_contain_text("full_ft summarizes best")
+    expect(page.locator(".facts")).to_contain_text("tiny")
     expect(page.locator(".problems")).to_contain_text("missing: there is no such folder")
 
 
@@ -98,11 +99,11 @@ def test_the_table_sorts_by_its_titles(page: Page) -> None:
     title.locator("button").press("Enter")
     expect(title).to_have_attribute("aria-sort", "ascending")
     assert [float(text) for text in column(page, "#table", place)] == sorted(shown)
-    # Of what is better when it is lower, the lowest comes first.
-    title = page.locator("#table thead th", has_text="toxicity")
+    # If lower is better, the lowest value comes first.
+    title = page.locator("#table thead th", has_text="toxicity ↓")
     title.locator("button").click()
     expect(title).to_have_attribute("aria-sort", "ascending")
-    # What is missing comes last either way: only PPO has a KL.
+    # Missing values come last in both directions: only PPO has a KL.
     for _ in range(2):
         page.locator("#table thead th", has_text="KL").locator("button").click()
         first = page.locator("#table tbody tr:not(.member) th").first
@@ -209,7 +210,7 @@ def test_words_and_names_are_marked_and_texts_are_only_texts(page: Page) -> None
     assert page.locator("#examples img").count() == 0
 
 
-def test_the_microscope_colours_tokens_and_gives_their_numbers(page: Page) -> None:
+def test_the_token_view_colours_tokens_and_shows_their_numbers(page: Page) -> None:
     page.goto(f"{page.url}#tokens")
     expect(page.locator("#rollout-batch")).to_have_value("2")  # the last of three
     first = page.locator("#rollout-list article").first
@@ -257,7 +258,21 @@ def test_nothing_is_wider_than_the_screen(chromium: Browser, report: str, width:
     for name in TOUR:
         page.goto(f"{report}#{name}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # A table that is wider than its box says so.
+        for box in page.locator(".scroll:visible").all():
+            hidden = box.evaluate("e => e.scrollWidth > e.clientWidth + 1")
+            hint = box.locator("xpath=preceding-sibling::p[contains(@class, 'hint')]")
+            assert hint.locator("visible=true").count() == int(hidden)
     page.close()
+
+
+def test_charts_follow_the_theme(page: Page) -> None:
+    dot = page.locator("svg use").first
+    colours = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colours.append(dot.evaluate("e => getComputedStyle(e).fill"))
+    assert colours[0] != colours[1]
 
 
 def test_light_dark_and_paper(page: Page) -> None:

@@ -1,0 +1,122 @@
+"""Answer the reader's question: which method is best, how certain that is, what it costs."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from reporting.classifier_settings import warn_about_classifiers
+from reporting.comparison import HEADLINE, Comparison
+from reporting.numbers import ROUGE_LABELS, format_both, format_value, is_clear
+
+
+class Answer(NamedTuple):
+    """The first screen of a comparison.
+
+    Attributes:
+        best: The best method by ROUGE-1, or that there is no clear winner.
+        evidence: Its value, lead and the certainty of both.
+        toxicity: The least toxic trained method and what it costs; empty if it is the best one.
+        cautions: Reasons not to compare some of the runs.
+    """
+
+    best: str
+    evidence: str
+    toxicity: str
+    cautions: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """All sentences that are not empty."""
+        return [line for line in (self.best, self.evidence, self.toxicity, *self.cautions) if line]
+
+
+def find_answer(comparison: Comparison) -> Answer:
+    """Derive the answer from the numbers."""
+    cautions = _find_cautions(comparison)
+    ranked, labels = comparison.ranked, comparison.labels
+    name = ROUGE_LABELS[HEADLINE]
+    if not ranked:
+        return Answer(f"No run has a test {name}, so there is no winner.", "", "", cautions)
+    best = ranked[0]
+    value = comparison.estimate(best, HEADLINE)
+    assert value is not None, "ranked groups have the metric"  # noqa: S101
+    shown = f"{name} {format_both(value)}"
+    if len(ranked) == 1:
+        return Answer(f"{labels[best]} is the only tested method.", f"{shown}.", "", cautions)
+    close = [place for place in ranked[1:] if not _is_ahead(comparison, place, best)]
+    if close:
+        start = f"No clear winner: {_join([labels[place] for place in (best, *close)])}."
+    else:
+        start = f"{labels[best]} summarizes best."
+    evidence = f"{shown}, {_lead(comparison, ranked[1], best)}{_certainty(comparison)}."
+    return Answer(start, evidence, _find_least_toxic(comparison), cautions)
+
+
+def _is_ahead(comparison: Comparison, before: int, after: int) -> bool:
+    """Return whether `after` beats `before`, by paired difference or by separate intervals."""
+    gap = comparison.difference(before, after, HEADLINE)
+    if gap is not None:
+        return gap.low is not None and gap.low > 0
+    one, two = (comparison.estimate(place, HEADLINE) for place in (before, after))
+    return None not in (one, two) and (two.low or 0) > (one.high or 1)  # type: ignore[union-attr]
+
+
+def _lead(comparison: Comparison, before: int, after: int) -> str:
+    gap = comparison.difference(before, after, HEADLINE)
+    other = comparison.labels[before]
+    if gap is None:
+        return f"with {other} next, on other dialogues"
+    return f"{format_both(gap)} above {other}"
+
+
+def _certainty(comparison: Comparison) -> str:
+    """Describe how often the best method leads, and how many seeds were trained."""
+    first = comparison.labels[comparison.ranked[0]]
+    counts = sorted({len(comparison.groups[place].runs) for place in comparison.ranked})
+    several = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = "one seed" if counts == [1] else f"{several} seeds"
+    found = comparison.share_first
+    if found is None:
+        return f"; {seeds} per method"
+    share = f"{100 * found[0]:.0f} %" if found[0] < 0.995 else "over 99 %"
+    return f"; {first} leads in {share} of resamples of {found[1]:,} dialogues, {seeds} per method"
+
+
+def _find_least_toxic(comparison: Comparison) -> str:
+    """Name the trained method with the least toxicity if it beats the best one there."""
+    best = comparison.ranked[0]
+    found = {
+        place: value
+        for place in comparison.ranked
+        if comparison.groups[place].first.trainable != 0
+        and (value := comparison.estimate(place, "toxicity"))
+    }
+    if len(found) < 2 or best not in found:
+        return ""
+    least = min(found, key=lambda place: found[place].value)
+    gap = comparison.difference(best, least, "toxicity")
+    cost = comparison.difference(best, least, HEADLINE)
+    if gap is None or cost is None or gap.value >= 0 or not is_clear(gap):
+        return ""
+    return (
+        f"Least toxic: {comparison.labels[least]}, toxicity {format_both(found[least])} instead of "
+        f"{format_value(found[best])}, at {format_both(cost, sign=True)} {ROUGE_LABELS[HEADLINE]} "
+        f"compared with {comparison.labels[best]}."
+    )
+
+
+def _find_cautions(comparison: Comparison) -> list[str]:
+    runs = comparison.runs
+    tested = [frozenset(run.values(HEADLINE)) for run in runs if run.values(HEADLINE)]
+    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs]
+    backbones = {run.summary.get("backbone") for run in ranked}
+    measured = [run for run in runs if "test/toxicity" in run.metrics]
+    return [
+        *(["Not all runs were tested on the same dialogues."] if len(set(tested)) > 1 else []),
+        *(["Not all runs have the same backbone."] if len(backbones) > 1 else []),
+        *warn_about_classifiers((run.name, run.classifier) for run in measured),
+    ]
+
+
+def _join(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last} are not clearly different" if most else last

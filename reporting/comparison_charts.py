@@ -1,0 +1,179 @@
+"""Choose the charts of a comparison; every group keeps its colour in all of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from metrics.intervals import Estimate
+from reporting.charts import (
+    Chart,
+    Curve,
+    Curves,
+    Dot,
+    Dots,
+    Histogram,
+    Scatter,
+    Series,
+    running_mean,
+)
+from reporting.comparison import COMPARED, HEADLINE, LOWER_IS_BETTER, Comparison
+from reporting.numbers import ROUGE_LABELS, unit_of
+from reporting.runs import Run
+
+# Title, quantity on y, metric, whether y starts at 0.
+_Layout = Sequence[tuple[str, str, str, bool]]
+_LOSSES: _Layout = (
+    ("Training loss", "nats per token", "train/loss", False),
+    ("Validation loss", "nats per token", "val/loss", False),
+)
+_CHOICES: _Layout = (("Validation accuracy", "share of pairs or labels", "val/accuracy", False),)
+_VALIDATION: _Layout = (
+    ("Validation ROUGE-1", "F1", "val/rouge1", True),
+    ("Validation toxicity (lower is better)", "P(toxic)", "val/toxicity", True),
+)
+_PPO: _Layout = (
+    ("Reward", "score of the rollouts", "objective/reward", False),
+    ("KL to the reference", "nats per sequence", "objective/kl", True),
+    ("Entropy", "nats per token", "objective/entropy", False),
+    *_VALIDATION,
+    ("KL coefficient", "reward per nat", "objective/kl_coef", True),
+)
+_TRADE_OFF_POINTS = 40
+
+
+def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
+    """Return the charts of a comparison by section, without those that would be empty.
+
+    The sections are "results", "trade_offs", "learning_curves", "ppo" and "toxicity".
+    """
+    ppo = [*_curves(comparison, _PPO, is_ppo), *_reward_over_kl(comparison)]
+    return {
+        "results": [
+            _results(comparison, metric)
+            for metric in COMPARED
+            if any(comparison.estimate(place, metric) for place in range(len(comparison.groups)))
+        ],
+        "trade_offs": list(_trade_offs(comparison)),
+        "learning_curves": [
+            *_curves(comparison, _LOSSES, lambda run: not (is_ppo(run) or _is_choice(run))),
+            *_curves(comparison, _CHOICES, _is_choice),
+            *_curves(comparison, _VALIDATION, lambda run: not is_ppo(run)),
+        ],
+        "ppo": ppo,
+        "toxicity": list(_toxicity_changes(comparison)),
+    }
+
+
+def is_ppo(run: Run) -> bool:
+    """Return whether a run was trained by PPO."""
+    return "objective/reward" in run.curves
+
+
+def _is_choice(run: Run) -> bool:
+    """Return whether a run learned to choose (reward model, DPO, classifier)."""
+    return "val/accuracy" in run.curves
+
+
+def _results(comparison: Comparison, metric: str) -> Dots:
+    """Chart a metric of all groups; of ROUGE-1 and toxicity the best model is emphasized."""
+    lower = metric in LOWER_IS_BETTER
+    unit = "raw logit" if metric == "reward" else "x 100"
+    found = {
+        place: value.value
+        for place in comparison.ranked
+        if (value := comparison.estimate(place, metric))
+    }
+    best = (min if lower else max)(found, key=lambda p: found[p]) if len(found) > 1 else None
+    dots = _dots(comparison, metric, lambda _: Estimate(0.0), best=best)
+    label = f"{unit}, {'lower' if lower else 'higher'} is better; 95 % intervals"
+    return Dots(ROUGE_LABELS.get(metric, metric), label, dots, unit_of(metric).digits)
+
+
+def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
+    """Chart ROUGE-1 over trained parameters and over toxicity."""
+    models = [p for p, group in enumerate(comparison.groups) if group.first.has_model]
+    name = ROUGE_LABELS[HEADLINE]
+
+    def trained(place: int) -> Estimate | None:
+        count = comparison.groups[place].first.trainable
+        return None if count is None else Estimate(count)
+
+    def toxicity(place: int) -> Estimate | None:
+        found = comparison.estimate(place, "toxicity")
+        return found and found.scaled(100)
+
+    charts = (
+        Scatter(
+            f"{name} and trained weights", "trained weights", f"{name} x 100",
+            _dots(comparison, HEADLINE, trained, models), log=True,
+        ),
+        Scatter(
+            f"{name} and toxicity", "toxicity x 100 (left is better)", f"{name} x 100",
+            _dots(comparison, HEADLINE, toxicity, models),
+        ),
+    )  # fmt: skip
+    return (chart for chart in charts if len(chart.dots) > 1)
+
+
+def _reward_over_kl(comparison: Comparison) -> list[Curves]:
+    """Chart the reward that PPO obtained over the KL that it cost."""
+    curves = []
+    for run, label, colour in _labelled(comparison, is_ppo):
+        kl, reward = run.curves.get("objective/kl"), run.curves.get("objective/reward")
+        if kl and reward and kl.steps == reward.steps and len(kl.steps) > 1:
+            every = max(1, len(kl.steps) // _TRADE_OFF_POINTS)
+            smooth = [running_mean(each.values)[::every].tolist() for each in (kl, reward)]
+            curves.append(Curve(label, Series(*smooth), colour))
+    x_label = "KL to the reference, nats per sequence; arrow: end of the training"
+    found = Curves("Reward over KL", "score of the rollouts", curves, False, x_label, True)
+    return [found] if curves else []
+
+
+def _toxicity_changes(comparison: Comparison) -> Iterator[Histogram]:
+    """Chart the toxicity of the test summaries before and after PPO or DPO."""
+    for run in comparison.runs:
+        before, after = (list(run.values(f"toxicity{end}").values()) for end in ("_before", ""))
+        if before and after:
+            yield Histogram(run.name, "P(toxic) of a summary", {"before": before, "after": after})
+
+
+def _dots(
+    comparison: Comparison,
+    metric: str,
+    find_x: Callable[[int], Estimate | None],
+    places: Iterable[int] | None = None,
+    best: int | None = None,
+) -> list[Dot]:
+    scale = unit_of(metric).scale
+    dots = []
+    for place in range(len(comparison.groups)) if places is None else places:
+        found, x = comparison.estimate(place, metric), find_x(place)
+        if found is None or x is None:
+            continue
+        runs = [scale * one for one in comparison.run_values(place, metric)]
+        label, value = comparison.labels[place], found.scaled(scale)
+        runs = runs if len(runs) > 1 else []
+        dots.append(Dot(label, place, value, runs, x, bold=place == best))
+    return dots
+
+
+def _curves(
+    comparison: Comparison, layout: _Layout, wanted: Callable[[Run], bool]
+) -> Iterator[Curves]:
+    for title, y_label, metric, from_zero in layout:
+        curves = []
+        for run, label, colour in _labelled(comparison, wanted):
+            curve = run.curves.get(metric)
+            flat = metric == "objective/kl_coef" and curve and len(set(curve.values)) == 1
+            if curve is not None and len(set(curve.steps)) > 1 and not flat:
+                curves.append(Curve(label, curve, colour))
+        if curves:
+            yield Curves(title, y_label, curves, from_zero)
+
+
+def _labelled(
+    comparison: Comparison, wanted: Callable[[Run], bool]
+) -> Iterator[tuple[Run, str, int]]:
+    """Yield runs with their group's label, on its first run only, and colour."""
+    for place, group in enumerate(comparison.groups):
+        for number, run in enumerate(group.runs):
+            if wanted(run):
+                yield run, "" if number else group.label, place

@@ -1,0 +1,299 @@
+"""Draw charts with matplotlib: PNG files for run folders, SVG for the report page."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from common.run_folder import replacing
+from metrics.intervals import Estimate
+from reporting.charts import (
+    SMOOTH_FROM,
+    Chart,
+    Curves,
+    Dot,
+    Dots,
+    Histogram,
+    Reliability,
+    Scatter,
+    running_mean,
+)
+
+# The first six are those of Okabe & Ito (2008), which colour-blind readers can tell apart.
+PALETTE = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#595959", "#7a4a21",
+)  # fmt: skip
+INK, MUTED, GRID = "#1a1f26", "#59636f", "#d9dfe5"
+_MARKERS = "osD^"  # used in turn when the palette repeats
+_STYLE = {
+    "font.size": 9, "text.parse_math": False, "text.color": INK, "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.linewidth": 0.6, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "alignsum",
+}  # fmt: skip
+_BINS = 25
+
+TOOLTIP = "tip:"
+"""Prefix of the ids of SVG groups; the rest of such an id is the text to show on hover."""
+
+
+def save_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 3) -> None:
+    """Draw charts in a grid and save them as a PNG file.
+
+    Args:
+        path: The file to write.
+        title: Title of the figure.
+        charts: At least one.
+        columns: Maximum number of charts side by side.
+    """
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    with mpl.rc_context(_STYLE):
+        height = max(map(_height, charts))
+        figure = Figure(figsize=(4.7 * columns, height * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, chart in zip(grid.flat, charts, strict=False):
+            draw(axes, chart)
+            axes.set_title(chart.title, fontsize=10, loc="left")
+        for axes in grid.flat[len(charts) :]:
+            axes.set_visible(False)
+        figure.suptitle(title, fontsize=11.5)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")
+
+
+def to_svg(chart: Chart, width: float = 4.6) -> str:
+    """Draw one chart without its title as an SVG document, `width` inches wide."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, _height(chart)), layout="constrained")
+        draw(figure.subplots(), chart)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def draw(axes: Axes, chart: Chart) -> None:
+    """Draw a chart of any kind, except its title."""
+    match chart:
+        case Curves():
+            _draw_curves(axes, chart)
+        case Dots():
+            _draw_dots(axes, chart)
+        case Scatter():
+            _draw_scatter(axes, chart)
+        case Histogram():
+            _draw_histogram(axes, chart)
+        case Reliability():
+            _draw_reliability(axes, chart)
+
+
+def describe(chart: Chart) -> str:
+    """Put a chart into words, for readers who cannot see it."""
+    match chart:
+        case Dots() | Scatter():
+            parts = [_tooltip(dot) for dot in chart.dots]
+        case Curves():
+            parts = [_end_of(*curve[:2]) for curve in chart.curves if curve.label]
+        case Histogram():
+            parts = [f"{name}: mean {np.mean(values):.3f}" for name, values in chart.groups.items()]
+        case Reliability():
+            parts = [f"{sure:.2f}: {right:.2f}" for sure, right, _ in chart.bins]
+    return f"{chart.title}: " + "; ".join(parts)
+
+
+def _height(chart: Chart) -> float:
+    return 0.75 + 0.27 * len(chart.dots) if isinstance(chart, Dots) else 3.2
+
+
+def colour_of(place: int) -> str:
+    """Return a colour of the palette, which repeats."""
+    return PALETTE[place % len(PALETTE)]
+
+
+def _draw_curves(axes: Axes, chart: Curves) -> None:
+    for curve in chart.curves:
+        colour, (steps, values) = colour_of(curve.colour), curve.series
+        shown: Sequence[float] | np.ndarray = values
+        if len(values) >= SMOOTH_FROM:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            shown = running_mean(values)
+        marker = "o" if len(values) < 25 else ""
+        (line,) = axes.plot(
+            steps, shown, color=colour, linewidth=1.7, marker=marker, markersize=3.5
+        )
+        line.set_gid(TOOLTIP + _end_of(*curve[:2]))
+        if chart.directed:
+            axes.plot(steps[-1:], shown[-1:], marker=">", color=colour, markersize=8)
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+    if not chart.directed:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _limit_y(axes, chart.from_zero)
+    named = [(c.label, c.colour, c.series.steps[-1], c.series.values[-1]) for c in chart.curves]
+    _label_points(axes, [one for one in named if one[0]], beside=True)
+
+
+def _end_of(label: str, series: Any) -> str:
+    return f"{label}: {series.values[-1]:.4g} at {series.steps[-1]:.6g}"
+
+
+def _limit_y(axes: Axes, from_zero: bool) -> None:
+    """Keep the axis from magnifying a constant until its rounding shows."""
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    least = 0.02 * abs(middle) or 1e-3
+    if high - low < least:
+        axes.set_ylim(middle - least, middle + least)
+    if from_zero:
+        axes.set_ylim(bottom=min(0.0, low))
+
+
+def _draw_dots(axes: Axes, chart: Dots) -> None:
+    for row, dot in enumerate(chart.dots):
+        _draw_dot(axes, dot, dot.value, Estimate(-row))
+        for run in dot.runs:
+            axes.plot([run], [-row], "|", color=colour_of(dot.colour), markersize=9)
+        axes.annotate(
+            f"{dot.value.value:.{chart.digits}f}", (1.01, -row),
+            xycoords=("axes fraction", "data"), va="center",
+            fontweight="bold" if dot.bold else "normal",
+        )  # fmt: skip
+    axes.set_yticks([-row for row in range(len(chart.dots))], [dot.label for dot in chart.dots])
+    for text, dot in zip(axes.get_yticklabels(), chart.dots, strict=True):
+        text.set(color=INK, fontweight="bold" if dot.bold else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(0.6 - len(chart.dots), 0.6)
+    axes.set_xlabel(chart.x_label)
+
+
+def _draw_scatter(axes: Axes, chart: Scatter) -> None:
+    places = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
+    for labels in chart.lines:
+        axes.plot(*zip(*(places[label] for label in labels), strict=True), color=MUTED, zorder=1)
+    for dot in chart.dots:
+        _draw_dot(axes, dot, dot.x, dot.value)
+        for x, y in (run for run in dot.runs if isinstance(run, tuple)):
+            axes.plot([x], [y], ".", color=colour_of(dot.colour), alpha=0.6, markersize=5)
+    if chart.log:
+        smallest = min((dot.x.value for dot in chart.dots if dot.x.value > 0), default=1.0)
+        axes.set_xscale("symlog", linthresh=smallest)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+    axes.margins(x=0.15, y=0.12)
+    if chart.target:
+        _shade(axes, chart.target)
+    _label_points(axes, [(dot.label, dot.colour, *places[dot.label]) for dot in chart.dots])
+
+
+def _short(value: float) -> str:
+    """Write a tick of a logarithmic axis: 0, 100, 10k, 1M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def _shade(axes: Axes, target: tuple[float, float, float, float]) -> None:
+    """Shade an area without changing the limits of the axes."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    edges = (left, bottom, right, top)
+    x0, y0, x1, y1 = (
+        edge if math.isinf(wanted) else wanted for wanted, edge in zip(target, edges, strict=True)
+    )
+    area = Rectangle((x0, y0), x1 - x0, y1 - y0, color=PALETTE[2], alpha=0.12, linewidth=0)
+    area.set_zorder(0)
+    axes.add_patch(area)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:
+    """Draw intervals in both directions, and the marker on top with its tooltip."""
+    colour = colour_of(dot.colour)
+    for ends, other, plot in ((x[2:], y.value, axes.hlines), (y[2:], x.value, axes.vlines)):
+        if None not in ends:
+            plot(other, *ends, colors=colour, linewidth=2.2, alpha=0.5)
+    marker = _MARKERS[dot.colour // len(PALETTE) % len(_MARKERS)]
+    (point,) = axes.plot([x.value], [y.value], marker, color=colour, markersize=6.5, zorder=3)
+    point.set_gid(TOOLTIP + _tooltip(dot))
+
+
+def _tooltip(dot: Dot) -> str:
+    low, high = dot.value.low, dot.value.high
+    interval = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return f"{dot.label}: {dot.value.value:.2f}{interval}"
+
+
+def _label_points(
+    axes: Axes, points: Sequence[tuple[str, int, float, float]], beside: bool = False
+) -> None:
+    """Write labels next to points, moved up or down until none overlaps another.
+
+    Args:
+        axes: The axes, with final limits and scales.
+        points: Label, colour, x and y of each.
+        beside: Write to the right of the axes, as curves' ends are labelled, not at the point.
+    """
+    figure = axes.figure.get_size_inches()
+    columns = axes.get_subplotspec().get_gridspec().ncols if axes.get_subplotspec() else 1
+    letter, line = 0.075 / (0.75 * figure[0] / columns), 0.065
+    axes.autoscale_view()  # transLimits does not trigger it
+    to_axes = axes.transScale + axes.transLimits
+    found = [(label, colour, *to_axes.transform((x, y))) for label, colour, x, y in points]
+    taken: list[tuple[float, float, float]] = []
+    for label, colour, x, y in sorted(found, key=lambda one: one[3]):
+        width = letter * len(label)
+        left = 1.02 if beside else x + 0.02 if x + width < 1.02 else x - width - 0.02
+        at = y if beside else y + 0.035
+        while any(abs(at - b) < line and a < left + width and left < c for a, b, c in taken):
+            at += 0.01
+        taken.append((left, at, left + width))
+        axes.annotate(
+            label, (x, y), (left, at), xycoords="axes fraction", textcoords="axes fraction",
+            color=colour_of(colour), fontsize=8.5, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour_of(colour), "alpha": 0.3,
+                        "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _draw_histogram(axes: Axes, chart: Histogram) -> None:
+    bins = np.linspace(*chart.limits, _BINS + 1).tolist()
+    for place, (label, values) in enumerate(chart.groups.items()):
+        colour, mean = colour_of(place), float(np.mean(values))
+        filled = place == len(chart.groups) - 1
+        axes.hist(
+            values, bins=bins, histtype="stepfilled" if filled else "step", color=colour,
+            alpha=0.45 if filled else 1, linewidth=1.6,
+            label=f"{label}: mean {mean:.3f} (n = {len(values)})",
+        )  # fmt: skip
+        axes.axvline(mean, color=colour, linestyle="--", linewidth=1.4)
+    axes.set(xlabel=chart.x_label, ylabel="examples", xlim=chart.limits)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    # Above the axes, where it cannot cover bars; the title is above it.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), alignment="left", fontsize=8.5)
+
+
+def _draw_reliability(axes: Axes, chart: Reliability) -> None:
+    axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=":", linewidth=1, label="calibrated")
+    confidence, right, n = zip(*chart.bins, strict=True)
+    # Two standard errors of a proportion.
+    errors = [2 * (p * (1 - p) / count) ** 0.5 for p, count in zip(right, n, strict=True)]
+    axes.errorbar(
+        confidence, right, yerr=errors, color=PALETTE[0], marker="o", markersize=4, capsize=2.5,
+        label=f"measured (n = {sum(n)})",
+    )  # fmt: skip
+    for x, y, count in zip(confidence, right, n, strict=True):
+        axes.annotate(str(count), (x, y), (4, -10), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=chart.x_label, ylabel="share correct", xlim=(0.48, 1.02))
+    axes.set_ylim(min(0.4, *right) - 0.02, 1.02)
+    axes.legend(fontsize=8.5, loc="lower right")

@@ -1,0 +1,280 @@
+"""Build the tables of a comparison, for the terminal, Markdown and the page."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from metrics.intervals import Estimate
+from reporting.comparison import COMPARED, LOWER_IS_BETTER, Comparison
+from reporting.numbers import (
+    RAW,
+    ROUGE_LABELS,
+    Unit,
+    format_bytes,
+    format_count,
+    format_dollars,
+    format_duration,
+    format_interval,
+    format_value,
+    is_clear,
+    unit_of,
+)
+from reporting.runs import Run
+
+
+class Cell(NamedTuple):
+    """One cell: text, lines in small print below it, sort key, number behind it, CSS class."""
+
+    text: str
+    details: tuple[str, ...] = ()
+    sort: float | None = None
+    estimate: Estimate | None = None
+    kind: str = ""
+
+    @property
+    def lines(self) -> str:
+        """The text and its details, a line each."""
+        return "\n".join((self.text, *self.details))
+
+
+EMPTY = Cell("-")
+
+
+class Column(NamedTuple):
+    """One column: key, title, direction that is better (1, -1 or 0), and how to make a cell."""
+
+    key: str
+    title: str
+    better: int
+    make: Callable[[Comparison, int], Cell]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is aligned to the left."""
+        return self.key == "run"
+
+
+class TableRow(NamedTuple):
+    """A row: index of its group, name, whether it is a single run of a group, and its cells."""
+
+    place: int
+    name: str
+    is_member: bool
+    cells: list[Cell]
+
+
+class Table(NamedTuple):
+    """Columns and rows; every row has a cell for each column."""
+
+    columns: list[Column]
+    rows: list[TableRow]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Titles, then the text of each group's cells."""
+        titles = [column.title for column in self.columns]
+        rows = [[cell.lines for cell in row.cells] for row in self.rows if not row.is_member]
+        return [titles, *rows]
+
+    def narrowed(self, width: int) -> "Table":
+        """Drop the least important columns until the table fits into so many characters."""
+        keys = [column.key for column in self.columns]
+        kept = list(range(len(keys)))
+        for key in ("reward", "rougeLsum", "peak_memory_bytes", "n", "rouge2", "kl", "rougeL"):
+            sizes = [
+                max(len(line) for row in self.texts for line in row[i].split("\n")) for i in kept
+            ]
+            if sum(sizes) + 2 * len(sizes) <= width:
+                break
+            kept = [i for i in kept if keys[i] != key]
+        rows = [row._replace(cells=[row.cells[i] for i in kept]) for row in self.rows]
+        return Table([self.columns[i] for i in kept], rows)
+
+
+def make_results(comparison: Comparison) -> Table:
+    """Tabulate the results of all groups except reward models and classifiers."""
+    places = [p for p in range(len(comparison.groups)) if p not in comparison.others]
+    return _make_table(comparison, _COLUMNS, places)
+
+
+def make_other_results(comparison: Comparison) -> Table:
+    """Tabulate the results of reward models and classifiers, which have no ROUGE."""
+    names: dict[str, None] = {}
+    for place in comparison.others:
+        names |= dict.fromkeys(comparison.groups[place].first.metrics)
+    tests = [name.removeprefix("test/") for name in names if name.startswith("test/")]
+    tests = [name for name in tests if not name[-1].isdigit()]  # e.g. accuracy_distance_2
+    columns = [
+        _COLUMNS[0],
+        *(_other_column(name) for name in tests),
+        *_COLUMNS[-_COSTS:],
+    ]
+    return _make_table(comparison, columns, comparison.others)
+
+
+def make_differences(comparison: Comparison, before: int) -> Table:
+    """Tabulate the paired differences of all groups to one of them."""
+    columns = [_COLUMNS[0], *(Column(m, _label(m), _better(m), _gap(before, m)) for m in COMPARED)]
+    found = _make_table(comparison, columns, range(len(comparison.groups)), members=False)
+    rows = [row for row in found.rows if any(cell.estimate for cell in row.cells)]
+    return Table(found.columns, rows)
+
+
+def describe_results(comparison: Comparison) -> str:
+    """Describe the numbers of the results table."""
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    seeds = " Rows of several seeds: mean over runs, interval over runs and dialogues."
+    return (
+        "ROUGE F1 (mean over a dialogue's references) and toxicity x 100 on the test split, with "
+        "95 % bootstrap intervals over the dialogues. Reward: raw logit. KL: to the reference at "
+        "the end of PPO, in nats per sequence. Time: of the training, or of the test if nothing is "
+        "trained. Memory: peak of the GPU's tensors, or of the process on a CPU." + seeds * several
+    )
+
+
+def list_notes(run: Run) -> list[str]:
+    """List what is special about a run."""
+    notes = []
+    if run.summary.get("method") == "human":
+        notes.append("each reference against the others")
+    elif not run.has_model:
+        notes.append("no model")
+    elif run.trainable == 0:
+        notes.append("no training")
+    data = (run.summary.get("data") or {}).get("test") or {}
+    wanted, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
+    if fitted < wanted:  # rounded down: 2.96 of 3 are not all of them
+        notes.append(f"{math.floor(10 * fitted) / 10:.1f} of {wanted} examples fit")
+    if not any(name.startswith("test/") for name in run.metrics):
+        notes.append("not tested")
+    return notes
+
+
+def _make_table(
+    comparison: Comparison, columns: Sequence[Column], places: Sequence[int], members: bool = True
+) -> Table:
+    """Make all cells, and drop the columns that are empty."""
+    rows = []
+    for place in places:
+        runs = comparison.groups[place].runs
+        label = comparison.labels[place]
+        rows.append(TableRow(place, label, False, [c.make(comparison, place) for c in columns]))
+        for run in runs if members and len(runs) > 1 else ():
+            alone = Comparison([run], price_per_hour=comparison.price_per_hour)
+            rows.append(TableRow(place, run.name, True, [c.make(alone, 0) for c in columns]))
+    kept = [i for i in range(len(columns)) if any(row.cells[i].text != "-" for row in rows)]
+    shown = [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
+    return Table([columns[i] for i in kept], shown)
+
+
+def make_change_cell(
+    after: Estimate | None, before: Estimate | None, change: Estimate | None, unit: Unit
+) -> Cell:
+    """Make a cell "before → after" with the paired change below it, or just the value."""
+    if before is None or after is None:
+        return _estimate_cell(after, unit)
+    text = f"{format_value(before, unit)} → {format_value(after, unit)}"
+    if change is None:
+        return Cell(text, (), after.value, after)
+    interval = format_interval(change, unit, sign=True)
+    value = format_value(change, unit, sign=True)
+    return Cell(text, (f"{value} ({interval})" if interval else value,), after.value, after)
+
+
+def _estimate_cell(estimate: Estimate | None, unit: Unit, sign: bool = False) -> Cell:
+    if estimate is None:
+        return EMPTY
+    interval = format_interval(estimate, unit, sign)
+    details = (interval,) if interval else ()
+    return Cell(format_value(estimate, unit, sign), details, estimate.value, estimate)
+
+
+def _name(comparison: Comparison, place: int) -> Cell:
+    group = comparison.groups[place]
+    notes = list_notes(group.first)
+    if len(group.runs) > 1:
+        notes.insert(0, f"{len(group.runs)} seeds")
+    return Cell(group.label, ("; ".join(notes),) if notes else ())
+
+
+def _examples(comparison: Comparison, place: int) -> Cell:
+    found = [comparison.estimate(place, key) for key in ROUGE_LABELS]
+    n = next((one.n for one in found if one is not None), None)
+    return EMPTY if n is None else Cell(str(n), sort=n)
+
+
+def _metric(key: str, unit: Unit | None = None) -> Callable[[Comparison, int], Cell]:
+    return lambda comparison, place: _estimate_cell(
+        comparison.estimate(place, key), unit or unit_of(key)
+    )
+
+
+def _gap(before: int, metric: str) -> Callable[[Comparison, int], Cell]:
+    def make(comparison: Comparison, place: int) -> Cell:
+        gap = comparison.difference(before, place, metric)
+        if gap is None:
+            return EMPTY
+        kind = ""
+        if is_clear(gap):
+            kind = "better" if gap.value * _better(metric) > 0 else "worse"
+        return _estimate_cell(gap, unit_of(metric), sign=True)._replace(kind=kind)
+
+    return make
+
+
+def _other_column(name: str) -> Column:
+    lower = name in ("loss", "ece")
+    title = name.replace("_", " ") + (" ↓" if lower else "")
+    return Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3)))
+
+
+def _toxicity(comparison: Comparison, place: int) -> Cell:
+    after, before = (comparison.estimate(place, f"toxicity{end}") for end in ("", "_before"))
+    return make_change_cell(after, before, comparison.change(place, "toxicity"), Unit())
+
+
+def _kl(comparison: Comparison, place: int) -> Cell:
+    return _estimate_cell(comparison.kl(place), RAW)
+
+
+def _trainable(comparison: Comparison, place: int) -> Cell:
+    counts = comparison.groups[place].first.summary.get("parameters") or {}
+    if "trainable" not in counts or not counts.get("total"):
+        return EMPTY
+    share = 100 * counts["trainable"] / counts["total"]
+    return Cell(format_count(counts["trainable"]), (f"{share:.3g} %",), counts["trainable"])
+
+
+def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int], Cell]:
+    def make(comparison: Comparison, place: int) -> Cell:
+        values = comparison.cost(place, key)
+        if not values:
+            return EMPTY
+        mean = sum(values) / len(values)
+        low, high = style(min(values)), style(max(values))
+        return Cell(style(mean), (f"{low} to {high}",) if low != high else (), mean)
+
+    return make
+
+
+def _label(metric: str) -> str:
+    return ROUGE_LABELS.get(metric, metric)
+
+
+def _better(metric: str) -> int:
+    return -1 if metric in LOWER_IS_BETTER else 1
+
+
+_COSTS = 4
+_COLUMNS = (
+    Column("run", "run", 0, _name),
+    Column("n", "n", 0, _examples),
+    *(Column(key, label, 1, _metric(key)) for key, label in ROUGE_LABELS.items()),
+    Column("toxicity", "toxicity ↓", -1, _toxicity),
+    Column("reward", "reward", 1, _metric("reward")),
+    Column("kl", "KL ↓", -1, _kl),
+    Column("trainable", "trained weights", -1, _trainable),
+    Column("seconds", "time", -1, _cost("seconds", format_duration)),
+    Column("peak_memory_bytes", "memory", -1, _cost("peak_memory_bytes", format_bytes)),
+    Column("dollars", "dollars", -1, _cost("dollars", format_dollars)),
+)
