@@ -14,7 +14,7 @@ from reporting.charts import (
     Series,
     running_mean,
 )
-from reporting.comparison import COMPARED, HEADLINE, LOWER_IS_BETTER, Comparison
+from reporting.comparison import HEADLINE, LOWER_IS_BETTER, Comparison
 from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.runs import Run
 
@@ -48,7 +48,7 @@ def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
     return {
         "results": [
             _results(comparison, metric)
-            for metric in COMPARED
+            for metric in (HEADLINE, "toxicity")
             if any(comparison.estimate(place, metric) for place in range(len(comparison.groups)))
         ],
         "trade_offs": list(_trade_offs(comparison)),
@@ -73,9 +73,8 @@ def _is_choice(run: Run) -> bool:
 
 
 def _results(comparison: Comparison, metric: str) -> Dots:
-    """Chart a metric of all groups; of ROUGE-1 and toxicity the best model is emphasized."""
+    """Chart a metric of all groups and emphasize the best model."""
     lower = metric in LOWER_IS_BETTER
-    unit = "raw logit" if metric == "reward" else "x 100"
     found = {
         place: value.value
         for place in comparison.ranked
@@ -83,8 +82,8 @@ def _results(comparison: Comparison, metric: str) -> Dots:
     }
     best = (min if lower else max)(found, key=lambda p: found[p]) if len(found) > 1 else None
     dots = _dots(comparison, metric, lambda _: Estimate(0.0), best=best)
-    label = f"{unit}, {'lower' if lower else 'higher'} is better; 95 % intervals"
-    return Dots(ROUGE_LABELS.get(metric, metric), label, dots, unit_of(metric).digits)
+    label = f"x 100, {'lower' if lower else 'higher'} is better; 95 % intervals"
+    return Dots(ROUGE_LABELS.get(metric, metric), label, dots)
 
 
 def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:

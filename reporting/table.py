@@ -217,6 +217,7 @@ def _gap(before: int, metric: str) -> Callable[[Comparison, int], Cell]:
         kind = ""
         if is_clear(gap):
             kind = "better" if gap.value * _better(metric) > 0 else "worse"
+            kind += " up" if gap.value > 0 else " down"
         return _estimate_cell(gap, unit_of(metric), sign=True)._replace(kind=kind)
 
     return make

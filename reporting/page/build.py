@@ -79,7 +79,6 @@ def build_page(comparison: Comparison, command: str = "") -> str:
         answer=find_answer(comparison),
         problems=[*comparison.problems, *unreadable],
         figures={name: [_draw(chart) for chart in found] for name, found in charts.items()},
-        headline=[ROUGE_LABELS[HEADLINE], "toxicity"],
         results=make_results(comparison),
         others=make_other_results(comparison),
         caption=describe_results(comparison),

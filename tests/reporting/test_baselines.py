@@ -142,7 +142,7 @@ def test_all_problems_are_reported_at_once(
 ) -> None:
     arguments = ["--out", str(tmp_path / "out"), "--toxicity", "./none", "--max_test_rows", "0"]
     assert main([*arguments, "--source", "./nothing"]) == 2
-    for part in ("no folder './nothing'", "no folder './none'", "max_test_rows must be"):
+    for part in ("no file or folder './nothing'", "no folder './none'", "max_test_rows must be"):
         assert part in caplog.text
     with pytest.raises(SystemExit) as stop:
         main(["machine", "--source", "mini"])

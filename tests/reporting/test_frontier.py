@@ -127,9 +127,8 @@ def test_the_least_toxic_arm_that_keeps_rouge_is_chosen(tmp_path: Path) -> None:
         assert chosen.name == name
     assert choose(arms[1:], 0.0) is None
     chart = make_chart(arms, arms[1], 0.1)
-    assert [(dot.x.value, dot.value.value) for dot in chart.dots] == pytest.approx(
-        [(-40, 0), (-5, 25), (0, 45)]
-    )
+    assert [dot.x.value for dot in chart.dots] == pytest.approx([-40, -5, 0])
+    assert [dot.value.value for dot in chart.dots] == pytest.approx([0, 25, 45])
     labels = ["bold, beta 1", "good, beta 2 (chosen)", "safe, beta 3"]
     assert chart.lines == [labels]  # they differ only in the weight of the KL
     assert chart.target is not None

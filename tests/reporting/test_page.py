@@ -139,7 +139,7 @@ def judge(cell: dict[str, str], ends: tuple[float, float]) -> list[str]:
     better = -1 if cell["data-metric"] == "toxicity" else 1
     if cell["data-of"] == "value" or ends[0] <= 0 <= ends[1]:
         return []
-    return ["better" if better * ends[0] > 0 else "worse"]
+    return ["better" if better * ends[0] > 0 else "worse", "up" if ends[0] > 0 else "down"]
 
 
 def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page: Page) -> None:
@@ -156,7 +156,6 @@ def test_every_number_of_the_tables_is_that_of_the_run_folders(runs: Path, page:
         sign = "" if cell["data-of"] == "value" else "+"
         assert wanted.low is not None
         shown = [f"{scale * part:{sign}z.{decimals}f}" for part in (wanted.value, *ends)]
-        texts = [text.rstrip() for text in texts if text not in "▲▼"]
         if "→" in texts[0]:  # PPO's toxicity, before and after
             before = columns(runs, "ppo", "toxicity_before")[0]
             change = paired_change(before.tolist(), columns(runs, "ppo", "toxicity")[0].tolist())
@@ -188,7 +187,6 @@ def test_costs_are_those_of_the_summaries(page: Page) -> None:
     assert costs["lora_s2", "seconds"] == ["1 min 42 s"]
     assert costs["full_ft", "trainable"] == ["57,344", "3.43 %"]
     assert costs["full_ft", "peak_memory_bytes"] == ["1.00 GiB"]
-    assert costs["lora", "runs"] == ["3"]
     assert costs["ppo", "n"] == ["40"]
 
 
@@ -200,7 +198,7 @@ def test_the_first_screen_answers_and_says_what_it_is_about(runs: Path, page: Pa
     numbers = re.findall(r"-?\d+\.\d", evidence)
     parts = (own.value, own.low, own.high, gap.value, gap.low, gap.high)
     assert numbers == [f"{100 * part:z.1f}" for part in parts if part is not None]
-    assert page.paragraphs["best"] == "full_ft summarizes best."
+    assert page.paragraphs["best"].startswith("No clear winner: full_ft and ppo are")
     assert "of resamples of 40 dialogues, 1 to 3 seeds per method" in evidence
     facts = page.paragraphs["facts"]
     for fact in (
@@ -338,7 +336,7 @@ def test_nothing_points_outside(out: Path) -> None:
     source = (out / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:,)""", source)
     assert "@import" not in source
-    assert "url(" not in source
+    assert "url(" not in source.replace("url(#", "")  # parts of the same drawing
     assert "http://" not in source
     assert "https://" not in source
     assert "default-src 'none'" in source

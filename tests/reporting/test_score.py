@@ -184,7 +184,7 @@ def test_rows_with_one_id_are_paired_in_their_order(tmp_path: Path) -> None:
         (
             [{"id": "a", "p": "x"}, {"id": "c", "p": "x"}], [],
             r"p.jsonl, line 2: id 'c' is not in .*r.jsonl \(1 such rows\); "
-            r".*r.jsonl: id 'b' has no prediction in .*--match order",
+            r".*r.jsonl: id 'b' has no prediction .*--match order",
         ),
         ([{"id": "a", "p": "x"}], [], r"r.jsonl: id 'b' has no prediction"),
         ([{"p": "x"}, {"p": "y"}], ["--match", "id"], "p.jsonl has no id in every row"),
