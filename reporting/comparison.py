@@ -32,7 +32,6 @@ class Comparison:
         runs: At least one.
         problems: Sentences about what could not be read.
         baseline: Name or path of the run to compare with; chosen if None.
-        price_per_hour: Price of an hour of the machine in dollars; None if unknown.
 
     Raises:
         ValueError: No run has the name of the baseline.
@@ -43,11 +42,9 @@ class Comparison:
         runs: Sequence[Run],
         problems: Sequence[str] = (),
         baseline: str | None = None,
-        price_per_hour: float | None = None,
     ) -> None:
         self.runs = list(runs)
         self.problems = list(problems)
-        self.price_per_hour = price_per_hour
         self.groups = group_runs(runs)
         self.labels = [group.label for group in self.groups]
         self.estimate = cache(self._estimate)
@@ -167,11 +164,7 @@ class Comparison:
         return ends[0] if len(ends) == 1 else Estimate(float(np.mean([one.value for one in ends])))
 
     def cost(self, place: int, name: str) -> list[float]:
-        """Return "seconds", "peak_memory_bytes" or "dollars" of the runs that know it."""
-        if name == "dollars":
-            price = self.price_per_hour
-            seconds = self.cost(place, "seconds")
-            return [] if price is None else [one / 3600 * price for one in seconds]
+        """Return "seconds" or "peak_memory_bytes" of the runs that know it."""
         found = [run.summary.get(name) for run in self.groups[place].runs]
         return [float(one) for one in found if isinstance(one, int | float)]
 

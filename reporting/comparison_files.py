@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import math
 from pathlib import Path
 
 from common.run_folder import RunFolder, write_text
@@ -53,18 +52,16 @@ def write_comparison(comparison: Comparison, out: Path, command: str = "") -> No
     log.info("Wrote %s, comparison.md, comparison.csv and plots/", out / "report.html")
 
 
-def check_output(out: Path, price_per_hour: float | None) -> None:
-    """Check the settings of a comparison before any run is read.
+def check_output(out: Path) -> None:
+    """Check the output folder before any run is read.
 
     Raises:
-        ValueError: The output folder is a file or a run, or the price is not a positive number.
+        ValueError: It is a file or a run.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder.")
     if RunFolder(out).summary.exists():
         raise ValueError(f"--out {out} holds a run; name another folder for the comparison.")
-    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
-        raise ValueError(f"--price_per_hour must be a number of 0 or more, got {price_per_hour}.")
 
 
 def make_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
@@ -98,7 +95,7 @@ def make_csv(comparison: Comparison) -> str:
         writer.writerow([name, metric, *("" if part is None else part for part in estimate)])
 
     for run in comparison.runs:
-        for name, value in list_costs(run, comparison.price_per_hour).items():
+        for name, value in list_costs(run).items():
             write(run.name, name, Estimate(value))
         for name, estimate in run.metrics.items():
             write(run.name, name, estimate)
@@ -110,14 +107,12 @@ def make_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def list_costs(run: Run, price_per_hour: float | None) -> dict[str, float]:
+def list_costs(run: Run) -> dict[str, float]:
     """Return the known costs of a run by metric."""
     costs = {
         f"cost/{key}": run.summary[key]
         for key in ("seconds", "peak_memory_bytes")
         if run.summary.get(key) is not None
     }
-    if price_per_hour is not None and "cost/seconds" in costs:
-        costs["cost/dollars"] = costs["cost/seconds"] / 3600 * price_per_hour
     parameters = run.summary.get("parameters") or {}
     return costs | {f"parameters/{key}": value for key, value in parameters.items()}

@@ -96,20 +96,6 @@ def draw(axes: Axes, chart: Chart) -> None:
             _draw_reliability(axes, chart)
 
 
-def describe(chart: Chart) -> str:
-    """Put a chart into words, for readers who cannot see it."""
-    match chart:
-        case Dots() | Scatter():
-            parts = [_tooltip(dot) for dot in chart.dots]
-        case Curves():
-            parts = [_end_of(*curve[:2]) for curve in chart.curves if curve.label]
-        case Histogram():
-            parts = [f"{name}: mean {np.mean(values):.3f}" for name, values in chart.groups.items()]
-        case Reliability():
-            parts = [f"{sure:.2f}: {right:.2f}" for sure, right, _ in chart.bins]
-    return f"{chart.title}: " + "; ".join(parts)
-
-
 def _height(chart: Chart) -> float:
     return 0.75 + 0.27 * len(chart.dots) if isinstance(chart, Dots) else 3.2
 

@@ -73,8 +73,3 @@ def format_duration(seconds: float) -> str:
 def format_bytes(count: float) -> str:
     """Format an amount of memory in GiB."""
     return f"{count / 2**30:.2f} GiB"
-
-
-def format_dollars(amount: float) -> str:
-    """Format a price in cents, or with two significant digits below one cent."""
-    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"

@@ -12,7 +12,6 @@ from reporting.numbers import (
     Unit,
     format_bytes,
     format_count,
-    format_dollars,
     format_duration,
     format_interval,
     format_value,
@@ -160,7 +159,7 @@ def _make_table(
         label = comparison.labels[place]
         rows.append(TableRow(place, label, False, [c.make(comparison, place) for c in columns]))
         for run in runs if members and len(runs) > 1 else ():
-            alone = Comparison([run], price_per_hour=comparison.price_per_hour)
+            alone = Comparison([run])
             rows.append(TableRow(place, run.name, True, [c.make(alone, 0) for c in columns]))
     kept = [i for i in range(len(columns)) if any(row.cells[i].text != "-" for row in rows)]
     shown = [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
@@ -266,7 +265,7 @@ def _better(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
-_COSTS = 4
+_COSTS = 3
 _COLUMNS = (
     Column("run", "run", 0, _name),
     Column("n", "n", 0, _examples),
@@ -277,5 +276,4 @@ _COLUMNS = (
     Column("trainable", "trained weights", -1, _trainable),
     Column("seconds", "time", -1, _cost("seconds", format_duration)),
     Column("peak_memory_bytes", "memory", -1, _cost("peak_memory_bytes", format_bytes)),
-    Column("dollars", "dollars", -1, _cost("dollars", format_dollars)),
 )

@@ -19,7 +19,7 @@ Runs that differ only in their seed become one row. A broken run is named, the o
 EXAMPLE = """\
 example:
   python -m alignsum compare runs/demo/* --out runs/demo/report
-  python -m alignsum compare runs/lora runs/ppo --baseline lora --price_per_hour 2.5"""
+  python -m alignsum compare runs/lora runs/ppo --baseline lora"""
 
 
 def main(args: Sequence[str]) -> int:
@@ -34,23 +34,12 @@ def main(args: Sequence[str]) -> int:
         "--baseline", metavar="RUN",
         help="run that the others are compared with (default: the best one without training)",
     )  # fmt: skip
-    parser.add_argument(
-        "--price_per_hour", type=float, metavar="DOLLARS",
-        help="price of an hour of the machine; adds a column of costs",
-    )  # fmt: skip
     options = parser.parse_args(args)
     start_log()
-    return run(
-        lambda: compare(options.runs, options.out, options.baseline, options.price_per_hour), log
-    )
+    return run(lambda: compare(options.runs, options.out, options.baseline), log)
 
 
-def compare(
-    folders: Sequence[Path],
-    out: Path,
-    baseline: str | None = None,
-    price_per_hour: float | None = None,
-) -> None:
+def compare(folders: Sequence[Path], out: Path, baseline: str | None = None) -> None:
     """Compare run folders; `out` itself is ignored if it is among them.
 
     Raises:
@@ -64,10 +53,10 @@ def compare(
     from reporting.runs import read_runs
     from reporting.table import make_other_results, make_results
 
-    check_output(out, price_per_hour)
+    check_output(out)
     runs, problems = read_runs([path for path in folders if path.resolve() != out.resolve()])
     require_runs(runs, problems)
-    comparison = Comparison(runs, problems, baseline, price_per_hour)
+    comparison = Comparison(runs, problems, baseline)
     arguments = ["python", "-m", "alignsum", "compare", *map(str, folders), "--out", str(out)]
     write_comparison(comparison, out, show_command(arguments))
     from rich.console import Console

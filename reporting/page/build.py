@@ -15,7 +15,7 @@ from reporting.answer import find_answer
 from reporting.charts import Chart
 from reporting.comparison import COMPARED, HEADLINE, Comparison
 from reporting.comparison_charts import is_ppo, list_charts
-from reporting.draw import describe, to_svg
+from reporting.draw import to_svg
 from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.page.examples import list_examples
 from reporting.page.inline_svg import inline_svg
@@ -111,27 +111,21 @@ def hash_source(text: str) -> str:
 def list_facts(comparison: Comparison) -> dict[str, str]:
     """Say what the page is about: data, model, number of dialogues, date and commit."""
     runs = comparison.runs
-    configs = [flatten(run.config) for run in runs]
-    sources = [c.get("data.init_args.source", c.get("source")) for c in configs]
-    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs]
-    sizes = {run.metrics[f"test/{HEADLINE}"].n for run in ranked}
-    numbers = sorted(size for size in sizes if size is not None)
+    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs] or runs
+    configs = [flatten(run.config) for run in ranked]
+    sizes = sorted(
+        {one.n for run in ranked if (one := run.metrics.get(f"test/{HEADLINE}")) and one.n}
+    )
+    versions = list_versions(comparison)
     facts = {
-        "data": _join(sources[:1] if not ranked else [_source_of(comparison, sources)]),
-        "model": _join([run.summary.get("backbone") for run in ranked or runs]),
-        "test dialogues": " to ".join(f"{n:,}" for n in dict.fromkeys(numbers[:1] + numbers[-1:])),
+        "data": _join([c.get("data.init_args.source", c.get("source")) for c in configs]),
+        "model": _join([run.summary.get("backbone") for run in ranked]),
+        "test dialogues": " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:])),
         "runs": str(len(runs)),
         "last run": max(run.date for run in runs).isoformat(),
-        "commit": _join(
-            [_short((run.summary.get("versions") or {}).get("alignsum")) for run in runs]
-        ),
+        "commit": versions.get("alignsum", ""),
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _source_of(comparison: Comparison, sources: list[Any]) -> Any:
-    """Return the data of the best run, which reward models need not share."""
-    return sources[comparison.runs.index(comparison.groups[comparison.ranked[0]].first)]
 
 
 def _join(values: list[Any]) -> str:
@@ -145,22 +139,14 @@ def _short(version: object) -> str:
 
 
 def list_versions(comparison: Comparison) -> dict[str, str]:
-    """List the versions of packages; those of each run if they differ."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for run in comparison.runs:
-        for name, version in (run.summary.get("versions") or {}).items():
-            found.setdefault(name, {}).setdefault(_short(version) or "-", []).append(run.name)
-    return {
-        name: "; ".join(
-            version if len(versions) == 1 else f"{version}: {', '.join(runs)}"
-            for version, runs in versions.items()
-        )
-        for name, versions in found.items()
-    }
+    """List the versions of packages in all runs."""
+    found = [run.summary.get("versions") or {} for run in comparison.runs]
+    names = dict.fromkeys(name for versions in found for name in versions)
+    return {name: _join([_short(versions.get(name)) for versions in found]) for name in names}
 
 
 def _draw(chart: Chart) -> Figure:
-    return Figure(chart.title, inline_svg(to_svg(chart), describe(chart)))
+    return Figure(chart.title, inline_svg(to_svg(chart), chart.title))
 
 
 def _describe_metric(metric: str) -> dict[str, Any]:

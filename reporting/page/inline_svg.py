@@ -19,12 +19,12 @@ _STYLE = re.compile(r' style="([^"]*)"')
 _GROUP = re.compile(r"""<g id=("[^"]*"|'[^']*')""")
 
 
-def inline_svg(source: str, description: str) -> Markup:
+def inline_svg(source: str, title: str) -> Markup:
     """Convert an SVG document to an element of an HTML page.
 
     Args:
         source: A document written by matplotlib with `svg.fonttype: none`.
-        description: The content in words.
+        title: The title of the chart.
 
     Returns:
         The `<svg>` element; all texts in it are escaped.
@@ -35,7 +35,7 @@ def inline_svg(source: str, description: str) -> Markup:
     body = _GROUP.sub(_to_tooltip, body)
     _, _, box = body.partition(' viewBox="')
     head = Markup('<svg role="img" aria-label="{}" viewBox="{}">').format(
-        description, box.partition('"')[0]
+        title, box.partition('"')[0]
     )
     inside = re.sub(r">\s+<", "><", body[body.index(">") + 1 :])
     return head + Markup(inside)  # noqa: S704 - written and escaped by matplotlib

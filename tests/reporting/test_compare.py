@@ -13,7 +13,7 @@ from metrics.intervals import Estimate
 from reporting.answer import find_answer
 from reporting.comparison import Comparison
 from reporting.comparison_files import make_csv
-from reporting.numbers import ROUGE_LABELS, format_both, format_dollars, format_duration
+from reporting.numbers import ROUGE_LABELS, format_both, format_duration
 from reporting.runs import read_runs
 from reporting.table import make_differences, make_other_results, make_results
 
@@ -153,15 +153,7 @@ def test_the_baseline_is_the_best_without_training_or_the_named_one(tmp_path: Pa
     assert not out.exists()
 
 
-def test_numbers_for_readers(tmp_path: Path) -> None:
-    comparison = compare(write_run(tmp_path / "run", [0.5, 0.5]), price_per_hour=36.0)
-    assert tabulate(comparison)[0]["dollars"] == "$0.75"  # 75.4 s
-    assert "run,cost/dollars,0.754" in make_csv(comparison)
-    assert [format_dollars(one) for one in (1234.5, 0.0012, 0.0)] == [
-        "$1,234.50",
-        "$0.0012",
-        "$0.00",
-    ]
+def test_numbers_for_readers() -> None:
     assert [format_duration(one) for one in (59.0, 75.4)] == ["59 s", "1 min 15 s"]
     # A rounded zero has no minus sign.
     assert format_both(Estimate(-0.0002, 9, -0.0004, 0.0), sign=True) == "+0.0 (+0.0 to +0.0)"
@@ -298,8 +290,8 @@ def test_wrong_settings_are_refused_before_anything_is_read(
     out = str(tmp_path / "out")
     assert main([path, "--out", str(tmp_path / "file")]) == 2
     assert main([path, "--out", path]) == 2
-    assert main([path, "--out", out, "--price_per_hour", "-1"]) == 2
-    for message in ("is a file; name a folder", "holds a run", "--price_per_hour must be"):
+    assert main([path, "--out", out, "--baseline", "none"]) == 2
+    for message in ("is a file; name a folder", "holds a run", "--baseline none is not among"):
         assert message in caplog.text
     assert not Path(out).exists()
     assert json.loads(Path(path, "summary.json").read_text())["backbone"] == "tiny"
