@@ -16,8 +16,8 @@ import numpy as np
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
+from metrics.rouge import score_rouge
 from metrics.text_statistics import STATISTICS
-from reporting.score import score_rouge
 
 LEAD = 3
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from common.paths import expand
+from common.run_folder import expand
 
 
 class ClassifierSettings(NamedTuple):

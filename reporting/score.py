@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from metrics import faithfulness, text_statistics
 from metrics.faithfulness import CHECKS
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from metrics.rouge import Rouge
+from metrics.rouge import score_rouge
 from metrics.text_statistics import STATISTICS
 from metrics.words import BEST
 from reporting.numbers import MINUS, ROUGE_LABELS, Unit, format_both, is_clear
@@ -47,11 +47,13 @@ def load_toxicity(model: str, toxic_label: str) -> TextScore:
     import torch
 
     from common import hub
+    from common.exits import quieten_models
     from lightning_modules.reward_scorer import RewardScorer
 
     path = hub.resolve_model(model, "classifier")
     if problem := hub.find_model_problem(path, "toxicity classifier"):
         raise ValueError(f"{problem}.")
+    quieten_models()
     scorer = RewardScorer(path, label=toxic_label).eval()
     scorer.to("cuda" if torch.cuda.is_available() else "cpu")
     return lambda texts: scorer.rate(texts, toxic_label)["toxicity"]
@@ -99,26 +101,6 @@ def _score_column(
     if toxicity is not None:
         values["toxicity"] = toxicity(texts)
     return values
-
-
-def score_rouge(
-    texts: Sequence[str], references: Sequence[Sequence[str]], use_stemmer: bool
-) -> dict[str, list[float]]:
-    """Score texts by ROUGE; "<key>_best" only if a text has several references.
-
-    Args:
-        texts: n texts.
-        references: The references of each.
-        use_stemmer: Compare Porter stems instead of words.
-
-    Returns:
-        n values, fractions of 1, for each key.
-    """
-    rouge = Rouge(use_stemmer)
-    rouge.update(texts, references)
-    several = any(len(row) > 1 for row in references)
-    found = rouge.per_example()
-    return {key: found[key].tolist() for key in found if several or BEST not in key}
 
 
 def tabulate_scores(found: Mapping[str, Mapping[str, Estimate]]) -> list[list[str]]:

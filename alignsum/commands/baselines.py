@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignsum.commands.options import add_switch, make_parser
-from common.exits import run, start_log
+from common.exits import quieten_models, run, start_log
 
 if TYPE_CHECKING:
     from common.run_folder import RunFolder
@@ -64,8 +64,8 @@ def baselines(options: argparse.Namespace, command: Sequence[str]) -> None:
     import yaml
 
     from common import hub
-    from common.redaction import show_command
     from common.run_folder import RunFolder, write_text
+    from common.versions import show_command
     from datamodules import sources
     from datamodules.reading import ColumnNames
     from datamodules.splits import SplitReader
@@ -92,6 +92,7 @@ def baselines(options: argparse.Namespace, command: Sequence[str]) -> None:
     )
     rows = SplitReader(options.source, columns, options.on_bad_row).read("test")
     rows = rows[: options.max_test_rows]
+    quieten_models()
     classifier = RewardScorer(options.toxicity).eval() if options.toxicity else None
     scored = {name: score_baseline(rows, name, options.stemmer, classifier) for name in names}
     settings = {key: value for key, value in vars(options).items() if "." not in key}
@@ -113,7 +114,7 @@ def write_run(
     command: str,
 ) -> None:
     """Write predictions.jsonl and summary.json as a test would."""
-    from callbacks.summary import find_versions
+    from common.versions import find_versions
     from metrics.intervals import bootstrap_mean
 
     folder.merge_predictions(

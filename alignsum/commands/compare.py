@@ -45,7 +45,7 @@ def compare(folders: Sequence[Path], out: Path, baseline: str | None = None) -> 
     Raises:
         ValueError: No run can be read, or a setting is wrong.
     """
-    from common.redaction import show_command
+    from common.versions import show_command
     from reporting.answer import find_answer
     from reporting.comparison import Comparison
     from reporting.comparison_files import check_output, write_comparison

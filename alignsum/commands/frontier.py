@@ -68,6 +68,5 @@ def frontier(paths: Sequence[Path], out: Path, max_rouge_loss: float = 1.0) -> N
     work.write_frontier(out, arms, chosen, limit, problems)
     from rich.console import Console
 
-    rows = work.tabulate_arms(arms, chosen)
-    caption = work.describe_arms(limit)
-    Console().print(terminal_table(rows, ("arm", "warnings"), caption))
+    rows = [[*row[:6], row[9]] for row in work.tabulate_arms(arms, chosen)]
+    Console().print(terminal_table(rows, ("arm",), work.describe_arms(limit)))
