@@ -178,8 +178,8 @@ def _check_summary(summary: Mapping[str, Any]) -> None:
 def _read_rows(folder: RunFolder) -> dict[Key, Row]:
     rows: dict[Key, Row] = {}
     for number, row in enumerate(folder.read_predictions(), start=1):
-        if not isinstance(row, dict) or "id" not in row:
-            raise ValueError(f"predictions.jsonl, line {number} is not an object with an id.")
+        if "id" not in row:
+            raise ValueError(f"predictions.jsonl, line {number}: there is no id.")
         if not isinstance(row.get("references", []), list):
             raise ValueError(f"predictions.jsonl, line {number}: references is not a list.")
         rows[str(row["id"]), str(row.get("dialogue"))] = row

@@ -355,7 +355,7 @@ def test_half_written_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> N
     rollouts.write_text(rollouts.read_text()[:-40])
     source = build(good, predictions.parent, tmp_path / "metrics", tmp_path / "config", ppo)
     page = Page(source)
-    assert "predictions.jsonl, line 5 is not JSON" in source
+    assert "predictions.jsonl, line 5: broken JSON" in source
     assert "metrics.csv has a broken row" in source
     assert "config.yaml is not YAML" in source
     assert "batch000005-rank0.jsonl: shown without this batch" in source
