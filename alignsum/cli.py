@@ -20,23 +20,17 @@ import lightning_modules
 from alignsum.option_errors import explain
 from alignsum.overlays import first_config
 from alignsum.run_rules import choose_weights, find_folder_problems, find_trainer_problems
+from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
-from callbacks.checkpoint_files import AtomicCheckpointIO
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.early_stopping import RunEarlyStopping
-from callbacks.export import ExportCallback
-from callbacks.faithfulness import FaithfulnessCallback
+from callbacks.kl import KLCallback
 from callbacks.loggers import RunCSVLogger
-from callbacks.plots import PlotCallback
-from callbacks.progress import RunProgress
-from callbacks.resume import ExactResume
+from callbacks.monitor import PPOMonitor
 from callbacks.rouge import RougeCallback
 from callbacks.run_config import RunConfig
 from callbacks.samples import SampleTexts
-from callbacks.signals import GracefulStop
-from callbacks.summary import SummaryCallback
-from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
-from callbacks.watch import PPOWatch
 from common import hub
 from common.exits import AlignsumError
 from common.imports import import_object
@@ -52,7 +46,8 @@ CALLBACKS: dict[str, type[Callback]] = {
     "toxicity": ToxicityCallback,
     "samples": SampleTexts,
     "early_stopping": RunEarlyStopping,
-    "watch": PPOWatch,
+    "kl": KLCallback,
+    "monitor": PPOMonitor,
     "checkpoint": RunCheckpoint,
 }
 """Callbacks of every run that have a section of settings."""
@@ -118,18 +113,14 @@ class AlignsumCLI(LightningCLI):
             default=False,
             help="Replace the run in the run folder (fit), or its test results (test, predict).",
         )
+        parser.add_argument(
+            "--validate_first",
+            type=bool,
+            default=False,
+            help="fit: validate before the first update, so that curves start where the run does.",
+        )
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/rougeL",
-                "checkpoint.mode": "max",
-                "checkpoint.filename": "best",
-                "checkpoint.save_last": True,
-                "checkpoint.save_on_exception": True,
-                "checkpoint.enable_version_counter": False,
-            }
-        )
         parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
         parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
@@ -247,18 +238,25 @@ class AlignsumCLI(LightningCLI):
         """Return the callbacks of a run in their order; drop those with nothing to observe."""
         unused = set() if self.model.generates else set(FOR_TEXTS)
         if not isinstance(self.model, lightning_modules.PPOPolicy):
-            unused.add("watch")
+            unused |= {"kl", "monitor"}
         if trainer["enable_checkpointing"] is False:
             unused.add("checkpoint")
-        own: list[Callback] = [] if trainer["enable_progress_bar"] is False else [RunProgress()]
-        own += [SummaryCallback(["python", "train.py", *self.arguments])]
-        own += [ExportCallback(), PlotCallback()]
-        if self.model.generates:
-            own += [FaithfulnessCallback(), TextStatisticsCallback()]
         configured = [settings[name] for name in CALLBACKS if name not in unused]
-        config = RunConfig(self.command_parser, self.settings, save_to_log_dir=False)
-        first: list[Callback] = [ExactResume(), GracefulStop()]
-        return [*first, *as_list(trainer["callbacks"]), *own, *configured, config]
+        callbacks = default_callbacks(
+            [*as_list(trainer["callbacks"]), *configured],
+            generates=self.model.generates,
+            checkpointing=trainer["enable_checkpointing"] is not False,
+            progress_bar=trainer["enable_progress_bar"] is not False,
+            command=["python", "train.py", *self.arguments],
+        )
+        fits = self.subcommand == "fit"
+        saver = RunConfig(self.command_parser, self.settings, save_to_log_dir=False, fits=fits)
+        return [*callbacks, saver]
+
+    def before_fit(self) -> None:
+        """Validate the start of a run, but not that of a resumed one."""
+        if self.settings.validate_first and self.settings.ckpt_path is None:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
 
 
 def as_list(value: Any) -> list[Any]:

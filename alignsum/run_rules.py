@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.checkpoint_files import (
+from callbacks.checkpoint_io import (
     choose_checkpoint,
     describe_checkpoint,
     find_checkpoint_problem,
@@ -55,6 +55,10 @@ def choose_weights(
     """Set `ckpt_path` to the checkpoint that the command starts from; list what forbids that."""
     if command == "fit" and settings.resume:
         path, problems = choose_checkpoint(settings.resume, folder.checkpoints)
+        if path is None and settings.resume == "auto" and folder.has_only_begun():
+            logger.info("There is no checkpoint in %s yet: the run starts again", folder.path)
+            settings.resume, settings.overwrite = None, True
+            return []
         if path is None:
             return [f"--resume {settings.resume}: {'; '.join(problems)}"]
         for problem in problems:
@@ -68,16 +72,19 @@ def choose_weights(
             return [f"--ckpt_path {path}: there is no such file"]
         problem = find_checkpoint_problem(path) if path.is_file() else None
         return [problem] if problem else []
-    best, last = folder.checkpoints / "best.ckpt", folder.checkpoints / "last.ckpt"
-    if command == "fit" or not (best.is_file() or model_type.needs_training):
+    if command == "fit":
         return []
-    if best.is_file():
-        settings.ckpt_path = str(best)
+    kept = [folder.checkpoints / f"{name}.ckpt" for name in ("best", "last")]
+    found = next((path for path in kept if path.is_file()), None)
+    if found is not None:
+        settings.ckpt_path = str(found)
         return []
-    remedy = "run `fit` with this --run_dir first, or choose a checkpoint with --ckpt_path"
-    if last.is_file():
-        remedy = f"no validation has finished; to test the last weights: --ckpt_path {last}"
-    return [f"there is no trained model in {folder.path} (no {best}); {remedy}"]
+    if not model_type.needs_training:
+        return []
+    return [
+        f"there is no trained model in {folder.path} (no {kept[0]}); run `fit` with this --run_dir "
+        "first, or choose a checkpoint with --ckpt_path"
+    ]
 
 
 def find_inputs_in(settings: Any, folder: RunFolder) -> list[str]:

@@ -1,1 +1,61 @@
-"""What watches a run from outside: metrics, samples, plots, the run folder."""
+"""Callbacks: evaluation, checkpoints, logging, and what a run folder contains.
+
+callbacks = default_callbacks()
+trainer = Trainer(default_root_dir="runs/lora", callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def default_callbacks(
+    own: Sequence[Any] = (),
+    *,
+    generates: bool = True,
+    checkpointing: bool = True,
+    progress_bar: bool = True,
+    command: Sequence[str] | None = None,
+) -> list[Any]:
+    """Build the callbacks of a run; ``train.py`` uses them too.
+
+    Args:
+        own: Callbacks of the caller; each replaces the default of its class.
+        generates: Whether the module generates summaries, so that they are scored. A reward model
+            or a classifier does not.
+        checkpointing: Whether to keep checkpoints; False for ``enable_checkpointing=False``.
+        progress_bar: Whether to show progress; False for ``enable_progress_bar=False``.
+        command: The command line to record in summary.json; None takes the process's own.
+
+    Returns:
+        All callbacks, ``own`` included, in the order in which a Trainer should call them.
+    """
+    from lightning.pytorch.callbacks import ProgressBar
+
+    from callbacks.checkpoint import RunCheckpoint
+    from callbacks.export import ExportCallback
+    from callbacks.faithfulness import FaithfulnessCallback
+    from callbacks.loggers import StepAxis
+    from callbacks.plots import PlotCallback
+    from callbacks.progress import make_progress_bar
+    from callbacks.rouge import RougeCallback
+    from callbacks.samples import SampleTexts
+    from callbacks.signals import GracefulStop
+    from callbacks.summary import SummaryCallback
+    from callbacks.text_statistics import TextStatisticsCallback
+
+    def missing(*kinds: type) -> list[Any]:
+        return [kind() for kind in kinds if not any(isinstance(each, kind) for each in own)]
+
+    callbacks = [*missing(GracefulStop, StepAxis), *own]
+    if generates:
+        callbacks += missing(
+            RougeCallback, FaithfulnessCallback, TextStatisticsCallback, SampleTexts
+        )
+    if not any(isinstance(each, SummaryCallback) for each in own):
+        callbacks.append(SummaryCallback(command))
+    callbacks += missing(ExportCallback, PlotCallback)
+    if progress_bar and not any(isinstance(each, ProgressBar) for each in own):
+        callbacks.append(make_progress_bar())
+    if checkpointing:
+        callbacks += missing(RunCheckpoint)
+    return callbacks

@@ -1,4 +1,4 @@
-"""Early stopping: end a fit that no longer gets better."""
+"""End a fit that no longer improves."""
 
 import logging
 from typing import Any, Literal
@@ -10,20 +10,18 @@ log = logging.getLogger(__name__)
 
 
 class RunEarlyStopping(EarlyStopping):
-    """End the fit when so many validations in a row were not better than the best one; off if None.
+    """Lightning's EarlyStopping on the metric of ``best.ckpt``; off unless ``patience`` is set.
 
-    It goes by the metric that ``best.ckpt`` goes by, ``checkpoint.monitor``. Otherwise than
-    Lightning's own it looks after each validation, holds when a run that it ended is resumed, and
-    takes the patience of the settings then: a higher one lets the run go on.
+    A run that it ended stays ended when it is resumed, unless with more patience.
 
     Args:
-        patience: Validations without an improvement to wait for; None never stops.
-        min_delta: What a metric has to change by to be better.
-        monitor: The metric; the command line sets it.
-        mode: Whether more of it is better; the command line sets it.
+        patience: Validations without improvement to wait for; None never stops.
+        min_delta: Smallest change that counts as an improvement.
+        monitor: Validation metric; the CLI takes ``checkpoint.monitor``.
+        mode: Whether more of it is better; the CLI takes ``checkpoint.mode``.
 
     Raises:
-        ValueError: If a setting is out of range, or there is no metric to go by.
+        ValueError: If a setting is out of range, or there is no metric.
     """
 
     def __init__(
@@ -35,10 +33,11 @@ class RunEarlyStopping(EarlyStopping):
     ) -> None:
         if patience is not None and (patience < 1 or min_delta < 0 or monitor is None):
             raise ValueError(
-                "early_stopping: patience must be 1 or more, min_delta 0 or more, and there must "
-                "be a metric to go by (checkpoint.monitor); got "
-                f"patience {patience}, min_delta {min_delta}, monitor {monitor}"
+                "early_stopping: patience must be 1 or more, min_delta 0 or more, and "
+                f"checkpoint.monitor set; got patience {patience}, min_delta {min_delta}, monitor "
+                f"{monitor}"
             )
+        self.enabled = patience is not None
         super().__init__(
             monitor or "",
             min_delta,
@@ -47,19 +46,18 @@ class RunEarlyStopping(EarlyStopping):
             mode=mode,
             check_on_train_epoch_end=False,
         )
-        self.enabled = patience is not None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look whether this validation was better."""
+        """Compare this validation with the best one."""
         if self.enabled:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop at once where the run that is resumed had been stopped."""
+        """Stop at once if the run had been stopped before it was resumed."""
         if self.enabled and self.wait_count >= self.patience:
-            log.info("Early stopping had ended this run; a higher patience lets it go on")
+            log.info("Early stopping had ended this run; a higher patience lets it continue")
             trainer.should_stop = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count; the patience is that of the settings."""
+        """Restore the count; the patience is the one of the settings."""
         super().load_state_dict(state_dict | {"patience": self.patience})

@@ -17,38 +17,48 @@ logger = logging.getLogger(__name__)
 
 
 class RunConfig(SaveConfigCallback):
-    """Save the whole configuration: ``config.yaml``, or ``config.test.yaml`` beside a fit's.
+    """Save the configuration: ``config.yaml``, or ``config.test.yaml`` beside that of a fit.
 
-    Lightning saves it before the model is built; here it is saved once that went well, and what
-    was to be overwritten goes only then: a command that is refused changes nothing. The options of
-    this one call (``--overwrite``, ``--resume`` and the checkpoint) are not saved: who starts from
-    the file later did not ask for them.
+    Lightning saves it before the model is built. This callback saves it, and removes what is to be
+    overwritten, once everything is built: a command that is refused changes nothing. The options of
+    the call itself (``--overwrite``, ``--resume``, ``--ckpt_path``) are not saved.
+
+    Args:
+        *args: Parser and settings; see ``SaveConfigCallback``.
+        fits: Whether the command is a fit, which may validate first.
+        **kwargs: Further arguments of ``SaveConfigCallback``.
     """
+
+    def __init__(self, *args: Any, fits: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fits = fits
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wait for the start."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save as ``config.yaml``."""
+        """Remove an earlier run if told to, and save as ``config.yaml``."""
+        folder = RunFolder(trainer.default_root_dir)
         if self.config.overwrite and trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).clear()
+            folder.clear()
         self._save(trainer, pl_module, "fit")
         if trainer.is_global_zero:
-            # Also where nothing is trained: every run folder has the same entries.
-            RunFolder(trainer.default_root_dir).checkpoints.mkdir(exist_ok=True)
+            folder.checkpoints.mkdir(exist_ok=True)  # every run folder has the same entries
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless this validation is a part of a fit."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        """Save before a validation that is not within a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING and self.fits:
+            self.on_fit_start(trainer, pl_module)
+        elif trainer.state.fn == TrainerFn.VALIDATING:
             self._save_beside(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save under a name that is free."""
+        """Remove earlier predictions if told to, and save under a free name."""
         self._replace_predictions(trainer)
         self._save_beside(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room where told to, and save under a name that is free."""
+        """Remove earlier predictions if told to, and save under a free name."""
         self._replace_predictions(trainer)
         self._save_beside(trainer, pl_module, "predict")
 
@@ -68,11 +78,11 @@ class RunConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file, keys and tokens left out."""
+        """Write the file, without keys and tokens."""
         text = redact(self.parser.dump(self.config, skip_none=False))
         path = Path(trainer.default_root_dir, self.config_filename)
         if stage == "fit" and path.is_file() and (changes := find_changes(path, text)):
-            logger.warning("The run goes on with other settings than it had: %s", changes)
+            logger.warning("The run continues with changed settings: %s", changes)
         write_text(path, text)
 
 

@@ -1,7 +1,8 @@
-"""A few generated texts, to be read by people."""
+"""A few generated texts, for people to read."""
 
+import itertools
 import json
-import logging
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,18 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from callbacks.text_metric import Row, TextCollector, gather_rows
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, write_lines
 
-log = logging.getLogger(__name__)
-
-_SHOWN_CHARS = 300
+SHOWN_CHARS = 300
 
 
 class SampleTexts(TextCollector):
     """Show and keep the same few examples at each validation and test.
 
-    They are appended to samples.jsonl with the stage and step, shown as a table in the terminal,
-    and sent to Weights & Biases as a table where its logger is in use.
+    They go to samples.jsonl with stage and step, to the terminal as a table, and to Weights &
+    Biases as a table if its logger is used.
 
     Args:
         count: Number of examples, the first ones of the split; 0 shows none.
@@ -31,7 +30,7 @@ class SampleTexts(TextCollector):
     def __init__(self, count: int = 3) -> None:
         super().__init__()
         if count < 0:
-            raise ValueError(f"SampleTexts: count must be 0 or more, got {count}.")
+            raise ValueError(f"samples.count must be 0 or more, got {count}")
         self.count = count
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,24 +48,35 @@ class SampleTexts(TextCollector):
         self.rows = []
         if not trainer.is_global_zero or not rows:
             return
-        step = trainer.global_step
-        folder = RunFolder(trainer.default_root_dir)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with folder.samples.open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(
-                    json.dumps({"stage": stage, "step": step} | row, ensure_ascii=False) + "\n"
-                )
-        rich.get_console().print(make_table(rows, f"{stage} samples at step {step}"))
+        place = {"stage": stage, "step": trainer.global_step}
+        path = RunFolder(trainer.default_root_dir).samples
+        # A resumed run may repeat a validation.
+        others = [row for row in read_samples(path) if not place.items() <= row.items()]
+        write_lines(path, [*others, *(place | row for row in rows)])
+        rich.get_console().print(make_table(rows, f"{stage} samples at step {trainer.global_step}"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                columns = list(rows[0])
-                data: list[list[Any]] = [[_flat(row[column]) for column in columns] for row in rows]
-                logger.log_text(f"{stage}/samples", columns=columns, data=data)
+                data: list[list[Any]] = [[to_cell(value) for value in row.values()] for row in rows]
+                logger.log_text(f"{stage}/samples", columns=list(rows[0]), data=data)
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Read samples.jsonl; empty if there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def rewind_samples(path: Path, step: int) -> None:
+    """Remove the samples after a step, when a run resumes from a checkpoint of that step."""
+    rows = read_samples(path)
+    kept = list(itertools.takewhile(lambda row: row["step"] <= step, rows))
+    if len(kept) < len(rows):
+        write_lines(path, kept)
 
 
 def make_table(rows: list[Row], title: str) -> Table:
-    """Lay samples out for a terminal: reference, text of before where there is one, prediction."""
+    """Lay samples out for a terminal: reference, text before training if known, prediction."""
     with_before = "prediction_before" in rows[0]
     table = Table(title=title, show_lines=True, title_justify="left")
     for name in ("id", "reference", *(["before"] if with_before else []), "prediction"):
@@ -74,14 +84,15 @@ def make_table(rows: list[Row], title: str) -> Table:
     for row in rows:
         before = [row["prediction_before"]] if with_before else []
         texts = [str(row["id"]), row["references"][0], *before, row["prediction"]]
-        table.add_row(*(escape(_shorten(text)) for text in texts))
+        table.add_row(*(escape(shorten(text)) for text in texts))
     return table
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
+def shorten(text: str) -> str:
+    """Cut a text that is too long for a table."""
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
 
 
-def _flat(value: Any) -> Any:
-    """One cell of a W&B table: a list of references becomes lines."""
+def to_cell(value: Any) -> Any:
+    """Write a list of references as lines of one cell."""
     return "\n".join(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, keep a checkpoint, end with a code that schedulers know."""
+"""SIGTERM and Ctrl-C: finish the step, save a checkpoint, exit with 128 + signal."""
 
 import logging
 import signal
@@ -17,98 +17,121 @@ from common.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class GracefulStop(Callback):
-    """End a fit at the next place between two steps once SIGTERM or SIGINT has come.
+    """End a fit after the current optimizer step when SIGTERM or SIGINT arrives.
 
-    The step that is under way is finished (in PPO, the batch of rollouts); of a validation, the
-    batch. All ranks agree before each step, so that it is enough for one of them to get the signal,
-    and none is left waiting for the others. Lightning's own handler talks to the other ranks from
-    within the signal, in the middle of whatever they were saying to each other.
-
-    Before and after the training a signal ends the run at once, and so does a second Ctrl-C in it.
+    In PPO that is after the current batch of rollouts. A validation is finished first, because
+    Lightning cannot resume before one; a second Ctrl-C ends the run at once. All ranks agree after
+    each step, so it is enough if one of them receives the signal. Outside of training a signal ends
+    the run at once.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self) -> None:
+        self.requested = 0
+        """Number of the signal on which all ranks have agreed; 0 if there is none."""
         self._received = 0
-        self._deferring = False
+        self._defers = False
+        self._warned = False
         self._trains = True
         self._checkpoints: Path | None = None
 
     def _install(self, trainer: L.Trainer) -> None:
-        """Take the place of Lightning's handler; the Trainer gives the signals back at its end."""
-        self._received = 0
+        """Replace Lightning's handlers; the Trainer restores the original ones at its end."""
         self._trains = trainer.state.fn == TrainerFn.FITTING
         self._checkpoints = RunFolder(trainer.default_root_dir).checkpoints
         if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
+            for number in SIGNALS:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self._deferring:
-            raise self._make_stop(number)
+        if not self._defers:
+            raise StoppedBySignal(number, self._trains, self._checkpoints)
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = self._received or number
-        # No logging here: the signal may have come in the middle of it.
-
-    # Where it may end ---------------------------------------------------------------------------
-
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen from here on."""
-        self._install(trainer)
+        # No logging here: the signal may have interrupted a log call.
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen from here on."""
+        """Handle signals from here on."""
         self._install(trainer)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen from here on."""
+        """Handle signals from here on."""
         self._install(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Handle signals from here on, also in the sanity check and in `validate`."""
+        if not self._defers:
+            self._install(trainer)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen from here on, and finish steps first."""
+        """Handle signals from here on, and finish steps first."""
         self._install(trainer)
-        self._deferring = True
+        self._received = self.requested = 0
+        self._defers, self._warned = True, False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Agree with the other ranks, so that RunCheckpoint saves this step on all of them."""
+        self._agree(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """End before a step."""
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._end_if_told(trainer)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End before a validation, which may take longer than there is."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self._install(trainer)
-        self._end_if_told(trainer)
+        """End the run between two optimizer steps."""
+        if self.requested and batch_idx % trainer.accumulate_grad_batches == 0:
+            # Lightning calls checkpoints last; the one of the step before has to be complete first.
+            for checkpoint in trainer.checkpoint_callbacks:
+                checkpoint.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+            self._stop(self.requested)
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """End within a validation, which a resumed run does again."""
-        self._end_if_told(trainer)
+        """Say why the run does not end yet."""
+        if self._received and not self._warned and trainer.is_global_zero:
+            self._warned = True
+            log.warning(
+                "%s: the validation is finished first, then the run is saved and ends; Ctrl-C ends "
+                "it now, and loses the steps since the last checkpoint",
+                signal.Signals(self._received).name,
+            )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Agree with the other ranks after a validation too."""
+        if self._defers:
+            self._agree(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Agree with the other ranks after an epoch too."""
+        self._agree(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End before what comes after the training."""
-        self._end_if_told(trainer)
-        self._deferring = False
+        """Agree with the other ranks a last time."""
+        self._agree(trainer)
 
-    def _end_if_told(self, trainer: L.Trainer) -> None:
-        """End if any rank has got a signal.
+    def _agree(self, trainer: L.Trainer) -> None:
+        self.requested = self._received
+        if trainer.world_size > 1:
+            mine = torch.tensor(self._received, device=trainer.strategy.root_device)
+            self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
 
-        Raises:
-            StoppedBySignal: On all ranks alike.
-        """
-        number = self._received
-        if trainer.world_size > 1 and trainer.state.fn == TrainerFn.FITTING:
-            mine = torch.tensor(number, device=trainer.strategy.root_device)
-            number = int(trainer.strategy.reduce(mine, reduce_op="max"))
-        if number:
-            raise self._make_stop(number)
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the run before the export, once the last checkpoint is written."""
+        self._defers = False
+        if self.requested:
+            self._stop(self.requested)
 
-    def _make_stop(self, number: int) -> StoppedBySignal:
-        return StoppedBySignal(number, self._trains, self._checkpoints)
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Handle signals at once from here on."""
+        self._defers = False
+
+    def _stop(self, number: int) -> None:
+        self._defers = False
+        raise StoppedBySignal(number, self._trains, self._checkpoints)

@@ -177,7 +177,8 @@ def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:
 
 def last_metrics(trainer: L.Trainer) -> dict[str, Estimate]:
     """The last value of every logged metric that is finite, under the name it was logged by."""
-    doubled = ("_step", "_epoch")  # Lightning's second names of a metric logged both ways
+    # Lightning's second names of a metric that is logged both ways, and the place.
+    doubled = ("_step", "_epoch", "step", "epoch")
     return {
         name: Estimate(float(value))
         for name, value in trainer.callback_metrics.items()

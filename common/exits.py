@@ -51,8 +51,8 @@ class StoppedBySignal(Exception):
         remedy = "continue with --resume auto"
         if not self.is_fit:
             remedy = "repeat the command"
-        elif self.checkpoints is not None and not any(self.checkpoints.glob("*.ckpt")):
-            remedy = "there is no checkpoint yet; start again with --overwrite true"
+        elif self.checkpoints is not None and not any(self.checkpoints.glob("[!.]*.ckpt")):
+            remedy = "there is no checkpoint yet; --resume auto starts again"
         return f"Stopped by {signal.Signals(self.number).name}; {remedy}"
 
 

@@ -74,6 +74,11 @@ class RunFolder:
         """Return whether any file of a run exists."""
         return any(entry.exists() for entry in self.entries)
 
+    def has_only_begun(self) -> bool:
+        """Whether a fit may start again here: no run, or one without a checkpoint or result."""
+        finished = (self.predictions, self.export, *self.checkpoints.glob("[!.]*.ckpt"))
+        return not any(path.exists() for path in finished)
+
     def clear(self) -> None:
         """Delete the files of a run; files with other names stay."""
         for entry in self.entries:

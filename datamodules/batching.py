@@ -6,13 +6,14 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from datamodules.reading import Split
 
@@ -102,17 +103,14 @@ def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Ten
     return padded
 
 
-def leave_signals(worker: int) -> None:
-    """Let a loader's worker live on when a signal to all processes ends the run.
+def ignore_first_signal(worker: int) -> None:
+    """Keep a worker alive when a signal to the process group ends the run.
 
-    The main process finishes its step first, for which it may need batches. Torch ends a worker
-    that does not end by itself with SIGTERM, so only the first one is passed over.
+    The main process finishes its step first and may need batches for it. Torch terminates hanging
+    workers with SIGTERM, so only the first one is ignored.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-Loader = TypeVar("Loader", bound=DataLoader[Any])
 
 
 class LengthBatchSampler(Sampler[list[int]]):
@@ -164,7 +162,6 @@ class LengthBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self.accumulate = accumulate
         self.epoch = 0
-        self.start = 0
         rows, places = len(lengths), batch_size * world_size
         steps = min(-(-rows // (places * accumulate)), rows // world_size)
         self.bounds = [step * rows // steps for step in range(steps + 1)]
@@ -184,8 +181,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         return (len(self.bounds) - 2) * self.accumulate + self.last_parts
 
     def __iter__(self) -> Iterator[list[int]]:
-        start, self.start = self.start, 0  # a resumed epoch goes on where it was, the next is whole
-        for batch in self.global_batches()[start:]:
+        for batch in self.global_batches():
             yield batch[self.rank :: self.world_size].tolist()
 
     def global_batches(self) -> list[np.ndarray]:
@@ -217,22 +213,21 @@ def cut(rows: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 class ResumableDataModule(L.LightningDataModule):
-    """A datamodule whose training goes on in the middle of an epoch where a checkpoint left it.
+    """Save and restore the position within a training epoch.
 
-    Without it a resumed epoch would see its first batches twice and its last ones never. Lightning
-    would also ask a loader for its state, but loses it where the optimizer's schedule asks for the
-    number of steps; a datamodule's state is restored before that.
+    The position is the state of torchdata's ``StatefulDataLoader``: how many batches it delivered,
+    however many its workers have fetched ahead. Lightning can restore such a loader by itself, but
+    loses its state when the learning rate schedule asks for the number of steps first (2.6.6); the
+    state of a datamodule is restored earlier.
     """
 
-    _next = (0, 0)
-    """Epoch, and batch in it, of the first batch to give."""
-
-    _cut: int | None = None
-    """Into how many batches an epoch is cut."""
+    _train_loader: Any = None
+    _saved: dict[str, Any] | None = None
+    """The position in the checkpoint that was loaded, until a loader takes it over."""
 
     @property
     def accumulate(self) -> int:
-        """Training batches of one optimizer step, on each rank."""
+        """Return the number of micro-batches per optimizer step on each rank."""
         return getattr(self.trainer, "accumulate_grad_batches", 1)
 
     def length_loader(
@@ -244,15 +239,16 @@ class ResumableDataModule(L.LightningDataModule):
         shuffle: bool,
         **settings: Any,
     ) -> DataLoader[Any]:
-        """Make a loader of batches of like lengths, dealt out to the ranks.
+        """Build a loader of batches of similar lengths, sharded over the ranks.
 
         Args:
-            rows: A list, or a data set.
-            lengths: Length of each, to sort by.
-            batch_size: Rows in a batch, on each rank.
+            rows: A list or a dataset.
+            lengths: Length of each row, to sort by.
+            batch_size: Rows per batch on each rank.
             seed: Seed of the order.
-            shuffle: New batches each epoch, as for training; else the longest rows come first.
-            **settings: Of the ``DataLoader``.
+            shuffle: For training: new batches each epoch, by a loader whose position can be saved.
+                Otherwise the longest rows come first.
+            **settings: Further arguments of ``DataLoader``.
         """
         sampler = LengthBatchSampler(
             lengths,
@@ -263,47 +259,56 @@ class ResumableDataModule(L.LightningDataModule):
             self.trainer.global_rank if self.trainer else 0,
             self.accumulate if shuffle else 1,
         )
-        settings.setdefault("worker_init_fn", leave_signals)
-        return DataLoader(rows, batch_sampler=sampler, **settings)
+        settings.setdefault("worker_init_fn", ignore_first_signal)
+        kind = StatefulDataLoader if shuffle else DataLoader
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11
+            return kind(rows, batch_sampler=sampler, **settings)
 
-    def resume_loader(self, loader: Loader) -> Loader:
-        """Make a training loader leave out the batches that a checkpoint says were learnt from."""
+    def resume_loader(self, loader: Any) -> DataLoader[Any]:
+        """Continue a training loader at the position of the checkpoint, if one was loaded.
+
+        Raises:
+            ValueError: If the number of worker processes has changed, which the position counts.
+        """
+        self._train_loader, saved, self._saved = loader, self._saved, None
+        if saved is None:
+            return loader
         sampler = loader.batch_sampler
-        assert isinstance(sampler, LengthBatchSampler)  # noqa: S101 (for the type checker)
-        # The epoch too: workers begin to fetch before Lightning says which one it is.
-        sampler.epoch, sampler.start = self._next
-        self._next = (0, 0)
-        if sampler.start and self._cut not in (None, len(sampler)):
-            log.warning(
-                "The epoch that this run goes on with was cut into %d batches before, and is into "
-                "%d now: it will see some rows twice and others not at all. data.batch_size x "
-                "ranks x trainer.accumulate_grad_batches has to stay what it was",
-                self._cut, len(sampler),
-            )  # fmt: skip
-        self._cut = len(sampler)
-        if sampler.start:
-            warnings.filterwarnings(
-                "ignore", message="You're resuming from a checkpoint that ended before the epoch"
+        # Workers fetch before Lightning announces the epoch.
+        sampler.set_epoch(saved["epoch"])
+        if saved["position"] is None:
+            return loader
+        if saved["workers"] != loader.num_workers:
+            raise ValueError(
+                f"data.num_workers is {loader.num_workers} and was {saved['workers']} when the "
+                "checkpoint was saved within an epoch; resume with the same number"
             )
+        if saved["batches"] != len(sampler):
+            log.warning(
+                "The epoch had %d batches when the checkpoint was saved and has %d now: some rows "
+                "will be seen twice and others not at all. Keep data.batch_size x ranks x "
+                "trainer.accumulate_grad_batches",
+                saved["batches"], len(sampler),
+            )  # fmt: skip
+        loader.load_state_dict(saved["position"])
         return loader
 
-    def state_dict(self) -> dict[str, int]:
-        """Give the place in the run of the next batch to learn from.
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch and the position of the next batch in it."""
+        loader = self._train_loader
+        if loader is None or self.trainer is None:
+            return {}
+        epoch, batches = loader.batch_sampler.epoch, len(loader.batch_sampler)
+        if self.trainer.is_last_batch:
+            return {"epoch": epoch + 1, "position": None}
+        return {
+            "epoch": epoch,
+            "position": loader.state_dict(),
+            "batches": batches,
+            "workers": loader.num_workers,
+        }
 
-        It goes by Lightning's count of processed batches: one that was fetched when the run broke
-        off has to come again.
-        """
-        if self.trainer is None:
-            return {"epoch": 0, "batch": 0}
-        loop: Any = self.trainer.fit_loop
-        epoch = loop.epoch_progress.current.started - 1
-        batch = loop.epoch_loop.batch_progress.current.processed
-        if batch >= self.trainer.num_training_batches:
-            epoch, batch = epoch + 1, 0
-        place = {"epoch": max(0, epoch), "batch": batch}
-        return place if self._cut is None else place | {"batches": self._cut}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the place from a checkpoint."""
-        self._next = state_dict["epoch"], state_dict["batch"]
-        self._cut = state_dict.get("batches")
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the position for the training loader that is built next."""
+        self._saved = state_dict or None

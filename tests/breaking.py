@@ -1,4 +1,4 @@
-"""Ways for a run to break off, and what is left to compare when it was resumed."""
+"""Ways to interrupt a run, and what to compare once it was resumed."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from lightning_modules.optimizer_step import gradients
 
 
 class BreakOff(L.Callback):
-    """Breaks a fit off when a hook is called for the n-th time.
+    """Interrupt a fit when a hook is called for the n-th time.
 
     Args:
         hook: The hook's name.
@@ -46,7 +46,7 @@ class BreakOff(L.Callback):
 
 
 def break_off(hook: str, call: int, how: str, rank: int | None = None) -> list[str]:
-    """Give the options that let a fit break off."""
+    """Return the options that interrupt a fit."""
     one = [] if rank is None else ["--trainer.callbacks.rank", str(rank)]
     return [
         "--trainer.callbacks+=tests.breaking.BreakOff", "--trainer.callbacks.hook", hook,
@@ -86,14 +86,16 @@ CLOCKS = ("time/", "perf/")
 
 
 def take_result(run: Path) -> dict[str, Any]:
-    """Give all that a fit has left which must not depend on how often it was interrupted."""
+    """Return everything in a run folder that must not depend on interruptions."""
     folder = RunFolder(run)
     result: dict[str, Any] = {
         "metrics.csv": [without_clocks(row) for row in folder.read_metrics_csv()],
-        "samples.jsonl": folder.samples.read_text(),
+        "samples.jsonl": folder.samples.read_text() if folder.samples.exists() else "",
         "summary.json": without_clocks(folder.read_summary()["metrics"]),
     }
     for name in ("best", "last"):
+        if name == "best" and not (folder.checkpoints / "best.ckpt").exists():
+            continue
         checkpoint = torch.load(folder.checkpoints / f"{name}.ckpt", weights_only=True)
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
             result[f"{name}/{key}"] = checkpoint[key]
@@ -101,12 +103,12 @@ def take_result(run: Path) -> dict[str, Any]:
 
 
 def without_clocks(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Drop what was measured by a clock."""
+    """Remove metrics that were measured by a clock."""
     return {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
 
 
 def differences(found: Any, expected: Any, path: str = "") -> list[str]:
-    """Name the places in which two nested results differ, be it in the last bit."""
+    """Name the places where two nested results differ, if only in the last bit."""
     if isinstance(expected, torch.Tensor):
         return [] if torch.equal(found, expected) else [path]
     if isinstance(expected, dict) and isinstance(found, dict):

@@ -8,15 +8,24 @@ import lightning as L
 import pytest
 import rich
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+)
 from torch.utils.data import DataLoader
 
+from callbacks import default_callbacks
+from callbacks.checkpoint import RunCheckpoint
+from callbacks.checkpoint_io import RESUME, choose_checkpoint
 from callbacks.export import ExportCallback
-from callbacks.loggers import RunCSVLogger
+from callbacks.loggers import RunCSVLogger, StepAxis
 from callbacks.plots import PlotCallback, draw_run
-from callbacks.progress import RunProgress
-from callbacks.resume import ExactResume
+from callbacks.progress import ProgressLines, make_progress_bar
 from callbacks.rouge import RougeCallback
+from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback, name_method
 from common.run_folder import RunFolder
 from common.versions import find_commit
@@ -44,38 +53,104 @@ def test_csv_grows_columns_and_keeps_what_is_there(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_drops_what_a_resumed_run_logs_again(tmp_path: Path) -> None:
+def test_csv_of_a_resumed_run_has_each_row_once(tmp_path: Path) -> None:
     logger = RunCSVLogger(str(tmp_path))
     for step in range(4):
         logger.log_metrics({"train/loss": float(step)}, step)
-    assert RunCSVLogger(str(tmp_path)).count_rows() == 4
-    RunCSVLogger(str(tmp_path)).keep_rows(2)
-    assert [row["step"] for row in read_csv(tmp_path)] == ["0", "1"]
+    logger.log_metrics({"val/loss": 3.5}, 3)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1")  # a kill cut off the row of step 10
+    again = RunCSVLogger(str(tmp_path))
+    again.rewind(2)
+    assert [row["step"] for row in read_csv(tmp_path)] == ["0", "1", "2"]
+    again.log_metrics({"train/loss": 2.0}, 2)  # logged after the checkpoint of its step
+    again.log_metrics({"train/loss": 3.0}, 3)
+    again.log_metrics({"val/loss": 3.5}, 3)
+    rows = [(row["step"], row["train/loss"], row["val/loss"]) for row in read_csv(tmp_path)]
+    assert rows[2:] == [("2", "2.0", ""), ("3", "3.0", ""), ("3", "", "3.5")]
 
 
-@pytest.mark.parametrize("when", [True, False])
-def test_resumed_fit_has_each_row_once(tmp_path: Path, when: bool) -> None:
-    checkpoint = ModelCheckpoint(save_top_k=-1, filename="{epoch}", save_on_train_epoch_end=when)
-    parts = {"logger": RunCSVLogger(str(tmp_path)), "enable_checkpointing": True}
-    make_trainer(tmp_path, checkpoint, ExactResume(), max_epochs=3, **parts).fit(
-        TinyModule(), loader(), loader()
-    )
-    first = tmp_path / "checkpoints" / "epoch=0.ckpt"
-    assert first.exists()  # directly in the run folder, no version_0 between
-    parts["logger"] = RunCSVLogger(str(tmp_path))
-    make_trainer(tmp_path, ExactResume(), max_epochs=3, **parts).fit(
-        TinyModule(), loader(), loader(), ckpt_path=first, weights_only=True
-    )
+def test_step_is_the_number_of_optimizer_steps_for_all_loggers(tmp_path: Path) -> None:
+    class TwoSteps(TinyModule):
+        automatic_optimization = False
+
+        def training_step(self, batch: dict, batch_idx: int) -> None:
+            for _ in range(2):
+                loss = (self.weight - 1).square().sum()
+                self.manual_backward(loss)
+                self.optimizers().step()
+                self.optimizers().zero_grad()
+            self.log("train/loss", loss.detach())
+
+    logger = RunCSVLogger(str(tmp_path))
+    trainer = make_trainer(tmp_path, StepAxis(), SummaryCallback(), logger=logger)
+    trainer.fit(TwoSteps(), loader(), loader())
     rows = read_csv(tmp_path)
-    # The weight goes from 0 to 1 by a fifth of the way each step, so each loss is seen once.
-    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
-    assert losses == pytest.approx([0.64**step for step in range(6)])
-    assert len([row for row in rows if row["val/loss"]]) == 3
-    assert len({row["epoch"] for row in rows}) == 3
-    make_trainer(tmp_path, ExactResume(), **parts).test(
-        TinyModule(), loader(), ckpt_path=first, weights_only=True, verbose=False
-    )
-    assert len(read_csv(tmp_path)) == len(rows) + 1  # a test drops nothing
+    kinds = [
+        (int(row["step"]), "train" if row["train/loss"] else "val", row["epoch"]) for row in rows
+    ]
+    first = [(2, "train", "0"), (4, "train", "0"), (4, "val", "0")]
+    assert kinds == [*first, (6, "train", "1"), (8, "train", "1"), (8, "val", "1")]
+    assert not {"step", "epoch"} & RunFolder(tmp_path).read_summary()["metrics"].keys()
+
+
+# RunCheckpoint ----------------------------------------------------------------------------------
+
+
+def checkpointed(folder: Path, **settings: Any) -> tuple[TinyModule, RunCheckpoint]:
+    keep = RunCheckpoint("val/loss", "min", every_n_train_steps=1)
+    ckpt_path = settings.pop("ckpt_path", None)
+    trainer = make_trainer(
+        folder, StepAxis(), keep, logger=RunCSVLogger(str(folder)), enable_checkpointing=True,
+        **settings,
+    )  # fmt: skip
+    module = TinyModule()
+    trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path, weights_only=True)
+    return module, keep
+
+
+def test_best_score_survives_a_moved_run_folder(tmp_path: Path) -> None:
+    checkpointed(tmp_path / "a", max_epochs=1)
+    (tmp_path / "a").rename(tmp_path / "b")
+    last = tmp_path / "b" / "checkpoints" / "last.ckpt"
+
+    class Worse(RunCheckpoint):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            trainer.callback_metrics["val/loss"].fill_(9.0)
+            super().on_validation_end(trainer, pl_module)
+
+    keep = Worse("val/loss", "min")
+    trainer = make_trainer(tmp_path / "b", keep, enable_checkpointing=True)
+    trainer.fit(TinyModule(), loader(), loader(), ckpt_path=last, weights_only=True)
+    assert keep.best_model_path == str(tmp_path / "b" / "checkpoints" / "best.ckpt")
+    assert float(keep.best_model_score) == pytest.approx(0.64**2)
+    best = torch.load(keep.best_model_path, weights_only=True)
+    assert best["global_step"] == 2
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Broken(TinyModule):
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.weight.data.fill_(torch.nan if self.global_step == 2 else self.weight.item())
+
+    keep = RunCheckpoint("val/loss", "min", every_n_train_steps=1)
+    trainer = make_trainer(tmp_path, keep, enable_checkpointing=True, val_check_interval=1)
+    with pytest.raises(FloatingPointError, match="not finite after step 2"):
+        trainer.fit(Broken(), loader(), loader())
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 1
+
+
+def test_best_checkpoint_within_an_accumulated_step_is_not_resumed_from(tmp_path: Path) -> None:
+    checkpointed(tmp_path, accumulate_grad_batches=2, val_check_interval=1, max_epochs=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "last.ckpt").unlink()
+    (folder / "previous.ckpt").unlink(missing_ok=True)
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    torch.save(best | {RESUME: {"exact": False}}, folder / "best.ckpt")
+    path, problems = choose_checkpoint("auto", folder)
+    assert path is None
+    assert "in the middle of an optimizer step" in problems[-1]
 
 
 # SummaryCallback --------------------------------------------------------------------------------
@@ -282,34 +357,47 @@ def test_series_leave_out_gaps_and_what_is_not_finite() -> None:
     assert read_series(rows, "a") == ([0], [1.5])
 
 
-# RunProgress ------------------------------------------------------------------------------------
+# Progress ---------------------------------------------------------------------------------------
 
 
-def test_progress_is_seen_without_a_terminal(
+def test_progress_lines_without_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make_trainer(
-        tmp_path, RunProgress(every_seconds=1e-9), RougeCallback(), max_epochs=1,
+        tmp_path, ProgressLines(every_seconds=1e-9), RougeCallback(), max_epochs=1,
         enable_progress_bar=True,
     )  # fmt: skip
     trainer.fit(TinyModule(), loader(), loader())
     trainer.test(TinyModule(), loader(), verbose=False)
     lines = capsys.readouterr().out.splitlines()
-    for part in ("Epoch 1/1 2/2", "Validation 1/2", "Trained 2 steps", "Testing 2/2"):
+    for part in ("Epoch 1/1 2/2", "Validation 1/2", "Trained 2 steps", "Test 2/2"):
         assert any(part in line for line in lines), part
     assert any("validated val/rouge1=0.6667" in line for line in lines)
 
 
-def test_progress_is_a_bar_in_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = rich.get_console()
-    monkeypatch.setattr(console, "_force_terminal", True)
-    progress = RunProgress(every_seconds=1e-9)
-    trainer = make_trainer(tmp_path, progress, enable_progress_bar=True)
-    progress.setup(trainer, TinyModule(), "fit")
-    assert progress.is_enabled
-    monkeypatch.setattr(console, "_force_terminal", False)
-    progress.setup(trainer, TinyModule(), "fit")
-    assert not progress.is_enabled
+def test_progress_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(make_progress_bar(), ProgressLines)
+    monkeypatch.setattr(rich.get_console(), "is_terminal", True, raising=False)
+    assert isinstance(make_progress_bar(), RichProgressBar)
+
+
+def test_caller_replaces_default_callbacks(tmp_path: Path) -> None:
+    own = [SampleTexts(count=1), TQDMProgressBar(), RunCheckpoint("val/loss", "min")]
+    found = default_callbacks(own)
+    for kind in (SampleTexts, ProgressBar, RunCheckpoint):
+        assert [each for each in found if isinstance(each, kind)] == [
+            each for each in own if isinstance(each, kind)
+        ]
+    assert {type(each).__name__ for each in default_callbacks(generates=False)} == {
+        "GracefulStop", "StepAxis", "SummaryCallback", "ExportCallback", "PlotCallback",
+        "ProgressLines", "RunCheckpoint",
+    }  # fmt: skip
+    bare = default_callbacks(checkpointing=False, progress_bar=False)
+    assert not any(isinstance(each, Checkpoint | ProgressBar) for each in bare)
+    L.Trainer(
+        default_root_dir=tmp_path, callbacks=bare, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
 
 
 def test_summary_is_json_that_others_can_read(tmp_path: Path) -> None:

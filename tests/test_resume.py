@@ -1,5 +1,6 @@
-"""A run that broke off, wherever and however often, and was resumed is the uninterrupted run."""
+"""A run that was interrupted anywhere, and resumed, ends like an uninterrupted one."""
 
+import json
 import logging
 import os
 import random
@@ -21,7 +22,7 @@ from tests.conftest import Fit
 ACCUMULATE = ["--data.batch_size", "2", "--trainer.accumulate_grad_batches", "2"]
 RATES = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
 
-# Six steps an epoch. Each break is one of the run that the break before it was resumed by.
+# Six steps per epoch. Each interruption hits the run that was resumed after the one before it.
 CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
     "epochs": (
         "soft_prompt",
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
             ("on_train_end", 1, "error"),
         ],
     ),
-    "steps of several batches, a validation within one": (
+    "accumulation, a validation within a step": (
         "full_ft",
         [*ACCUMULATE, *RATES, "--trainer.val_check_interval", "3"],
         [
@@ -46,7 +47,7 @@ CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
             ("on_train_batch_end", 4, "sigterm"),
         ],
     ),
-    "checkpoints by steps, max_steps, worker processes, sampled texts": (
+    "checkpoints by steps, max_steps, workers, sampled texts": (
         "lora",
         [
             "--trainer.max_steps", "11", "--trainer.max_epochs", "9",
@@ -64,7 +65,7 @@ CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_is_the_uninterrupted_one(case: str, fit: Fit, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted_run(case: str, fit: Fit, tmp_path: Path) -> None:
     method, settings, breaks = CASES[case]
     fit(method, tmp_path / "whole", *settings)
     resume: list[str] = []
@@ -77,8 +78,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(case: str, fit: Fit, tmp_path: P
     assert differences(parts, whole) == []
 
 
-def test_a_run_that_max_steps_ended_goes_on_within_its_epoch(fit: Fit, tmp_path: Path) -> None:
-    constant = ["--model.schedule", "constant"]  # the others end where the fit does
+def test_run_ended_by_max_steps_continues_within_its_epoch(fit: Fit, tmp_path: Path) -> None:
+    constant = ["--model.schedule", "constant"]  # the other schedules end with the fit
     fit("lora", tmp_path / "whole", *constant)
     fit("lora", tmp_path / "parts", *constant, "--trainer.max_steps", "8")
     fit("lora", tmp_path / "parts", *constant, "--resume", "auto")
@@ -86,7 +87,7 @@ def test_a_run_that_max_steps_ended_goes_on_within_its_epoch(fit: Fit, tmp_path:
     assert differences(parts, whole) == []
 
 
-def test_two_ranks_go_on_with_their_own_random_numbers(fit: Fit, tmp_path: Path) -> None:
+def test_two_ranks_resume_with_their_own_random_numbers(fit: Fit, tmp_path: Path) -> None:
     settings = [
         "--trainer.devices", "2", "--trainer.strategy", "ddp_fork", *ACCUMULATE,
         "--data.batch_size", "1", "--checkpoint.every_n_train_steps", "2",
@@ -99,13 +100,63 @@ def test_two_ranks_go_on_with_their_own_random_numbers(fit: Fit, tmp_path: Path)
     assert differences(parts, whole) == []
 
 
-def test_batches_cut_otherwise_within_an_epoch_are_warned_of(
+def test_run_without_validation_resumes_in_the_middle_and_at_the_end_of_an_epoch(
+    fit: Fit, tmp_path: Path
+) -> None:
+    # Five of six batches per epoch: the loader itself never reaches its end.
+    settings = ["--trainer.limit_val_batches", "0", "--trainer.limit_train_batches", "5"]
+    settings += ["--checkpoint.monitor", "null", "--checkpoint.every_n_train_steps", "2"]
+    fit("lora", tmp_path / "whole", *settings)
+    resume: list[str] = []
+    for hook, call in (("on_train_batch_start", 5), ("on_train_batch_start", 5)):
+        with pytest.raises(RuntimeError):
+            fit("lora", tmp_path / "parts", *settings, *resume, *break_off(hook, call, "error"))
+        resume = ["--resume", "auto"]
+    assert read_checkpoint(tmp_path / "parts")["global_step"] == 5
+    fit("lora", tmp_path / "parts", *settings, *resume)
+    whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
+    assert differences(parts, whole) == []
+
+
+def test_validation_first_is_not_repeated_on_resuming(fit: Fit, tmp_path: Path) -> None:
+    settings = ["--validate_first", "true"]
+    fit("lora", tmp_path / "whole", *settings)
+    for resume in ([], ["--resume", "auto"]):  # before any checkpoint, and after the first
+        call = 9 if resume else 3
+        broken = break_off("on_train_batch_start", call, "error")
+        with pytest.raises(RuntimeError):
+            fit("lora", tmp_path / "parts", *settings, *resume, *broken)
+    fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
+    whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
+    assert differences(parts, whole) == []
+    rows = RunFolder(tmp_path / "whole").read_metrics_csv()
+    assert [int(row["step"]) for row in rows if row["val/rougeL"]] == [0, 6, 12]
+    samples = [json.loads(line)["step"] for line in whole["samples.jsonl"].splitlines()]
+    assert sorted(set(samples)) == [0, 6, 12]
+
+
+def test_changed_batches_within_an_epoch_are_reported(
     fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(RuntimeError):
-        fit("lora", tmp_path / "run", *break_off("on_before_backward", 3, "error"))
+    with pytest.raises(SystemExit):
+        fit("lora", tmp_path / "run", *break_off("on_before_backward", 2, "sigterm"))
     fit("lora", tmp_path / "run", "--resume", "auto", "--data.batch_size", "3")
-    assert "cut into 6 batches before, and is into 8 now" in caplog.text
+    assert "had 6 batches when the checkpoint was saved and has 8 now" in caplog.text
+
+
+def test_changed_number_of_workers_is_refused(
+    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit("lora", tmp_path / "run", *break_off("on_before_backward", 2, "sigterm"))
+    with pytest.raises(SystemExit) as stop:
+        fit("lora", tmp_path / "run", "--resume", "auto", "--data.num_workers", "1")
+    assert stop.value.code == 2
+    assert "data.num_workers is 1 and was 0" in capsys.readouterr().err
+
+
+def read_checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
 # Killed -----------------------------------------------------------------------------------------
@@ -139,44 +190,38 @@ def write_half_and_die(nth: int) -> Callable[..., None]:
     return write
 
 
-def test_a_kill_within_a_write_loses_that_checkpoint_at_most(
+def test_kill_within_a_write_loses_that_checkpoint_only(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["--checkpoint.every_n_train_steps", "2"]
     fit("lora", tmp_path / "whole", *settings)
     checkpoints = tmp_path / "parts" / "checkpoints"
-    resume: list[str] = []
-    # The write that is the death of it: last at step 4, best at step 6, last at 6, last at 8.
-    for nth, step in ((2, 2), (2, 4), (2, 4), (3, 6)):
+    # The fatal write: step 4, step 6, the best one at step 6, the one after its validation.
+    for nth, step in ((2, 2), (2, 4), (2, 4), (3, 4)):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "save", write_half_and_die(nth))
-            kill_in_child(lambda: fit("lora", tmp_path / "parts", *settings, *resume))  # noqa: B023
-        left = torch.load(checkpoints / "last.ckpt", weights_only=True)
-        assert left["global_step"] == step
+            kill_in_child(lambda: fit("lora", tmp_path / "parts", *settings, "--resume", "auto"))
+        assert read_checkpoint(tmp_path / "parts")["global_step"] == step
         assert list(checkpoints.glob(".*.partial"))
-        resume = ["--resume", "auto"]
-    (checkpoints / ".epoch=1.ckpt.partial").write_bytes(b"half a checkpoint")
-    fit("lora", tmp_path / "parts", *settings, *resume)
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
+    names = ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == names
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
     assert differences(parts, whole) == []
 
 
-def test_a_run_that_is_killed_at_any_moment_goes_on(fit: Fit, tmp_path: Path) -> None:
+def test_run_killed_at_random_moments_ends_the_same(fit: Fit, tmp_path: Path) -> None:
     settings = ["--checkpoint.every_n_train_steps", "1", "--data.batch_size", "8"]
     started = time.monotonic()
     fit("lora", tmp_path / "whole", *settings)
     seconds = time.monotonic() - started
-    moments = random.Random(os.getpid())  # others each time: what holds must hold at any
-    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    moments = random.Random(os.getpid())  # different each time: any moment must do
     for _ in range(4):
-        resume = ["--resume", "auto"] if last.exists() else ["--overwrite", "true"]
         kill_in_child(
-            lambda: fit("lora", tmp_path / "parts", *settings, *resume),  # noqa: B023
+            lambda: fit("lora", tmp_path / "parts", *settings, "--resume", "auto"),
             after=moments.uniform(0.2, 1.0) * seconds,
         )
-    resume = ["--resume", "auto"] if last.exists() else ["--overwrite", "true"]
-    fit("lora", tmp_path / "parts", *settings, *resume)
+    fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
     assert differences(parts, whole) == []
 
@@ -191,84 +236,58 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut off", "one bit", "gone"])
-def test_a_damaged_last_checkpoint_is_named_and_the_best_one_taken(
+def test_damaged_last_checkpoint_is_named_and_the_previous_one_taken(
     how: str, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = ["--data.batch_size", "8", "--model.optimizer.lr", "1e-9"]  # the first stays best
+    settings = ["--checkpoint.every_n_train_steps", "2"]
     fit("lora", tmp_path / "run", *settings)
     expected = take_result(tmp_path / "run")
-    best, last = (tmp_path / "run" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    assert expected["best/global_step"] < expected["last/global_step"]
+    folder = tmp_path / "run" / "checkpoints"
+    last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best.ckpt", "last.ckpt", "previous.ckpt",
+    ]  # fmt: skip
+    os.utime(previous)  # newer than best.ckpt
     if how == "gone":
         last.unlink()
     else:
         damage(last, how)
+    caplog.set_level(logging.INFO)
     fit("lora", tmp_path / "run", *settings, "--resume", "auto")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert any(f"{last}" in said and f"going on from {best}" in said for said in warnings)
+    assert any(f"{last}" in said and f"{previous} instead" in said for said in warnings)
+    assert f"Resuming from {previous} (epoch 1, step 10, written 2" in caplog.text
     assert differences(take_result(tmp_path / "run"), expected) == []
 
 
-def test_the_last_checkpoints_are_kept_small_and_the_newest_good_one_is_named(
-    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "3"]
-    settings += ["--model.optimizer.lr", "1e-9"]  # the first stays best
-    caplog.set_level(logging.INFO)
-    fit("lora", tmp_path / "run", *settings)
-    folder = tmp_path / "run" / "checkpoints"
-    names = ["best.ckpt", "last.ckpt", "step00000008.ckpt", "step00000010.ckpt"]
-    assert sorted(path.name for path in folder.iterdir()) == names
-    state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    trained = sum(value.numel() * value.element_size() for value in state.values())
-    for path in folder.iterdir():  # the weights and Adam's two moments, not the backbone
-        assert path.stat().st_size < 3 * trained + 100_000
-    expected = take_result(tmp_path / "run")
-    damage(folder / "last.ckpt", "one bit")
-    damage(folder / "step00000010.ckpt", "cut off")
-    fit("lora", tmp_path / "run", *settings, "--resume", "auto")
-    said = [record.getMessage() for record in caplog.records]
-    good = folder / "step00000008.ckpt"
-    assert any(f"Resuming from {good} (epoch 1, step 8, written 2" in line for line in said)
-    assert sum(f"going on from {good} instead" in line for line in said) == 2
-    assert differences(take_result(tmp_path / "run"), expected) == []
-    assert sorted(path.name for path in folder.iterdir()) == names
-    for path in folder.glob("step*"):
-        assert torch.load(path, weights_only=True)["global_step"] == int(path.stem[4:])
-
-
-def test_one_who_goes_back_keeps_the_new_checkpoints_and_not_those_of_the_old_road(
+def test_checkpoints_hold_trained_weights_and_their_optimizer_only(
     fit: Fit, tmp_path: Path
 ) -> None:
-    settings = ["--checkpoint.every_n_train_steps", "2", "--checkpoint.keep_last", "4"]
-    fit("lora", tmp_path / "run", *settings)
-    folder = tmp_path / "run" / "checkpoints"
-    old = (folder / "step00000010.ckpt").stat().st_ino
-    back = ["--resume", str(folder / "step00000006.ckpt"), "--trainer.max_steps", "10"]
-    fit("lora", tmp_path / "run", *settings, *back)
-    kept = {path.name for path in folder.glob("step*")}
-    assert kept == {"step00000008.ckpt", "step00000010.ckpt", "step00000006.ckpt"}
-    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 10
-    assert (folder / "step00000010.ckpt").stat().st_ino == old
+    fit("lora", tmp_path / "run")
+    state = read_checkpoint(tmp_path / "run")["state_dict"]
+    trained = sum(value.numel() * value.element_size() for value in state.values())
+    for path in (tmp_path / "run" / "checkpoints").iterdir():  # weights and Adam's two moments
+        assert path.stat().st_size < 3 * trained + 100_000
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["--checkpoint.keep_last", "0"], "keep_last must be 1 or more"),
-        (["--checkpoint.save_top_k", "2"], "set checkpoint.keep_last"),
-    ],
-)
-def test_impossible_numbers_of_checkpoints_are_refused(
-    settings: list[str], words: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["every_n_train_steps", "every_minutes"])
+def test_impossible_intervals_are_refused(
+    name: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        fit("lora", tmp_path / "run", *settings)
+        fit("lora", tmp_path / "run", f"--checkpoint.{name}", "0")
     assert stop.value.code == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    assert f"checkpoint.{name} must be above 0 or null" in " ".join(capsys.readouterr().err.split())
 
 
-def test_without_a_good_checkpoint_nothing_is_started(
+def test_checkpoint_after_minutes(fit: Fit, tmp_path: Path) -> None:
+    broken = break_off("on_train_batch_start", 4, "error")
+    with pytest.raises(RuntimeError):
+        fit("lora", tmp_path / "run", "--checkpoint.every_minutes", "1e-9", *broken)
+    assert read_checkpoint(tmp_path / "run")["global_step"] == 2  # of step 3 it was not complete
+
+
+def test_without_an_intact_checkpoint_nothing_is_started(
     fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("lora", tmp_path / "run")
@@ -288,7 +307,7 @@ def test_without_a_good_checkpoint_nothing_is_started(
     assert after == before
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(
+def test_full_disk_leaves_the_earlier_checkpoint(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["--checkpoint.every_n_train_steps", "2"]
@@ -311,7 +330,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
             fit("lora", tmp_path / "parts", *settings)
     assert stop.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "last.ckpt could not be written" in said
+    assert ".next.ckpt could not be written" in said
     assert "--resume auto" in said
     checkpoints = tmp_path / "parts" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]

@@ -1,4 +1,4 @@
-"""Signals and lost ranks: a step is finished, a checkpoint kept, and nobody waits for the dead."""
+"""SIGTERM and Ctrl-C: the step is finished and saved, and the run resumes from there."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ def last_step(run: Path) -> int:
         ("sigint", "on_train_epoch_end", 1, 6),
     ],
 )
-def test_a_signal_lets_the_step_finish(
+def test_signal_lets_the_step_finish(
     how: str, hook: str, call: int, step: int, fit: Fit, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -59,7 +59,7 @@ class SignalWorkers(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_to_all_processes_spares_the_workers(fit: Fit, tmp_path: Path) -> None:
+def test_signal_to_all_processes_spares_the_workers(fit: Fit, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         fit("lora", tmp_path / "run", "--data.num_workers", "2",
             "--trainer.callbacks+=tests.test_signals.SignalWorkers")  # fmt: skip
@@ -67,25 +67,21 @@ def test_a_signal_to_all_processes_spares_the_workers(fit: Fit, tmp_path: Path) 
     assert last_step(tmp_path / "run") == 3
 
 
-@pytest.mark.parametrize(
-    ("hook", "words"),
-    [("on_train_start", "begin again with --overwrite true"),
-     ("on_before_backward", "go on with --resume auto")],
-)  # fmt: skip
-def test_the_advice_is_one_that_can_be_followed(
-    hook: str, words: str, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("hook", ["on_sanity_check_end", "on_train_start", "on_before_backward"])
+def test_advice_can_be_followed(
+    hook: str, fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(SystemExit):
         fit("lora", tmp_path / "run", *break_off(hook, 1, "sigterm"))
     assert "Stopped by SIGTERM; " in caplog.text
-    assert words in caplog.text
-    again = ["--resume", "auto"] if "resume" in words else ["--overwrite", "true"]
-    fit("lora", tmp_path / "run", *again, "--trainer.max_epochs", "1")
+    assert "--resume auto" in caplog.text
+    fit("lora", tmp_path / "run", "--resume", "auto", "--trainer.max_epochs", "1")
 
 
-def test_ctrl_c_while_it_is_insisted_on_ends_with_its_code_too(fit: Fit, tmp_path: Path) -> None:
+def test_second_ctrl_c_ends_the_run_at_once(fit: Fit, tmp_path: Path) -> None:
+    settings = ["--checkpoint.every_n_train_steps", "1"]
     with pytest.raises(SystemExit) as stop:
-        fit("lora", tmp_path / "run", *break_off("on_before_backward", 3, "ctrl-c"))
+        fit("lora", tmp_path / "run", *settings, *break_off("on_before_backward", 3, "ctrl-c"))
     assert stop.value.code == 130
     assert last_step(tmp_path / "run") == 2
 
@@ -111,16 +107,16 @@ def fit_ranks(
     return run
 
 
-def said_by(rank: int, folder: Path) -> str:
+def output_of(rank: int, folder: Path) -> str:
     return " ".join((folder / f"rank{rank}.log").read_text(errors="replace").split())
 
 
-def test_a_signal_to_one_rank_stops_both_at_the_same_step(
+def test_signal_to_one_rank_stops_both_after_the_same_step(
     fit_ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     assert fit_ranks("whole") == [0, 0]
     broken = break_off("on_before_backward", 3, "sigterm", rank=1)
-    assert fit_ranks("parts", *broken) == [143, 143], said_by(0, tmp_path)
+    assert fit_ranks("parts", *broken) == [143, 143], output_of(0, tmp_path)
     assert last_step(tmp_path / "parts") == 3
     assert fit_ranks("parts", "--resume", "auto") == [0, 0]
     whole, parts = take_result(tmp_path / "whole"), take_result(tmp_path / "parts")
@@ -128,7 +124,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
-def test_a_run_goes_on_with_more_ranks_or_fewer(
+def test_run_resumes_with_more_or_fewer_ranks(
     strategy: str, fit: Fit, fit_ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     even = ["--model.lora_dropout", "0", "--model.dropout", "0"]
@@ -136,12 +132,12 @@ def test_a_run_goes_on_with_more_ranks_or_fewer(
     one, parts = ["--data.batch_size", "4", *even], tmp_path / "parts"
     fit("lora", tmp_path / "whole", *one)
     first = break_off("on_before_backward", 3, "sigterm", rank=1)
-    assert fit_ranks("parts", *shared, *first) == [143, 143], said_by(0, tmp_path)
+    assert fit_ranks("parts", *shared, *first) == [143, 143], output_of(0, tmp_path)
     assert last_step(parts) == 3
     with pytest.raises(SystemExit):  # on one rank, into the second epoch
         fit("lora", parts, *one, *break_off("on_before_backward", 5, "sigterm"), "--resume", "auto")
     assert last_step(parts) == 8
-    assert fit_ranks("parts", *shared, "--resume", "auto") == [0, 0], said_by(0, tmp_path)
+    assert fit_ranks("parts", *shared, "--resume", "auto") == [0, 0], output_of(0, tmp_path)
     logged = [
         [float(row["train/loss"]) for row in RunFolder(run).read_metrics_csv() if row["train/loss"]]
         for run in (tmp_path / "whole", parts)

@@ -134,7 +134,9 @@ CASES: dict[str, Bad] = {
     ),
     "a seed that is none": Bad(f"{LORA} --seed_everything hello", ("seed_everything",)),
     "a patience of 0": Bad(f"{LORA} --early_stopping.patience 0", ("patience",)),
-    "no checkpoints to keep": Bad(f"{LORA} --checkpoint.keep_last 0", ("keep_last",)),
+    "no steps between checkpoints": Bad(
+        f"{LORA} --checkpoint.every_n_train_steps 0", ("every_n_train_steps",)
+    ),
     "a metric that nobody logs": Bad(
         f"{LORA} --checkpoint.monitor val/nothing", ("val/nothing", "val/rougeL"), begins=True
     ),

@@ -1,9 +1,9 @@
-"""Checkpoint files: written whole or not at all, found, checked and chosen among."""
+"""Write checkpoint files atomically, check them, and choose the one to resume from."""
 
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,19 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from common.run_folder import replacing
 
+RESUME = "alignsum_resume"
+"""Key of a checkpoint under which :class:`RunCheckpoint` says how to resume from it."""
+
 
 class CheckpointError(OSError):
     """A checkpoint could not be written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all: what was there before stays until it is complete.
+    """Write a checkpoint to a temporary file, fsync it, and rename it.
 
-    Lightning's own writes to the system's folder for temporary files and moves it from there, which
-    between two disks is a copy that can break off.
+    Lightning's own plugin writes to the system's temporary folder and moves the file from there,
+    which is a copy, and can be interrupted, when that is another file system.
     """
 
     def save_checkpoint(
@@ -40,15 +43,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(Path(path).parent).free / 1e6
             raise CheckpointError(
                 f"the checkpoint {path} could not be written ({error}; {free:,.1f} MB are free "
-                "there); an earlier one of this name is untouched. Make room on the disk, then go "
-                "on with --resume auto"
+                "there); earlier checkpoints are untouched. Make room on the disk, then resume "
+                "with --resume auto"
             ) from error
 
 
-def find_damage(path: Path) -> str | None:
-    """Say why a checkpoint cannot be taken, or return None where every byte of it is as written.
+def read_checkpoint(path: Path) -> Any:
+    """Read a checkpoint without running its code, with the shapes of its tensors only."""
+    return torch.load(path, map_location="meta", weights_only=True)
 
-    One that holds anything but tensors and plain values is refused: to load it is to run code.
+
+def find_damage(path: Path) -> str | None:
+    """Say why a checkpoint file cannot be read, or return None if every byte is intact.
+
+    A file that holds anything but tensors and plain values is refused: loading it runs code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -58,7 +66,7 @@ def find_damage(path: Path) -> str | None:
     except pickle.UnpicklingError:
         return (
             f"{path} is refused: it holds more than tensors and plain values, and loading it could "
-            "run code of whoever wrote it"
+            "run someone else's code"
         )
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's reader raises the second
         return f"{path} cannot be read ({error})"
@@ -66,74 +74,60 @@ def find_damage(path: Path) -> str | None:
 
 
 def find_checkpoint_problem(path: Path) -> str | None:
-    """Say why no run can go on from a file, or return None where it is a checkpoint of one."""
+    """Say why a run cannot resume from a file, or return None if it can."""
+    if not path.is_file():
+        return f"there is no checkpoint {path}"
     if problem := find_damage(path):
         return problem
     content = read_checkpoint(path)
     wanted = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
-    if isinstance(content, dict) and all(name in content for name in wanted):
-        return None
-    return f"{path} is no checkpoint of a run: it has not all of {', '.join(wanted)}"
+    if not isinstance(content, dict) or any(name not in content for name in wanted):
+        return f"{path} is not a checkpoint of a run: it needs {', '.join(wanted)}"
+    return None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint to the CPU.
 
     Raises:
-        ValueError: If it is not there, is damaged, or holds more than tensors and plain values.
+        ValueError: If it is missing or damaged, or holds more than tensors and plain values.
     """
     if problem := find_damage(path):
         raise ValueError(problem)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_checkpoint(path: Path) -> Any:
-    """Read a checkpoint without running code of it; of its tensors only the shapes."""
-    return torch.load(path, map_location="meta", weights_only=True)
-
-
 def describe_checkpoint(path: Path) -> str:
-    """Say of a good checkpoint where its run stood, and when it was written."""
+    """Name a checkpoint with its epoch, its step, and when it was written."""
     content = read_checkpoint(path)
     written = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
     return f"{path} (epoch {content['epoch']}, step {content['global_step']}, written {written})"
 
 
-def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Sort files by when they were written."""
-    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def add_name(path: Path, name: Path) -> None:
-    """Give a file a second name, or a copy where the file system has no such thing."""
-    name.unlink(missing_ok=True)
-    try:
-        name.hardlink_to(path)
-    except OSError:
-        shutil.copy2(path, name)
-
-
 def choose_checkpoint(wanted: str, folder: Path) -> tuple[Path | None, list[str]]:
-    """Choose what a run goes on from.
+    """Choose the checkpoint to resume from.
 
     Args:
-        wanted: A path, or ``auto``: last.ckpt, or else the newest other one that can be read.
-        folder: Where the run's checkpoints lie.
+        wanted: A path, or ``auto``: last.ckpt, or else the newest other one that is intact.
+        folder: The run's checkpoints.
 
     Returns:
-        The checkpoint, None where there is none, and what is wrong with those that were passed by.
+        The checkpoint, None if there is none, and the problems of those that were passed over.
     """
-    candidates = [Path(wanted)]
-    if wanted == "auto":
-        last = folder / "last.ckpt"
-        others = (path for path in folder.glob("*.ckpt") if path != last)
-        candidates = [last, *newest_first(others)]
     problems: list[str] = []
-    for path in candidates:
-        problem = (
-            find_checkpoint_problem(path) if path.is_file() else f"there is no checkpoint {path}"
-        )
+    for path in candidates(folder) if wanted == "auto" else [Path(wanted)]:
+        problem = find_checkpoint_problem(path)
+        if problem is None and not read_checkpoint(path).get(RESUME, {}).get("exact", True):
+            problem = f"{path} was saved in the middle of an optimizer step"
         if problem is None:
             return path, problems
         problems.append(problem)
     return None, problems
+
+
+def candidates(folder: Path) -> Iterator[Path]:
+    """List last.ckpt, then the run's other checkpoints from the newest to the oldest."""
+    last = folder / "last.ckpt"
+    yield last
+    others = (path for path in folder.glob("[!.]*.ckpt") if path != last)
+    yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
