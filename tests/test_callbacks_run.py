@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import (
     RichProgressBar,
     TQDMProgressBar,
 )
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from callbacks import default_callbacks
@@ -377,7 +378,7 @@ def test_progress_lines_without_a_terminal(
 
 def test_progress_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_progress_bar(), ProgressLines)
-    monkeypatch.setattr(rich.get_console(), "is_terminal", True, raising=False)
+    monkeypatch.setattr(rich, "get_console", lambda: Console(force_terminal=True))
     assert isinstance(make_progress_bar(), RichProgressBar)
 
 

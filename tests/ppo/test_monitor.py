@@ -316,4 +316,4 @@ def test_a_stop_ends_the_run_after_the_batch_with_all_that_it_leaves(
     assert state["callbacks"]["PPOMonitor"] == watch.state_dict()
     assert state["callbacks"]["PPOMonitor"]["active"] == ["kl"]
     (said,) = folder.read_summary()["monitor"]
-    assert (said["condition"], said["step"]) == ("kl", 1)
+    assert (said["condition"], said["step"]) == ("kl", 4)  # two steps per batch
