@@ -66,7 +66,7 @@ def compare(whole: Path, parts: Path) -> None:
 
 
 def test_a_fault_within_a_batch_never_leaves_half_of_its_updates(
-    tiny_ppo: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_ppo: list[str], tmp_path: Path
 ) -> None:
     run = [*tiny_ppo, "--checkpoint.every_n_train_steps", "4"]
     whole, parts = ([*run, "--run_dir", str(tmp_path / name)] for name in ("a", "b"))
@@ -78,7 +78,6 @@ def test_a_fault_within_a_batch_never_leaves_half_of_its_updates(
         with pytest.raises(RuntimeError, match="broken off"):
             train.main(["fit", *parts, *resume, *break_off(hook, call, "error")])
         assert torch.load(last, weights_only=True)["ppo"]["batches_done"] == 3
-    assert "while a batch was changing the weights" in caplog.text
     train.main(["fit", *parts, "--resume", "auto"])
     compare(tmp_path / "a", tmp_path / "b")
 
