@@ -1,31 +1,21 @@
-"""predict.py as its users meet it: the texts of a test, in order, whatever happens on the way."""
+"""The predict command: the texts of a run's test, in order, however often it is interrupted."""
 
-import io
 import json
-import logging
 import multiprocessing
 import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-import torch
-from rich.console import Console
 
 import train
 from alignsum.commands import predict
-from common.jsonl import to_lines
+from common import jsonl
 from common.run_folder import RunFolder
-from datamodules.reading import Row
-from prediction import job
-from prediction.outputs import SummaryFile, SummaryStream
-from prediction.progress import PredictProgress
-from prediction.summarizer import find_device
-from tests.models import name_backbone
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -47,10 +37,11 @@ def dialogues(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def base(t5: str, dialogues: Path) -> list[str]:
+def base(t5: str, dialogues: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Windows of four rows; sampled, so that every seed and batch shows in the text."""
+    monkeypatch.setattr(predict, "WINDOW_BATCHES", 2)
     return [
-        t5, "--input", str(dialogues), "--batch_size", "2", "--window_batches", "2",
+        t5, "--input", str(dialogues), "--batch_size", "2",
         "--do_sample", "true", "--max_new_tokens", "6", "--device", "cpu",
     ]  # fmt: skip
 
@@ -70,10 +61,6 @@ def test_rows_come_in_the_order_of_the_input(base: list[str], tmp_path: Path) ->
     assert [row["id"] for row in rows] == [f"r{i}" for i in range(10)]
     assert all(list(row) == ["id", "prediction"] for row in rows)
     assert len({row["prediction"] for row in rows}) == 10
-    run(base, tmp_path / "t.jsonl", "--keep_dialogue", "true")
-    kept = read(tmp_path / "t.jsonl")
-    assert [row["prediction"] for row in kept] == [row["prediction"] for row in rows]
-    assert kept[3]["dialogue"].startswith("#Person1#: 3 ")
     assert run(base, tmp_path / "u.jsonl", "--seed", "7") != (tmp_path / "s.jsonl").read_bytes()
 
 
@@ -95,65 +82,25 @@ def test_killed_after_any_byte_it_goes_on_as_if_nothing_had_been(
     size = {0.4: first, 1: 1}.get(budget, int(budget * len(whole)))
     output = tmp_path / "s.jsonl"
 
-    def append_and_die(self: SummaryFile, rows: list[dict[str, Any]]) -> None:
-        text = to_lines(rows).encode()
-        left = size - self.path.stat().st_size
-        self.file.write(text[: max(left, 0)])
-        self.file.flush()
-        self.rows += len(rows)
-        if len(text) >= left:
+    def append_and_die(file: BinaryIO, data: bytes) -> None:
+        left = size - output.stat().st_size
+        file.write(data[: max(left, 0)])
+        if len(data) >= left:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SummaryFile, "append", append_and_die)
+        patch.setattr(predict, "append", append_and_die)
         assert fork(lambda: run(base, output)) == -signal.SIGKILL
     assert output.read_bytes() == whole[:size]
     assert run(base, output) == whole
 
 
-def test_killed_before_the_first_line(
-    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    output = tmp_path / "s.jsonl"
-    with monkeypatch.context() as patch:
-        patch.setattr("prediction.outputs.write_text", die)
-        assert fork(lambda: run(base, output)) == -signal.SIGKILL
-    assert output.read_bytes() == b""
-    assert run(base, output) == run(base, tmp_path / "whole.jsonl")
-
-
-def test_what_is_complete_is_left_as_it_is(
+def test_a_complete_output_is_left_as_it_is(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(base, tmp_path / "s.jsonl")
-    monkeypatch.setattr(job, "load_exported", None)  # not even the model is loaded
+    monkeypatch.setattr(predict, "load_summarizer", None)  # not even the model is loaded
     assert run(base, tmp_path / "s.jsonl") == whole
-
-
-def test_an_adapter_whose_backbone_has_moved(
-    base: list[str],
-    t5: str,
-    trained_adapter: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    whole = run([trained_adapter, *base[1:]], tmp_path / "whole.jsonl")
-    here, there, export = tmp_path / "here", tmp_path / "there", tmp_path / "export"
-    shutil.copytree(t5, here)
-    shutil.copytree(trained_adapter, export)
-    name_backbone(export, here)
-    command = [str(export), *base[1:]]
-    output = tmp_path / "s.jsonl"
-    run(command, output)
-    output.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
-    here.rename(there)
-    assert predict.main([*command, "--output", str(output)]) == 2
-    assert re.search(r"no folder '.*here'.* name the new place: --backbone", caplog.text)
-    # It is the same model, and so the same work, wherever it is.
-    assert run(command, output, "--backbone", str(there)) == whole
 
 
 def test_a_lost_end_is_made_again(base: list[str], tmp_path: Path) -> None:
@@ -168,12 +115,11 @@ def test_a_lost_end_is_made_again(base: list[str], tmp_path: Path) -> None:
     ("change", "message"),
     [
         (["--num_beams", "2"], "num_beams was 1 and is 2"),
-        (["--prompt", "Flan"], "prompt was"),
-        (["--max_source_length", "99"], "max_source_length was 512 and is 99"),
+        (["--prompt", "Flan"], "prompt was None and is 'Flan'"),
+        (["--max_source_length", "99"], "max_source_length was None and is 99"),
         (["--precision", "bf16-mixed"], "precision was"),
         (["--seed", "1"], "seed was 42 and is 1"),
         (["--batch_size", "3"], "batch_size was 2 and is 3"),  # a part of what is sampled
-        (["--keep_dialogue", "true"], "keep_dialogue was"),
     ],
 )
 def test_work_of_other_settings_is_not_mixed(
@@ -201,30 +147,17 @@ def test_work_on_another_input_or_by_another_model_is_not_mixed(
     dialogues.write_text(text.replace("9 and", "8 and"))
     assert predict.main([*base, "--output", str(output)]) == 2
     assert "input was" in caplog.text
-    # The same rows in another form are the same input.
+    # Blank lines, and the place of the model, make no difference.
     dialogues.write_text("\n" + text)
     copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in Path(t5).iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(t5, copy)
     moved = [str(copy), *base[1:]]
-    assert run(moved, output) == whole  # and the same model in another place the same model
+    assert run(moved, output) == whole
     output.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"dropout_rate": 0.2}))
     assert predict.main([*moved, "--output", str(output)]) == 2
     assert "model was" in caplog.text
-
-
-def test_lines_of_other_rows_are_not_gone_on_with(
-    base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    output = tmp_path / "s.jsonl"
-    whole = run(base, output).replace(b'"r3"', b'"x3"')
-    output.write_bytes(whole)
-    assert predict.main([*base, "--output", str(output)]) == 2
-    assert "s.jsonl:4 is of row 'x3', the input has 'r3'" in caplog.text
-    assert output.read_bytes() == whole
 
 
 def test_without_sampling_the_batch_size_may_change(base: list[str], tmp_path: Path) -> None:
@@ -241,7 +174,7 @@ def test_without_sampling_the_batch_size_may_change(base: list[str], tmp_path: P
      ("in_context", ["--data.shots", "2", "--data.examples", "SimilarExamples"])],
 )  # fmt: skip
 def test_the_texts_are_those_of_the_runs_own_test(
-    method: str, shots: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    method: str, shots: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / method
     settings = [
@@ -262,84 +195,77 @@ def test_the_texts_are_those_of_the_runs_own_test(
     lines = [json.dumps({"id": row["id"], "dialogue": row["dialogue"]}) for row in tested]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     arguments = ["--input", str(tmp_path / "d.jsonl"), "--output"]
-    for name, more in (("s", []), ("t", ["--batch_size", "4", "--window_batches", "1"])):
+    for name, batches in (("s", 16), ("t", 1)):
         output = tmp_path / f"{name}.jsonl"
-        with caplog.at_level(logging.INFO):
-            assert predict.main([str(root), *arguments, str(output), *more]) == 0
-        assert ("Of 2 examples" in caplog.text) == bool(shots)
+        monkeypatch.setattr(predict, "WINDOW_BATCHES", batches)
+        assert predict.main([str(root), *arguments, str(output), "--batch_size", "4"]) == 0
         assert read(output) == [{key: row[key] for key in ("id", "prediction")} for row in tested]
     assert len({row["prediction"] for row in tested}) > 3
 
 
-def test_long_dialogues_lose_their_end_and_never_the_question(
-    t5: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_long_dialogues_lose_their_end_and_never_the_question(t5: str, tmp_path: Path) -> None:
     texts = ["#Person1#: short", "#Person1#: " + "long " * 99, "#Person1#: " + "long " * 400]
     (tmp_path / "d.txt").write_text("\n\n".join(texts))
     arguments = [t5, "--input", str(tmp_path / "d.txt"), "--max_new_tokens", "4"]
     arguments += ["--device", "cpu", "--max_source_length", "100"]
-    with caplog.at_level(logging.INFO):
-        run(arguments, tmp_path / "s.jsonl")
-    assert "2 dialogues were shortened to fit 100 tokens" in caplog.text
+    run(arguments, tmp_path / "s.jsonl")
     # Both are the same once they are cut.
     rows = read(tmp_path / "s.jsonl")
     assert rows[1]["prediction"] == rows[2]["prediction"]
 
 
-def test_settings_of_the_run_stand_below_those_given(t5: str, tmp_path: Path) -> None:
+def read_job(*arguments: str) -> predict.Job:
+    files = ["--input", "i", "--output", "o"]
+    return predict.read_job(predict.make_parser().parse_args([*arguments, *files]))
+
+
+def test_settings_that_are_given_precede_those_of_the_run(t5: str, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    (root / "export").mkdir(parents=True)
-    config = {
-        "model": {"class_path": "LoRA", "init_args": {"decoding": {"num_beams": 3, "top_k": 0}}},
-        "data": {
-            "class_path": "DialogSumDataModule",
-            "init_args": {
-                "prompt": {
-                    "class_path": "datamodules.Template", "init_args": {"template": "<{dialogue}>"},
-                },
-                "shots": 2, "batch_size": 32, "eval_batch_size": None, "max_source_length": 77,
-            },
-        },
-        "trainer": {"precision": "bf16-mixed"},
+    shutil.copytree(t5, root / "export")
+    prompt = {"class_path": "datamodules.Template", "init_args": {"template": "<{dialogue}>"}}
+    data = {
+        "source": "mini", "prompt": prompt, "shots": 2, "batch_size": 32, "eval_batch_size": None,
+        "max_source_length": 77,
     }  # fmt: skip
+    config: dict[str, Any] = {
+        "model": {"class_path": "LoRA", "init_args": {"decoding": {"num_beams": 3, "top_k": 0}}},
+        "data": {"class_path": "DialogSumDataModule", "init_args": data},
+        "trainer": {"precision": "bf16-mixed"},
+    }
     (root / "config.yaml").write_text(json.dumps(config))
-    arguments = ["--input", "i", "--output", "o", "--shots", "0", "--num_beams", "4"]
     for name in (root, root / "export"):
-        export, settings, decoding = predict.parse([str(name), *arguments])
-        assert export == root / "export"
-        assert (decoding.num_beams, decoding.max_new_tokens) == (4, 128)
-        assert settings.prompt.wrap("x") == "<x>"
-        assert (settings.batch_size, settings.max_source_length) == (32, 77)
-        assert settings.precision == "bf16-mixed"
-    assert predict.parse([str(root), *arguments[:4]])[1].shots == 2
-    _, settings, decoding = predict.parse([t5, *arguments[:4]])
-    assert (settings.prompt.wrap("x"), settings.batch_size) == (
-        "Summarize the following conversation.\n\nx\n\nSummary:", 8,
-    )  # fmt: skip
+        job = read_job(str(name), "--shots", "0", "--num_beams", "4")
+        assert job.export == root / "export"
+        assert (job.decoding.num_beams, job.decoding.max_new_tokens) == (4, 128)
+        assert job.data == {"prompt": prompt, "max_source_length": 77}
+        assert (job.batch_size, job.precision) == (32, "bf16-mixed")
+    assert read_job(str(root)).data == data
+    assert read_job(str(root)).decoding.num_beams == 3
+    assert (read_job(t5).data, read_job(t5).batch_size) == ({}, 8)
     config["model"]["init_args"]["decoding"]["beams"] = 2
     (root / "config.yaml").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"not understood.*beams"):
-        predict.parse([str(root), *arguments])
+    with pytest.raises(ValueError, match="no setting beams"):
+        read_job(str(root))
     (root / "config.yaml").write_text("[]")
-    with pytest.raises(ValueError, match="no configuration of a run"):
-        predict.parse([str(root), *arguments])
+    with pytest.raises(ValueError, match="config"):
+        read_job(str(root))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--batch_size", "0", "--window_batches", "0"], "batch_size must be.*window_batches must"),
+        (["--batch_size", "0"], "batch_size must be at least 1"),
         (["--temperature", "0"], "temperature must be"),
-        (["--device", "cuda:77"], "there is no 'cuda:77' here"),
-        (["--device", "tpux"], "'tpux' is none"),
-        (["--input", "nothing.jsonl"], "there is no file 'nothing.jsonl'"),
-        (["--output", "{input}"], "would overwrite the input"),
-        (["--output", "{folder}"], "is a folder"),
+        (["--device", "cuda:77"], "'cuda:77' is not available"),
+        (["--device", "tpux"], "'tpux' is not available"),
+        (["--input", "nothing.jsonl"], "'nothing.jsonl' is not a"),
+        (["--output", "{input}"], "is a folder or the input"),
+        (["--output", "{folder}"], "is a folder or"),
         (["--shots", "1"], "belongs to no run whose train split has examples"),
         (["--max_source_length", "5"], "leaves no room for a dialogue"),
     ],
 )
-def test_what_cannot_work_changes_nothing(
+def test_invalid_settings_change_nothing(
     change: list[str], message: str, base: list[str], dialogues: Path, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -361,91 +287,38 @@ def test_a_folder_that_is_no_model_is_refused(
     assert not (tmp_path / "s.jsonl").exists()
 
 
-def test_standard_output_and_pipes(
-    base: list[str], dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    whole = run(base, tmp_path / "s.jsonl")
-    capsys.readouterr()
-    assert predict.main([*base, "--output", "-"]) == 0
-    assert capsys.readouterr().out.encode() == whole
-
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    piped = [
-        *base,
-        "--input",
-        str(pipe),
-        "--format",
-        "jsonl",
-        "--output",
-        str(tmp_path / "t.jsonl"),
-    ]
-
-    def feed() -> None:
-        pipe.write_text(dialogues.read_text())
-
-    for code in (0, 2):  # what came from a pipe is not gone on with
-        feeder = multiprocessing.get_context("fork").Process(target=feed)
-        feeder.start()
-        assert predict.main(piped) == code
-        assert (tmp_path / "t.jsonl").read_bytes() == whole
-        feeder.terminate()
-        feeder.join()
-    assert "a pipe cannot be compared" in caplog.text
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("d.txt", "\ufeffA: Hi.\r\nB: Yo.\r\n \r\n\r\nC: No.\n"),
+        ("d.csv", 'key,chat\r\n,"A: Hi.\r\nB: Yo."\r\n,C: No.\r\n'),
+        ("d.jsonl", '{"chat": "A: Hi.\\r\\nB: Yo."}\n\n{"chat": "C: No."}\n'),
+    ],
+)
+def test_the_input_formats(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    columns = [] if name == "d.txt" else ["--dialogue_column", "chat", "--id_column", "key"]
+    arguments = ["r", "--input", str(tmp_path / name), "--output", "o", *columns]
+    rows = predict.read_dialogues(predict.make_parser().parse_args(arguments))
+    assert [row.id for row in rows] == ["0", "1"]
+    assert [row.dialogue.replace("\r", "") for row in rows] == ["A: Hi.\nB: Yo.", "C: No."]
 
 
-class Counted:
-    """A source that counts what is taken of it, and a model that looks at the count."""
-
-    def __init__(self, rows: int, window: int) -> None:
-        self.rows, self.window, self.taken = rows, window, 0
-
-    def read(self) -> Iterator[Row]:
-        for i in range(self.rows):
-            self.taken += 1
-            yield Row(str(i), "x", ())
-
-    def summarise(self, rows: list[Row], window: int, advance: Callable[[int], None]) -> list[str]:
-        assert self.taken == min((window + 1) * self.window, self.rows)
-        advance(len(rows))
-        return [row.id for row in rows]
+def test_bad_rows_stop_the_command_or_are_skipped(
+    base: list[str], dialogues: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = b'{"dialogue": 3}\nno JSON\n{"dialogue": "\xff"}\n'
+    dialogues.write_bytes(bad + dialogues.read_bytes())
+    assert predict.main([*base, "--output", str(tmp_path / "s.jsonl")]) == 2
+    for line in (1, 2, 3):
+        assert f"dialogues.jsonl:{line}: " in caplog.text
+    run(base, tmp_path / "s.jsonl", "--on_bad_row", "skip")
+    assert [row["id"] for row in read(tmp_path / "s.jsonl")] == [f"r{i}" for i in range(10)]
 
 
-@pytest.mark.parametrize("total", [None, 50])
-def test_no_more_is_read_than_the_window_at_hand(total: int | None, tmp_path: Path) -> None:
-    counted: Any = Counted(50, window=8)
-    settings: Any = predict.Settings("i", "o", batch_size=4, window_batches=2)
-    file = io.StringIO()
-    console = Console(file=io.StringIO())
-    job.write_summaries(counted, counted, SummaryStream(file), settings, total, console)
-    rows = [json.loads(line) for line in file.getvalue().splitlines()]
-    assert [row["prediction"] for row in rows] == [str(i) for i in range(50)]
-
-
-def test_progress_says_how_far_and_how_long() -> None:
-    now = 0.0
-    file = io.StringIO()
-    progress = PredictProgress(Console(file=file), 1000, done=200, clock=lambda: now)
-    for moment in (1.0, 4.0, 10.0):
-        now = moment
-        progress.advance(20)
-    assert file.getvalue() == "[0:10] 260/1000 dialogues, 6.0/s, 2:03 left\n"
-    progress = PredictProgress(Console(file=file), None, clock=lambda: now)
-    now += 7200
-    progress.advance(36)
-    assert file.getvalue().endswith("[2:00:00] 36 dialogues, 0.0/s\n")
-
-
-def test_a_bar_is_shown_in_a_terminal() -> None:
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, width=100)
-    with PredictProgress(console, 10, done=4) as progress:
-        progress.advance(6)
-    assert "10/10" in file.getvalue()
-
-
-def test_the_device_is_found() -> None:
-    assert find_device("cpu") == torch.device("cpu")
-    if not torch.accelerator.is_available():
-        assert find_device("auto") == torch.device("cpu")
+def test_two_commands_cannot_write_one_output(
+    base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with jsonl.open_to_append(tmp_path / "s.jsonl"):
+        assert predict.main([*base, "--output", str(tmp_path / "s.jsonl")]) == 2
+    assert "written by another process" in caplog.text

@@ -1,0 +1,75 @@
+"""An output file of JSON lines that an interrupted command continues.
+
+`<output>.settings.json` beside the file records what decides its lines, so that lines of different
+settings are never mixed. Lines are only appended, so a killed process leaves complete lines and at
+most one incomplete line at the end, which is removed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from common.jsonl import open_to_append
+from common.run_folder import write_text
+
+REMEDY = "name another --output, or replace it with --overwrite true"
+
+
+def count_done(output: Path, identity: Mapping[str, Any], overwrite: bool = False) -> int:
+    """Return how many complete lines an output already has; changes nothing.
+
+    Args:
+        output: The file; it need not exist.
+        identity: What decides its lines, in JSON types.
+        overwrite: Start over, whatever the file holds.
+
+    Raises:
+        ValueError: If something else wrote the file.
+    """
+    about = _settings_file(output)
+    identity = json.loads(json.dumps(identity))
+    if overwrite or not output.exists() or output.stat().st_size == 0:
+        return 0
+    if not about.exists():
+        raise ValueError(f"{output} exists, and no {about.name} says what wrote it; {REMEDY}")
+    before = json.loads(about.read_text(encoding="utf-8"))
+    changed = [name for name in before | identity if before.get(name) != identity.get(name)]
+    if changed:
+        changes = (f"{n} was {before.get(n)!r} and is {identity.get(n)!r}" for n in changed)
+        raise ValueError(
+            f"{output} was written with other settings: {'; '.join(changes)}; {REMEDY}"
+        )
+    with output.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
+
+
+@contextmanager
+def open_output(output: Path, identity: Mapping[str, Any], done: int) -> Iterator[BinaryIO]:
+    """Open an output for `common.jsonl.append`, after its first ``done`` lines.
+
+    Raises:
+        ValueError: If another process writes it.
+    """
+    with open_to_append(output) as file:
+        file.seek(0)
+        file.truncate(sum(len(file.readline()) for _ in range(done)))
+        # Written after the lines of other settings are gone, and before the first of these.
+        write_text(_settings_file(output), json.dumps(identity, indent=1) + "\n")
+        yield file
+
+
+def _settings_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.settings.json")
+
+
+def hash_files(folder: Path) -> str:
+    """Hash the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
