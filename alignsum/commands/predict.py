@@ -214,7 +214,7 @@ def load_summarizer(job: Job, device: Any) -> Callable[[Sequence["Row"], int], l
     made = {"class_path": "datamodules.DialogSumDataModule", "init_args": arguments}
     data = parser.instantiate(parser.parse_object({"data": made})).data
     data.tokenizer = tokenizer
-    data.encode([])  # fails here, before the output is touched, if the prompt does not fit
+    _ = data.encoder  # fails here, before the output is touched, if the prompt does not fit
     log.info("%s on %s, %s, %s", job.export, device, job.precision, job.decoding)
 
     def summarize(rows: Sequence["Row"], start: int) -> list[str]:
