@@ -16,7 +16,7 @@ from callbacks.loggers import RunCSVLogger
 from callbacks.samples import rewind_samples
 from callbacks.signals import GracefulStop
 from common.run_folder import PARTIAL, RunFolder
-from lightning_modules.sharding import are_finite
+from lightning_modules.fsdp import are_finite
 
 log = logging.getLogger(__name__)
 

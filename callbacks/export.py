@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback
 
 from common import hub
 from common.run_folder import RunFolder
-from lightning_modules.strategies import make_whole
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +33,23 @@ class ExportCallback(Callback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load the best checkpoint's weights (on every rank) and export them (on rank 0)."""
+        """Load the best checkpoint's weights and export them."""
         source = load_best(trainer, pl_module)
-        self._export(trainer, make_whole(pl_module), source)
+        self._export(trainer, pl_module, source)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the tested weights where no export is there yet."""
         is_there = RunFolder(trainer.default_root_dir).export.exists()
         if not trainer.strategy.broadcast(is_there):
-            self._export(trainer, make_whole(pl_module), "the weights that were tested")
+            self._export(trainer, pl_module, "the weights that were tested")
 
     def _export(self, trainer: L.Trainer, pl_module: Any, source: str) -> None:
-        """Write the folder, on rank 0; the module may be missing on the others."""
-        if not trainer.is_global_zero:
-            return
+        """Write the folder on rank 0; the others take part in gathering sharded weights."""
         folder = RunFolder(trainer.default_root_dir)
         partial = folder.path / ".export.partial"
+        if not trainer.is_global_zero:
+            pl_module.export(partial)
+            return
         shutil.rmtree(partial, ignore_errors=True)
         folder.path.mkdir(parents=True, exist_ok=True)
         with hub.writing(partial):

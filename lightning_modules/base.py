@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -21,7 +22,13 @@ from lightning_modules.backbones import (
     find_precision_problem,
     load_backbone,
 )
-from lightning_modules.compiling import compile_blocks, find_compile_problem
+from lightning_modules.fsdp import (
+    FullyShardedStrategy,
+    Shards,
+    find_rows_problem,
+    find_strategy_problem,
+    full_state,
+)
 from lightning_modules.kernels import fuse, quicken
 from lightning_modules.optimizer_step import (
     TEST,
@@ -36,14 +43,10 @@ from lightning_modules.optimizer_step import (
     trained_weights,
     zero_loss,
 )
-from lightning_modules.strategies import (
-    find_rows_problem,
-    find_strategy_problem,
-    name_strategy,
-    shard,
-)
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class BaseModule(L.LightningModule):
@@ -64,8 +67,6 @@ class BaseModule(L.LightningModule):
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
-        compile: Backend of ``torch.compile`` for the blocks of the model, ``inductor`` for one;
-            None compiles nothing. Generation is left as it is.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -102,7 +103,6 @@ class BaseModule(L.LightningModule):
         warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
-        compile: str | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -121,11 +121,11 @@ class BaseModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
-        self.compile_backend = compile  # a module has a method `compile`
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
         self.tokenizer: Any = None
+        self.shards: Shards | None = None
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -136,11 +136,10 @@ class BaseModule(L.LightningModule):
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
-        backend, strategy = init_args.get("compile"), name_strategy(trainer)
+        strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
         return [
             hub.find_model_problem(name, "backbone", cls.kind),
-            find_compile_problem("model.compile", backend, trainer.accelerator),
-            find_strategy_problem(strategy, backend is not None),
+            find_strategy_problem(strategy),
         ]
 
     # What a subclass says -----------------------------------------------------------------------
@@ -171,17 +170,18 @@ class BaseModule(L.LightningModule):
         self.seed = torch.initial_seed()
 
     def configure_model(self) -> None:
-        """Load what there is to load, and divide it among ranks that share it; does so once."""
-        if self.model is None:
-            self.load_model()
-            shard(self)
+        """Load the model once, and shard it if the strategy does so."""
+        if self.model is not None:
+            return
+        self.load_model()
+        strategy = getattr(self.attached_trainer, "strategy", None)
+        if isinstance(strategy, FullyShardedStrategy):
+            self.shards = Shards(self, strategy.root_device)
 
     def load_model(self) -> None:
         """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
         self.assemble(self.load_backbone())
-        if self.compile_backend is not None:
-            compile_blocks(self.model, self.compile_backend)
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""
@@ -238,6 +238,24 @@ class BaseModule(L.LightningModule):
         """Count the parameters that are trained, and all that the model has."""
         return count_parameters(self.model)
 
+    @property
+    def attached_trainer(self) -> L.Trainer | None:
+        """The Trainer, or None before one has taken the module."""
+        try:
+            return self.trainer
+        except RuntimeError:  # Lightning's answer without a Trainer
+            return None
+
+    # Sharded models: see fsdp.py -----------------------------------------------------------------
+
+    def as_forward(self, work: Callable[[], Result]) -> Result:
+        """Do work with the models with gradients; sharded models can be called only in here."""
+        return work() if self.shards is None else self.shards.as_forward(work)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Gather all weights, if they are sharded, for passes without gradients."""
+        return nullcontext() if self.shards is None else self.shards.gathered()
+
     # One optimizer step: see optimizer_step.py ---------------------------------------------------
 
     def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -258,7 +276,10 @@ class BaseModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Compute the loss of a micro-batch, which may have no rows on this rank."""
-        loss_sum, count = self.sum_losses(batch) if batch["ids"] else zero_loss(self, self.device)
+        if batch["ids"]:
+            loss_sum, count = self.as_forward(lambda: self.sum_losses(batch))
+        else:
+            loss_sum, count = zero_loss(self, self.device)
         return self._step.add(loss_sum, count, batch)
 
     def optimizer_step(
@@ -339,7 +360,7 @@ class BaseModule(L.LightningModule):
             count: How many values are in it.
             **settings: See ``log``.
         """
-        weight = count * self.trainer.world_size
+        weight = count * getattr(self.attached_trainer, "world_size", 1)
         self.log(name, value, batch_size=weight, sync_dist=True, **settings)
 
     # What a run leaves --------------------------------------------------------------------------
@@ -388,18 +409,27 @@ class BaseModule(L.LightningModule):
     def export(self, path: str | Path) -> dict[str, Any]:
         """Write the model in the Hugging Face format, for a plain ``from_pretrained``.
 
-        An adapter's folder holds the trained adapter alone and names its backbone; a whole model
-        comes with its tokenizer.
+        An adapter's folder holds the trained adapter alone and names its backbone; a full model
+        comes with its tokenizer. Call it on every rank: sharded weights are gathered, and rank 0
+        writes.
 
         Returns:
-            What the run's summary is to say of it.
+            Entries for the run's summary.
         """
-        if isinstance(self.model, PeftModel):
-            # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
-            self.model.save_pretrained(
-                path, selected_adapters=[POLICY], save_embedding_layers=False
-            )
-        else:
-            self.model.save_pretrained(path)
-            self.tokenizer.save_pretrained(path)
+        is_first = self.global_rank == 0
+        state = None
+        if self.shards is not None:
+            tensors = dict(self.model.named_parameters(remove_duplicate=False))
+            tensors |= self.model.named_buffers()
+            saved = self.model.state_dict().keys()
+            state = full_state(((n, tensors[n]) for n in saved), keep=is_first)
+        with self.gathered():  # PEFT computes a soft prompt to save it
+            if is_first and isinstance(self.model, PeftModel):
+                # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
+                self.model.save_pretrained(
+                    path, selected_adapters=[POLICY], save_embedding_layers=False, state_dict=state
+                )
+            elif is_first:
+                self.model.save_pretrained(path, state_dict=state)
+                self.tokenizer.save_pretrained(path)
         return {}

@@ -1,6 +1,5 @@
 """DPO: a policy trained on preferred completions directly, without a reward model."""
 
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from lightning_modules.ppo.invariants import GateError
 from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
 from lightning_modules.ppo.token_scores import Encoded, Prompts, encode, score_tokens
 from lightning_modules.preference_losses import dpo_loss
-from lightning_modules.sharding import as_forward
 from lightning_modules.summarization import Decoding
 
 START_TOLERANCE = 1e-4
@@ -54,7 +52,6 @@ class DPO(PolicyModule):
         schedule: Course of the learning rate after the warm-up, over the whole fit.
         warmup_fraction: Share of the steps in which the learning rate rises from 0.
         gradient_checkpointing: See :class:`BaseModule`.
-        compile: See :class:`BaseModule`.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -72,7 +69,6 @@ class DPO(PolicyModule):
         schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_fraction: float = 0.0,
         gradient_checkpointing: bool = False,
-        compile: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(
@@ -84,7 +80,6 @@ class DPO(PolicyModule):
             schedule=schedule,
             warmup_fraction=warmup_fraction,
             gradient_checkpointing=gradient_checkpointing,
-            compile=compile,
         )
         if not beta > 0 or not 0 <= label_smoothing < 0.5:
             raise ValueError(
@@ -105,7 +100,7 @@ class DPO(PolicyModule):
             GateError: If policy and reference differ before the first update.
         """
         scores = self.score(batch)
-        if self._trainer is not None:  # none where the step is only planned
+        if self.attached_trainer is not None:
             for name, value in self.measure(scores, batch).items():
                 self.log(
                     name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]),
@@ -119,10 +114,10 @@ class DPO(PolicyModule):
     def score(self, batch: ComparisonBatch) -> Scores:
         """Score the completions of a batch under the policy and under the reference."""
         with torch.no_grad(), reference_policy(self.model, self.reference) as start:
-            encoded, reference = as_forward(start, partial(score_completions, start, batch))
+            encoded, reference = score_completions(start, batch)
         # Where nothing in the encoder is trained, its output serves both.
         known = encoded if self.shares_encoder else None
-        _, policy = as_forward(self.model, partial(score_completions, self.model, batch, known))
+        _, policy = score_completions(self.model, batch, known)
         return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:

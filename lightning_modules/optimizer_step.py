@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.run_folder import RunFolder
-from lightning_modules.sharding import full
+from lightning_modules.fsdp import full
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from common.hub import reading, resolve_model
 from datamodules.preferences import Format, PreferenceBatch
 from lightning_modules.backbones import set_dropout
 from lightning_modules.base import BaseModule
-from lightning_modules.centring import Centring, centre
 from lightning_modules.preference_losses import pairwise_loss
+from lightning_modules.reward_normalization import Normalization, normalize_rewards
 from lightning_modules.reward_scorer import FORMAT
 
 
@@ -74,9 +74,9 @@ class RewardModel(BaseModule):
         return loss, loss.new_tensor(len(batch["ids"]))
 
     def on_test_start(self) -> None:
-        """Shift the rewards of a checkpoint as those of the export are."""
+        """Shift the rewards of a checkpoint as an export shifts them."""
         super().on_test_start()
-        self.centre()
+        self.normalize()
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Measure loss and rewards; see :meth:`evaluation_step`."""
@@ -96,20 +96,22 @@ class RewardModel(BaseModule):
 
     # What a run leaves --------------------------------------------------------------------------
 
-    def centre(self) -> Centring | None:
+    def normalize(self) -> Normalization | None:
         """Shift the rewards so that the data module's references, if any, have a mean of 0."""
-        data = getattr(self._trainer, "datamodule", None)
+        data = getattr(self.attached_trainer, "datamodule", None)
         batches = getattr(data, "reference_batches", None)
-        return None if batches is None else centre(self.model, batches())
+        if batches is None:
+            return None
+        return normalize_rewards(self.model, batches(), self.gathered)
 
     def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the model, shifted, with a config that says how to ask it and what its scale is.
+        """Write the shifted model; its config says which input it expects and its scale.
 
         Returns:
             Under "reward" what the config says, for the run's summary.
         """
-        found, about = self.centre(), {}
-        data = getattr(self._trainer, "datamodule", None)
+        found, about = self.normalize(), {}
+        data = getattr(self.attached_trainer, "datamodule", None)
         if (asked := getattr(data, "format", None)) is not None:
             about = Format(*asked)._asdict()
             self.tokenizer.model_max_length = about["max_length"]

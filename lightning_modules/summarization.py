@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from datamodules.batching import IGNORED_LABEL, Batch
 from lightning_modules.base import BaseModule
-from lightning_modules.compiling import eagerly
 
 # Of ``Decoding``: what does nothing without sampling, and without beams.
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -201,10 +200,9 @@ def generate_texts(
     model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding
 ) -> list[str]:
     """Generate a text for each of B prompts [B, S]."""
-    with eagerly():
-        tokens = model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, **decoding.arguments()
-        )
+    tokens = model.generate(
+        input_ids=input_ids, attention_mask=attention_mask, **decoding.arguments()
+    )
     return decode_texts(tokenizer, tokens)
 
 

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 
 from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
+from lightning_modules.fsdp import full
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.token_scores import Prompts
-from lightning_modules.sharding import full
 from tests.models import move_lora
 
 MAT = "the cat sat on the mat"
@@ -59,7 +59,7 @@ class FixedRollouts(PPOPolicy):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep the gradients that the step is taken with: some strategies free them in it."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        self.gradients = {name: whole_gradient(p) for name, p in trained.items()}
+        self.gradients = {n: None if p.grad is None else full(p.grad) for n, p in trained.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Write what the step left."""
@@ -83,15 +83,6 @@ def count_letters(
 def count_here(weight: torch.Tensor) -> int:
     """Count the numbers that this rank has of a weight at the moment."""
     return (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
-
-
-def whole_gradient(weight: torch.Tensor) -> torch.Tensor | None:
-    """Give the gradient of a weight over all ranks; DeepSpeed's by its own function."""
-    if weight.grad is not None:
-        return full(weight.grad)
-    from deepspeed.utils import safe_get_full_grad
-
-    return safe_get_full_grad(weight)
 
 
 class SeenRows(L.Callback):

@@ -14,10 +14,10 @@ from common.run_folder import RunFolder
 from datamodules.consensus import Ranking, find_consensus
 from datamodules.preferences import PreferenceDataModule, stack_pairs
 from datamodules.rankings import Answer
-from lightning_modules.centring import centre, find_bias
 from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
 from lightning_modules.preference_losses import pairwise_loss
 from lightning_modules.reward_model import RewardModel
+from lightning_modules.reward_normalization import find_bias, normalize_rewards
 from lightning_modules.reward_scorer import RewardScorer
 from tests.batches import make_trainer, settle
 from tests.rows import write_rows
@@ -192,8 +192,8 @@ def test_a_model_whose_output_cannot_be_shifted_is_refused() -> None:
         def forward(self, values: torch.Tensor) -> Any:
             return type("Output", (), {"logits": self.head(values).tanh()})
 
-    with pytest.raises(ValueError, match="does more with its output"):
-        centre(Tanh(), [{"values": torch.tensor([[1.0], [2.0]])}])
+    with pytest.raises(ValueError, match="changes its output"):
+        normalize_rewards(Tanh(), [{"values": torch.tensor([[1.0], [2.0]])}])
 
 
 def test_the_margin_and_the_dialogue_change_the_loss(roberta: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from common.run_folder import RunFolder
 from tests.breaking import break_off, differences, take_result
 from tests.conftest import Fit
 from tests.launching import run_ranks
-from tests.test_strategies import DIVIDING
+from tests.test_strategies import SHARDED
 
 
 def last_step(run: Path) -> int:
@@ -123,7 +123,7 @@ def test_signal_to_one_rank_stops_both_after_the_same_step(
     assert differences(parts, whole) == []
 
 
-@pytest.mark.parametrize("strategy", ["ddp", *DIVIDING])
+@pytest.mark.parametrize("strategy", ["ddp", *SHARDED])
 def test_run_resumes_with_more_or_fewer_ranks(
     strategy: str, fit: Fit, fit_ranks: Callable[..., list[int]], tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
-from lightning_modules.compiling import eagerly
 from lightning_modules.linear import prepacked
 
 WIDTH = 128
@@ -45,7 +44,6 @@ class GrowingSteps:
     def prepare(self) -> AbstractContextManager[object]:
         """Lay out the weights, inside a ``with`` block."""
         stack = ExitStack()
-        stack.enter_context(eagerly())
         stack.enter_context(prepacked(*read_each_step(self.model), rows=len(self.hidden)))
         return stack
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from common.exits import GateError
+from lightning_modules.fsdp import full
 from lightning_modules.ppo.kl import k1, per_sequence
 from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
 from lightning_modules.ppo.token_scores import Prompts, encode, score_tokens
-from lightning_modules.sharding import full
 
 
 class StepZero(NamedTuple):

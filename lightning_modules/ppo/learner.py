@@ -22,7 +22,6 @@ from lightning_modules.ppo.update import (
     plan_cut,
 )
 from lightning_modules.ppo.value_head import ValueHead
-from lightning_modules.sharding import as_forward
 
 
 class PPOLearner(PolicyModule):
@@ -180,9 +179,8 @@ class PPOLearner(PolicyModule):
         optimizer.zero_grad()
         for part in parts:
             scored = experience.rows(part)
-            loss, sums, found = as_forward(
-                self.model,
-                partial(minibatch_loss, self.model, self.value_head, scored, self.ppo),
+            loss, sums, found = self.as_forward(
+                partial(minibatch_loss, self.model, self.value_head, scored, self.ppo)
             )
             logprobs.append((part, found))
             # DDP averages over ranks: times ranks, over all tokens, is the mean over all.

@@ -10,7 +10,6 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batching import Batch
-from lightning_modules.compiling import find_compile_problem
 from lightning_modules.optimizer_step import stop_if_not_finite
 from lightning_modules.ppo import figures, invariants
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
@@ -31,8 +30,6 @@ from lightning_modules.ppo.rollout import Rollout, roll_out
 from lightning_modules.ppo.sampling import Sampling
 from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Experience
-from lightning_modules.sharding import whole
-from lightning_modules.strategies import find_strategy_problem, name_strategy, shard
 from lightning_modules.summarization import Decoding
 
 logger = logging.getLogger(__name__)
@@ -71,7 +68,6 @@ class PPOPolicy(PPOLearner):
         value_lr: Learning rate of the value head; None takes the policy's.
         schedule: Course of the learning rate over the batches of rollouts.
         warmup_fraction: Share of the batches in which the learning rate rises from 0.
-        compile: See :class:`BaseModule`; ``ppo.compile_decoding`` is for the rollouts.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -93,7 +89,6 @@ class PPOPolicy(PPOLearner):
         value_lr: float | None = None,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_fraction: float = 0.0,
-        compile: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
         super().__init__(
@@ -107,7 +102,6 @@ class PPOPolicy(PPOLearner):
             optimizer=optimizer,
             schedule=schedule,
             warmup_fraction=warmup_fraction,
-            compile=compile,
         )
         if problem := self._find_sample_problem(advantage):
             raise ValueError(problem)
@@ -131,11 +125,6 @@ class PPOPolicy(PPOLearner):
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
         """List, before anything is loaded, what cannot work; None stands for what can."""
         problems = super().find_problems(init_args, trainer)
-        backend = (init_args.ppo or {}).get("compile_decoding")
-        problems.append(
-            find_compile_problem("model.ppo.compile_decoding", backend, trainer.accelerator)
-            or find_strategy_problem(name_strategy(trainer), backend is not None)
-        )
         problems += find_reward_problems(init_args)
         if trainer.max_steps not in (-1, None):
             problems.append(
@@ -158,7 +147,7 @@ class PPOPolicy(PPOLearner):
         super().configure_model()
         for term in self.terms.values():
             if isinstance(term, ClassifierReward):
-                shard(self, term.load().model)
+                term.load()
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -174,7 +163,7 @@ class PPOPolicy(PPOLearner):
         """
         self._at_batch_start = self._loop_state()
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        with whole(self):
+        with self.gathered():
             self.pass_gate(prompts)
             times = [time.perf_counter()]
             rollout = self.roll_out(prompts)

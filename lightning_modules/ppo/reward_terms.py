@@ -11,7 +11,6 @@ from torch import Tensor
 from common import hub
 from common.imports import import_object, instantiate
 from lightning_modules.reward_scorer import RewardScorer, find_scorer_problem
-from lightning_modules.sharding import whole
 
 MAIN_REWARD = "reward_model"
 """Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
@@ -89,8 +88,7 @@ class ClassifierReward(RewardTerm):
         """Ask the classifier."""
         scorer = self.load().to(device)
         asked = scorer.wants_dialogue if self.with_dialogue is None else self.with_dialogue
-        with whole(scorer):
-            return scorer.logits(texts.summaries, texts.dialogues if asked else None)
+        return scorer.logits(texts.summaries, texts.dialogues if asked else None)
 
 
 class FunctionReward(RewardTerm):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_modules.adapters import reference_policy, unwrap
-from lightning_modules.compiling import has_compiled
 from lightning_modules.ppo.crossing import projected
 from lightning_modules.ppo.sampling import Sampling, sample
 from lightning_modules.ppo.token_scores import (
@@ -109,8 +108,7 @@ def roll_out(
         reuse_sampler: Take log-probabilities and values from the sampler.
         chunk: Rows that are scored in one pass.
     """
-    # Compiled blocks would be compiled anew for each shape of what is known beforehand.
-    projects = (shared_encoder or samples > 1) and not has_compiled()
+    projects = shared_encoder or samples > 1
     encoded = encode(model, prompts, projects)
     owner = torch.arange(len(prompts.input_ids), device=encoded.hidden.device)
     owner = owner.repeat_interleave(samples)

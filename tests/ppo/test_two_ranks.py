@@ -23,7 +23,7 @@ from tests.launching import last_words, run_ranks
 from tests.ranks import FixedRollouts
 from tests.rows import write_rows
 from tests.test_accumulation import distance
-from tests.test_strategies import DIVIDING, STRATEGIES, cases
+from tests.test_strategies import SHARDED, STRATEGIES, cases
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -134,13 +134,9 @@ SAME = [
 """Cut to 80 tokens, all are the same prompt."""
 
 
-SETTINGS = "trainer: {{strategy: {{init_args: {{{0}}}}}}}"
-
-
-@pytest.mark.parametrize("strategy", DIVIDING)
-@pytest.mark.parametrize("frozen", ["sharded", pytest.param("copied", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", SHARDED)
 def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
-    frozen: str, strategy: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: Any
+    strategy: str, tiny_ppo: list[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """All prompts are one and the same, so that only the random numbers can tell ranks apart."""
     monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
@@ -171,12 +167,8 @@ def test_rollouts_differ_between_ranks_and_come_again_under_another_strategy(
         ]
 
     overlays = ROOT / "configs" / "overlays"
-    settings = tmp_path / "settings.yaml"
-    divides = [f"shard_frozen: {str(frozen == 'sharded').lower()}"]
-    small: list[str] = []
-    settings.write_text(SETTINGS.format(", ".join([*divides, *small])))
     ddp = roll("ddp", overlays / "ddp.yaml")
     assert not any(torch.equal(*pair) for pair in ddp)
-    again = roll("again", overlays / STRATEGIES[strategy], settings)
+    again = roll("again", overlays / STRATEGIES[strategy])
     for found, expected in zip(again, ddp, strict=True):
         assert all(map(torch.equal, found, expected))

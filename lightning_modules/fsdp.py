@@ -1,0 +1,278 @@
+"""FSDP2: shard weights, gradients and optimizer state among ranks; checkpoints of one device.
+
+Each transformer block is a unit whose weights are gathered only while it computes; everything else
+(embeddings, head, soft prompt, value head) forms the root unit (Zhao et al. 2023, "PyTorch FSDP",
+arXiv 2304.11277; torch's ``fully_shard``). Generation, rollouts and evaluations gather all units
+once (:meth:`Shards.gathered`), so that a rank decodes at its own pace and waits for nobody.
+
+A checkpoint is that of a single device, weights and optimizer, so a run can be resumed with another
+strategy and on another number of ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Result = TypeVar("Result")
+
+FSDP2 = "fsdp2"
+"""Name of the strategy: ``--trainer.strategy fsdp2``."""
+
+
+# Tensors ----------------------------------------------------------------------------------------
+
+
+def full(value: Tensor) -> Tensor:
+    """Gather a tensor that is sharded among the ranks; return others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def are_finite(weights: Iterable[Tensor]) -> bool:
+    """Whether all of these weights are finite, on all ranks that shard them."""
+    return all(bool(full(weight.isfinite().all())) for weight in weights)
+
+
+@torch.no_grad()
+def full_state(weights: Iterable[tuple[str, Tensor]], keep: bool = True) -> dict[str, Tensor]:
+    """Gather named tensors, for a checkpoint or an export; collective if any is sharded.
+
+    Args:
+        weights: Names and tensors; a tensor with several names is gathered once.
+        keep: Whether this rank keeps the values; on the others they are gathered and dropped.
+    """
+    known: dict[int, Tensor] = {}
+    state = {}
+    for name, weight in weights:
+        if id(weight) not in known:
+            value = full(weight).detach()
+            known[id(weight)] = value.cpu() if keep else torch.empty(0)
+        state[name] = known[id(weight)]
+    return state
+
+
+def shard_like(value: Tensor, weight: Tensor) -> Tensor:
+    """Shard a full tensor as a weight is sharded, without communication.
+
+    Args:
+        value: The same on all ranks. One whose shape is not the weight's, such as an optimizer's
+            step count, is returned as it is.
+        weight: The weight.
+    """
+    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    mesh = weight.device_mesh
+    return distribute_tensor(value.to(weight.device), mesh, weight.placements, src_data_rank=None)
+
+
+# Modules ----------------------------------------------------------------------------------------
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """List the transformer blocks of a model, by the class that transformers gives them."""
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+class _Root(nn.Module):
+    """All models of a LightningModule as one FSDP unit; its forward pass is any work with them."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, work: Callable[[], Result]) -> Result:
+        """Do the work while the root's own weights are gathered."""
+        return work()
+
+
+class Shards:
+    """The models of a LightningModule, sharded among all ranks.
+
+    Randomly initialized weights are broadcast from rank 0; all others must already be identical.
+
+    Args:
+        module: The LightningModule; all models that are its children are sharded, frozen ones too.
+        device: Device of this rank. Units are moved there one after the other.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        self.root = _Root(module.children())
+        for unit in (*find_blocks(self.root), self.root):
+            unit.to(device)
+            for weight in unit.parameters():
+                if not isinstance(weight, DTensor):
+                    torch.distributed.broadcast(weight.data, src=0)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        # FSDP2 takes the unit that computes first for the root of all.
+        self.root(lambda: None)
+
+    def as_forward(self, work: Callable[[], Result]) -> Result:
+        """Do work with the models as one forward pass, the only place where they can be called.
+
+        Args:
+            work: Returns tensors, or tuples of them, whose gradients reach the shards.
+        """
+        found: Result = self.root(work)
+        return found
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Gather all weights on every rank inside a ``with`` block.
+
+        Entering and leaving are collective; inside, ranks may run different code. Weights must not
+        be changed inside.
+        """
+        units = [unit for unit in self.root.modules() if isinstance(unit, FSDPModule)]
+        # The gathered buffers are reused later: tensors of inference mode could not have gradients.
+        with torch.inference_mode(False), torch.no_grad():
+            for unit in units:
+                unit.set_reshard_after_forward(False, recurse=False)
+                unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_reshard_after_forward(True, recurse=False)
+                unit.reshard()
+
+
+# The strategy -----------------------------------------------------------------------------------
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all ranks, with the checkpoints of a single device.
+
+    A module shards its models in ``configure_model``, see :class:`Shards`.
+
+    Args:
+        timeout: How long a rank waits in a collective for one that was lost, before it fails.
+        process_group_backend: ``nccl`` or ``gloo``; None chooses by the device.
+    """
+
+    def __init__(
+        self,
+        timeout: timedelta = timedelta(minutes=30),
+        process_group_backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self._evaluation = ExitStack()
+
+    # Evaluations run on gathered weights --------------------------------------------------------
+
+    def _begin_evaluation(self) -> None:
+        module: Any = self.lightning_module
+        self._evaluation.enter_context(module.gathered())
+
+    def _end_evaluation(self) -> None:
+        self._evaluation.close()
+
+    on_validation_start = on_test_start = on_predict_start = _begin_evaluation
+    on_validation_end = on_test_end = on_predict_end = _end_evaluation
+
+    # Checkpoints --------------------------------------------------------------------------------
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Restore before the optimizers exist: their schedule asks the restored data its length."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Let Lightning hand the optimizer state of a checkpoint to this strategy."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Gather the trained weights; values are kept on rank 0 only."""
+        module: Any = self.lightning_module
+        trained = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+        return full_state(trained, keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Gather an optimizer's state in torch's own format; values are kept on rank 0 only."""
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        state = optimizer.state_dict()
+        gathered = {
+            number: full_state(values.items(), keep=self.is_global_zero)
+            for number, values in state["state"].items()
+        }
+        return {**state, "state": gathered}
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Map a checkpoint's file into memory: each rank reads no more of it than its shard."""
+        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+
+    @torch.no_grad()
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy this rank's shard of the trained weights; the module has checked their names."""
+        module: Any = self.lightning_module
+        own = dict(module.named_parameters())
+        for name, value in checkpoint["state_dict"].items():
+            own[name].copy_(shard_like(value.to(own[name].device), own[name]))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load this rank's shard of the optimizer states."""
+        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            numbers = [number for group in saved["param_groups"] for number in group["params"]]
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            own = dict(zip(numbers, weights, strict=True))
+            state = {
+                number: {
+                    key: shard_like(value, own[number]) if isinstance(value, Tensor) else value
+                    for key, value in values.items()
+                }
+                for number, values in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": state})
+
+
+StrategyRegistry.register(FSDP2, FullyShardedStrategy, description="FSDP2 over all ranks")
+
+
+def find_strategy_problem(strategy: Any) -> str | None:
+    """Explain why a strategy cannot be used, or return None if it can.
+
+    Args:
+        strategy: A strategy, or its name or class path.
+    """
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    name = name.rpartition(".")[2].lower()
+    if (name.startswith("fsdp") and name != FSDP2) or "deepspeed" in name or "modelpar" in name:
+        return (
+            f"trainer.strategy: Lightning's {name} neither weighs micro-batches by their tokens "
+            "nor writes checkpoints of a single device; use ddp, or fsdp2 "
+            "(--config configs/overlays/fsdp.yaml)"
+        )
+    return None
+
+
+def find_rows_problem(trainer: Any) -> str | None:
+    """Explain why a rank might get an empty batch under FSDP2, or return None if none can.
+
+    The other ranks would wait for its part in gathering each block; DDP needs only its gradients.
+    """
+    rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
+    accumulate = trainer.accumulate_grad_batches
+    if not isinstance(trainer.strategy, FullyShardedStrategy) or rows > 1 or accumulate == 1:
+        return None
+    return (
+        f"data.batch_size 1 with trainer.accumulate_grad_batches {accumulate} can give a rank an "
+        "empty batch, which fsdp2 does not support; use data.batch_size >= 2 and fewer "
+        "accumulation steps"
+    )
