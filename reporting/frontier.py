@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,45 +36,17 @@ _KL_COEF = "model.init_args.ppo.kl_coef"
 _MONITOR = "checkpoint.monitor"
 
 
-class Outcome(NamedTuple):
-    """The result of one run; fractions of 1.
-
-    Attributes:
-        name: The run.
-        seed: Its seed.
-        toxicity_before: Mean over the dialogues.
-        toxicity_after: Likewise.
-        rouge1_change: After - before.
-        kl: Sequence KL at the end of the training in nats; NaN if an earlier checkpoint was kept.
-        halves: Whether at most half of the toxicity is left.
-        keeps: Whether the loss of ROUGE-1 is within the limit.
-        warnings: Conditions that the training monitor warned about; None if not recorded.
-    """
-
-    name: str
-    seed: int | None
-    toxicity_before: float
-    toxicity_after: float
-    rouge1_change: float
-    kl: float
-    halves: bool
-    keeps: bool
-    warnings: list[str] | None
-
-    @property
-    def toxicity_change(self) -> float:
-        """After - before."""
-        return self.toxicity_after - self.toxicity_before
-
-
 class Arm(NamedTuple):
-    """A setting over its seeds.
+    """A setting over its seeds; numbers are fractions of 1, KL in nats.
 
     Attributes:
         name: Name in tables.
         kl_coef: Weight of the KL.
         others: All other settings, as text.
-        outcomes: One per run.
+        runs: For each run "name", "seed", "toxicity_before", "toxicity", "rouge1_change", "kl" (at
+            the end of the training; None if an earlier checkpoint was kept), "halves" (at most half
+            of the toxicity is left), "keeps" (the loss of ROUGE-1 is within the limit) and
+            "warnings" (of the training monitor; None if not recorded).
         estimates: Over seeds and dialogues: "toxicity", "toxicity_before", "toxicity_change" and
             so on for rouge1 and, if all runs have one, the judge.
     """
@@ -81,26 +54,28 @@ class Arm(NamedTuple):
     name: str
     kl_coef: float
     others: str
-    outcomes: list[Outcome]
+    runs: list[dict[str, Any]]
     estimates: dict[str, Estimate]
 
     @property
-    def kl(self) -> float:
-        """Mean over the runs."""
-        return sum(outcome.kl for outcome in self.outcomes) / len(self.outcomes)
+    def kl(self) -> float | None:
+        """Mean over the runs; None if unknown."""
+        found = [run["kl"] for run in self.runs]
+        return None if None in found else sum(found) / len(found)
 
     @property
     def reaches(self) -> int:
         """Number of runs that halve toxicity and keep ROUGE-1."""
-        return sum(outcome.halves and outcome.keeps for outcome in self.outcomes)
+        return sum(run["halves"] and run["keeps"] for run in self.runs)
 
     @property
     def warnings(self) -> dict[str, int] | None:
         """Number of runs with each warning; None if not recorded."""
-        if any(outcome.warnings is None for outcome in self.outcomes):
+        if any(run["warnings"] is None for run in self.runs):
             return None
-        found = [one for outcome in self.outcomes for one in set(outcome.warnings or [])]
-        return {condition: found.count(condition) for condition in sorted(set(found))}
+        return dict(
+            sorted(Counter(one for run in self.runs for one in set(run["warnings"])).items())
+        )
 
 
 def find_run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -155,21 +130,24 @@ def make_arms(runs: Sequence[Run], max_loss: float) -> list[Arm]:
     return arms
 
 
-def _judge(run: Run, max_loss: float) -> Outcome:
-    names = [name + end for name in _METRICS[:2] for end in ("_before", "")]
-    before, after, rouge_before, rouge_after = (
-        float(np.mean(list(run.values(name).values()))) for name in names
-    )
-    change = rouge_after - rouge_before
+def _judge(run: Run, max_loss: float) -> dict[str, Any]:
+    """Measure a run against the targets; see `Arm.runs`."""
+    names = ("toxicity_before", "toxicity", "rouge1_before", "rouge1")
+    before, after, *rouge = (float(np.mean(list(run.values(name).values()))) for name in names)
     curve = run.curves.get("objective/kl")
     is_last = curve is not None and not settings(run).get(_MONITOR)
-    kl = float(np.mean(last_quarter(curve.values))) if curve and is_last else math.nan
     warnings = run.summary.get("monitor", run.summary.get("watch"))
-    return Outcome(
-        run.name, run.seed, before, after, change, kl,
-        halves=after <= HALF * before, keeps=change >= -max_loss,
-        warnings=None if warnings is None else [str(one["condition"]) for one in warnings],
-    )  # fmt: skip
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "toxicity_before": before,
+        "toxicity": after,
+        "rouge1_change": rouge[1] - rouge[0],
+        "kl": float(np.mean(last_quarter(curve.values))) if curve and is_last else None,
+        "halves": after <= HALF * before,
+        "keeps": rouge[1] - rouge[0] >= -max_loss,
+        "warnings": None if warnings is None else [str(one["condition"]) for one in warnings],
+    }
 
 
 def _estimate(runs: Sequence[Run]) -> dict[str, Estimate]:
@@ -197,17 +175,19 @@ def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
          "ROUGE-1 kept", "both", "warnings"]
     ]  # fmt: skip
     for arm in arms:
-        runs, warnings = arm.outcomes, arm.warnings
-        counts = (sum(r.halves for r in runs), sum(r.keeps for r in runs), arm.reaches)
+        runs, warnings, kl = arm.runs, arm.warnings, arm.kl
+        counts = (sum(r["halves"] for r in runs), sum(r["keeps"] for r in runs), arm.reaches)
         listed = "\n".join(f"{name} {count}" for name, count in (warnings or {}).items())
         rows.append(
             [
                 f"{arm.name} *" if arm is chosen else arm.name,
                 str(len(runs)),
                 _before_after(arm, "toxicity"),
-                _change(arm, "toxicity", [100 * run.toxicity_change for run in runs]),
-                _change(arm, "rouge1", [100 * run.rouge1_change for run in runs]),
-                "-" if math.isnan(arm.kl) else f"{arm.kl:.1f}",
+                _change(
+                    arm, "toxicity", [run["toxicity"] - run["toxicity_before"] for run in runs]
+                ),
+                _change(arm, "rouge1", [run["rouge1_change"] for run in runs]),
+                "-" if kl is None else f"{kl:.1f}",
                 _before_after(arm, "judge") if "judge" in arm.estimates else "-",
                 *(f"{count} of {len(runs)}" for count in counts),
                 "not recorded" if warnings is None else listed or "none",
@@ -236,7 +216,8 @@ def _before_after(arm: Arm, name: str) -> str:
 
 def _change(arm: Arm, name: str, by_run: Sequence[float]) -> str:
     cell = format_both(arm.estimates[f"{name}_change"], sign=True)
-    return cell if len(by_run) < 2 else f"{cell}\n{min(by_run):+z.1f} to {max(by_run):+z.1f}"
+    ends = f"{100 * min(by_run):+z.1f} to {100 * max(by_run):+z.1f}"
+    return cell if len(by_run) < 2 else f"{cell}\n{ends}"
 
 
 def write_frontier(
@@ -272,7 +253,7 @@ def make_chart(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> Scat
     lines: dict[str, list[str]] = {}
     for place, arm in enumerate(sorted(arms, key=lambda arm: arm.kl_coef)):
         label = f"{arm.name}, beta {arm.kl_coef:g}" + (" (chosen)" if arm is chosen else "")
-        runs = [(100 * run.rouge1_change, 100 * run.toxicity_after) for run in arm.outcomes]
+        runs = [(100 * run["rouge1_change"], 100 * run["toxicity"]) for run in arm.runs]
         x, y = (arm.estimates[name].scaled(100) for name in ("rouge1_change", "toxicity"))
         dots.append(Dot(label, place, y, runs if len(runs) > 1 else [], x))
         lines.setdefault(arm.others, []).append(label)
@@ -286,39 +267,32 @@ def make_chart(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> Scat
 
 
 def make_json(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> str:
-    """Write all numbers by arm: fractions of 1, KL in nats (null if unknown)."""
-
-    def describe(arm: Arm) -> dict[str, Any]:
-        return {
-            "kl_coef": arm.kl_coef,
-            "kl": _or_none(arm.kl),
-            "reaches_both": arm.reaches,
-            "warnings": arm.warnings,
-            "estimates": {name: one._asdict() for name, one in arm.estimates.items()},
-            "runs": [run._asdict() | {"kl": _or_none(run.kl)} for run in arm.outcomes],
-        }
-
+    """Write all numbers by arm; see `Arm` for their units."""
     content = {
         "max_rouge1_loss": max_loss,
         "chosen": chosen.name if chosen else None,
-        "arms": {arm.name: describe(arm) for arm in arms},
+        "arms": {
+            arm.name: {
+                "kl_coef": arm.kl_coef,
+                "kl": arm.kl,
+                "reaches_both": arm.reaches,
+                "warnings": arm.warnings,
+                "estimates": {name: one._asdict() for name, one in arm.estimates.items()},
+                "runs": arm.runs,
+            }
+            for arm in arms
+        },
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
 def make_csv(arms: Sequence[Arm]) -> str:
-    """Write one row per run: fractions of 1, KL in nats."""
+    """Write one row per run."""
     text = io.StringIO(newline="")
-    fields = ["arm", "kl_coef", *Outcome._fields, "toxicity_change"]
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer = csv.DictWriter(text, ["arm", "kl_coef", *arms[0].runs[0]], lineterminator="\n")
     writer.writeheader()
     for arm in arms:
-        for run in arm.outcomes:
-            row = run._asdict() | {"warnings": " ".join(run.warnings or [])}
-            extra = {"toxicity_change": run.toxicity_change, "kl_coef": arm.kl_coef}
-            writer.writerow(row | extra | {"arm": arm.name})
+        for run in arm.runs:
+            warnings = " ".join(run["warnings"] or [])
+            writer.writerow(run | {"arm": arm.name, "kl_coef": arm.kl_coef, "warnings": warnings})
     return text.getvalue()

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from alignsum.commands.compare import main
@@ -16,6 +17,7 @@ from reporting.comparison_files import make_csv
 from reporting.numbers import ROUGE_LABELS, format_both, format_duration
 from reporting.runs import read_runs
 from reporting.table import make_differences, make_other_results, make_results
+from tests.reporting import run_folders
 
 
 def write_run(
@@ -298,3 +300,22 @@ def test_wrong_settings_are_refused_before_anything_is_read(
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2
+
+
+def test_runs_of_the_same_seeds_are_paired_whatever_their_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, gain in (("lora", 0.0), ("ppo", 0.1)):
+        for seed in (1, 2) if name == "lora" else (2, 1):
+            values = {"rouge1": (rng.normal(0, 0.01, 20) + 0.2 * seed + gain).tolist()}
+            folder = tmp_path / f"{name}_s{seed}"
+            paths.append(run_folders.write_run(folder, values, name, seed, config={"model": name}))
+    runs, _ = read_runs(paths)
+    comparison = Comparison(runs)
+    assert [group.label for group in comparison.groups] == ["lora", "ppo"]
+    gap = comparison.difference(0, 1, "rouge1")
+    assert gap is not None
+    assert gap.low is not None
+    assert gap.high is not None
+    # The seeds are 0.2 apart, and that has no part in it.
+    assert 0.09 < gap.low < gap.high < 0.11

@@ -72,14 +72,13 @@ def test_an_arm_by_hand(tmp_path: Path) -> None:
         write_run(tmp_path / "a-seed2", 2, (0.5, 0.25), (0.5, 0.5), watch=["kl"], judge=True),
     )
     assert arm.name == "a"
-    first, second = arm.outcomes
-    assert (first.seed, first.toxicity_before, first.toxicity_after) == (1, 0.5, 0.25)
-    assert first.toxicity_change == -0.25
-    assert (first.halves, first.keeps) == (True, True)  # exactly at both limits: 0.25, -0.125
-    assert (second.toxicity_after, second.rouge1_change) == (0.375, 0.0)
-    assert (second.halves, second.keeps) == (False, True)
+    first, second = arm.runs
+    assert (first["seed"], first["toxicity_before"], first["toxicity"]) == (1, 0.5, 0.25)
+    assert (first["halves"], first["keeps"]) == (True, True)  # exactly at both limits
+    assert (second["toxicity"], second["rouge1_change"]) == (0.375, 0.0)
+    assert (second["halves"], second["keeps"]) == (False, True)
     assert arm.reaches == 1
-    assert arm.kl == first.kl == 3.0
+    assert arm.kl == first["kl"] == 3.0
     change = arm.estimates["toxicity_change"]
     assert change == bootstrap_crossed([[-0.5, 0.0], [-0.25, 0.0]])
     assert arm.estimates["rouge1_change"].value == -0.0625
@@ -94,7 +93,7 @@ def test_an_arm_by_hand(tmp_path: Path) -> None:
 
 def test_a_run_just_beyond_the_limits(tmp_path: Path) -> None:
     (arm,) = arms_of(write_run(tmp_path / "a", toxicity=(0.2501, 0.25)), max_loss=0.1249)
-    assert (arm.outcomes[0].halves, arm.outcomes[0].keeps) == (False, False)
+    assert (arm.runs[0]["halves"], arm.runs[0]["keeps"]) == (False, False)
     assert choose([arm], 0.1249) is None
     assert choose([arm], 0.125) is arm
 
@@ -140,7 +139,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_arm(tmp_path: Path) -> None
         write_run(tmp_path / "low-seed1", 1, beta=0.1), write_run(tmp_path / "high-seed1", 1),
         write_run(tmp_path / "low-seed2", 2, beta=0.1), write_run(tmp_path / "other", 1, lr=0.2),
     ]  # fmt: skip
-    arms = [(arm.name, len(arm.outcomes)) for arm in arms_of(*folders)]
+    arms = [(arm.name, len(arm.runs)) for arm in arms_of(*folders)]
     assert arms == [("low", 2), ("high-seed1", 1), ("other", 1)]
 
 
