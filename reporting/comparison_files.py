@@ -67,7 +67,10 @@ def check_output(out: Path) -> None:
 def make_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
     """Write answer, tables, problems and figures (path by title) as a Markdown page."""
     parts = ["# Comparison", markdown_list(find_answer(comparison).lines)]
-    parts += [markdown_table(make_results(comparison).texts), describe_results(comparison)]
+    parts += [
+        markdown_table(make_results(comparison).texts_with_notes, left=("run", "notes")),
+        describe_results(comparison),
+    ]
     if comparison.others:
         parts += ["## Reward models and classifiers"]
         parts += [markdown_table(make_other_results(comparison).texts)]

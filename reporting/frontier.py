@@ -136,7 +136,7 @@ def _judge(run: Run, max_loss: float) -> dict[str, Any]:
     before, after, *rouge = (float(np.mean(list(run.values(name).values()))) for name in names)
     curve = run.curves.get("objective/kl")
     is_last = curve is not None and not settings(run).get(_MONITOR)
-    warnings = run.summary.get("monitor", run.summary.get("watch"))
+    warnings = run.summary.get("monitor")
     return {
         "name": run.name,
         "seed": run.seed,

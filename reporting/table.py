@@ -71,9 +71,17 @@ class Table(NamedTuple):
     @property
     def texts(self) -> list[list[str]]:
         """Titles, then the text of each group's cells."""
-        titles = [column.title for column in self.columns]
-        rows = [[cell.lines for cell in row.cells] for row in self.rows if not row.is_member]
-        return [titles, *rows]
+        rows = [row.cells for row in self.rows if not row.is_member]
+        lines = [[name.text, *(cell.lines for cell in cells)] for name, *cells in rows]
+        return [[column.title for column in self.columns], *lines]
+
+    @property
+    def texts_with_notes(self) -> list[list[str]]:
+        """The same, with notes as the last column if there are any."""
+        notes = ["; ".join(row.cells[0].details) for row in self.rows if not row.is_member]
+        if not any(notes):
+            return self.texts
+        return [[*row, note] for row, note in zip(self.texts, ["notes", *notes], strict=True)]
 
     def narrowed(self, width: int) -> "Table":
         """Drop the least important columns until the table fits into so many characters."""

@@ -60,7 +60,7 @@ def test_it_runs(
     os.environ.clear()
     os.environ.update(environment)  # a run's seed is in it
     shown = capsys.readouterr().out
-    assert "Comparison" in shown
+    assert "ROUGE-1" in shown
     (page,) = tmp_path.glob("*/report.html")
-    assert "Which method should I use" in page.read_text(encoding="utf-8")
+    assert "Which method is best" in page.read_text(encoding="utf-8")
     assert not (FOLDER / "runs").exists()

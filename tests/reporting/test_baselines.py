@@ -116,11 +116,12 @@ def test_two_run_folders_that_the_table_reads(tmp_path: Path) -> None:
     assert lead["prediction"] == "\n".join(lead["dialogue"].split("\n")[:3])
     runs, problems = read_runs([tmp_path / "human", tmp_path / "lead_3"])
     assert problems == []
-    titles, *rows = make_results(Comparison(runs)).texts
+    titles, *rows = make_results(Comparison(runs)).texts_with_notes
     assert [row[:2] for row in rows] == [
-        ["human\neach reference against the others", "20"], ["lead_3\nno model", "20"],
+        ["human", "20"], ["lead_3", "20"],
     ]  # fmt: skip
     assert "time" not in titles
+    assert [row[-1] for row in rows] == ["each reference against the others", "no model"]
 
 
 def test_a_run_is_only_replaced_when_told_to(

@@ -28,7 +28,8 @@ BEFORE = [0.75, 0.25]
 def write_run(
     path: Path, seed: int = 1, toxicity: tuple[float, float] = (0.25, 0.25),
     rouge1: tuple[float, float] = (0.5, 0.25), beta: float = 0.5, lr: float = 0.1,
-    watch: list[str] | None = None, judge: bool = False, monitor: str | None = None, **summary: Any,
+    monitored: list[str] | None = None, judge: bool = False, monitor: str | None = None,
+    **summary: Any,
 ) -> RunFolder:  # fmt: skip
     """A run on two dialogues; before PPO toxicity is 0.75 and 0.25, rouge1 0.5 and 0.5."""
     folder = RunFolder(path)
@@ -38,8 +39,8 @@ def write_run(
     config["checkpoint"] = {"dirpath": str(path), "monitor": monitor}
     write_text(folder.config, yaml.safe_dump(config))
     fields: dict[str, Any] = {"method": "ppo", "seed": seed} | summary
-    if watch is not None:
-        fields["watch"] = [{"condition": name, "step": 0, "message": ""} for name in watch]
+    if monitored is not None:
+        fields["monitor"] = [{"condition": name, "step": 0, "message": ""} for name in monitored]
     folder.update_summary(**fields)
     rows = [
         {
@@ -68,8 +69,8 @@ def row_of(arm: Arm, chosen: Arm | None = None) -> list[str]:
 
 def test_an_arm_by_hand(tmp_path: Path) -> None:
     (arm,) = arms_of(
-        write_run(tmp_path / "a-seed1", 1, watch=["kl", "hacking", "kl"], judge=True),
-        write_run(tmp_path / "a-seed2", 2, (0.5, 0.25), (0.5, 0.5), watch=["kl"], judge=True),
+        write_run(tmp_path / "a-seed1", 1, monitored=["kl", "hacking", "kl"], judge=True),
+        write_run(tmp_path / "a-seed2", 2, (0.5, 0.25), (0.5, 0.5), monitored=["kl"], judge=True),
     )
     assert arm.name == "a"
     first, second = arm.runs
@@ -100,7 +101,7 @@ def test_a_run_just_beyond_the_limits(tmp_path: Path) -> None:
 
 def test_single_runs_and_warnings_that_were_not_recorded(tmp_path: Path) -> None:
     unknown, silent = arms_of(
-        write_run(tmp_path / "a"), write_run(tmp_path / "b", beta=2.0, watch=[])
+        write_run(tmp_path / "a"), write_run(tmp_path / "b", beta=2.0, monitored=[])
     )
     assert row_of(unknown)[3:7] == ["-25.0 (-50.0 to +0.0)", "-12.5 (-25.0 to +0.0)", "3.0", "-"]
     assert (row_of(unknown)[-1], row_of(silent)[-1]) == ("not recorded", "none")
