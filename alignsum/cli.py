@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 # Imported so that `class_path: LoRA` is enough in a config.
-import datamodules
 import lightning_modules
 from alignsum.option_errors import explain
 from alignsum.overlays import first_config
@@ -35,9 +34,10 @@ from common import hub
 from common.exits import AlignsumError
 from common.imports import import_object
 from common.run_folder import RunFolder, expand
+from datamodules import *  # noqa: F403 - imports every class, unlike `import datamodules`
 from lightning_modules.base import BaseModule
 
-__all__ = ["AlignsumCLI", "datamodules", "lightning", "lightning_modules"]
+__all__ = ["AlignsumCLI", "lightning", "lightning_modules"]
 
 logger = logging.getLogger(__name__)
 

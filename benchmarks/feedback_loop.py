@@ -1,4 +1,4 @@
-"""Does the road from rankings hold? SFT, sample, rank, then reward model and PPO, or DPO.
+"""Test the path from rankings to policies: SFT, sample, rank, then reward model and PPO, or DPO.
 
     python -m benchmarks.feedback_loop                            # seeds 1, 2 and 3
     python -m benchmarks.feedback_loop 1 --rankings 100 --root /tmp/loop

@@ -1,5 +1,14 @@
-"""Completions that wait for their ranking: the file that ``feedback.py sample`` writes."""
+"""Samples: dialogues with several completions each, which wait to be ranked.
 
+One JSON object a line, as ``alignsum rank sample`` writes it:
+
+    {"id": "test_0", "dialogue": "...", "completions": ["...", "..."],
+     "references": ["..."], "sources": ["lora", "full_ft"]}
+
+``references`` and ``sources`` are optional, so completions from anywhere can be ranked.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +19,11 @@ class Sample(NamedTuple):
     """A dialogue and different completions of it.
 
     Attributes:
-        id: No other sample has it.
-        dialogue: What the completions summarise.
-        references: What people wrote, where that is known.
-        completions: Two or more, or there is nothing to rank.
-        sources: Which run each completion is from, where that is known.
+        id: Unique in its file.
+        dialogue: The text that the completions summarize.
+        references: Summaries written by people; empty if unknown.
+        completions: The texts to rank; fewer than two cannot be ranked.
+        sources: The run that each completion comes from; empty if unknown.
     """
 
     id: str
@@ -28,17 +37,21 @@ def read_samples(path: Path) -> list[Sample]:
     """Read a file of samples.
 
     Raises:
-        ValueError: If there is no such file, or a line of it is no sample; says which and why.
+        ValueError: If the file is missing or empty, or has invalid lines, which are listed.
     """
     if not path.is_file():
-        raise ValueError(f"samples: there is no file {str(path)!r}; `feedback.py sample` makes one")
+        raise ValueError(
+            f"samples: there is no file {str(path)!r}; `alignsum rank sample` writes one"
+        )
     samples: dict[str, Sample] = {}
     problems = []
     for number, record in read_jsonl(path):
         try:
-            sample = _parse(record)
+            if isinstance(record, str):
+                raise ValueError(record)
+            sample = _parse_sample(record)
             if sample.id in samples:
-                raise ValueError(f"id {sample.id!r} is there already")
+                raise ValueError(f"id {sample.id!r} occurs twice")
             samples[sample.id] = sample
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
@@ -49,61 +62,31 @@ def read_samples(path: Path) -> list[Sample]:
     return list(samples.values())
 
 
-def _parse(record: dict[str, Any] | str) -> Sample:
-    if isinstance(record, str):
-        raise ValueError(record)
-    sample = Sample(
-        take_id(record), take_text(record, "dialogue"), take_texts(record, "references", ()),
-        take_texts(record, "completions"), take_texts(record, "sources", ()),
-    )  # fmt: skip
-    if sample.sources and len(sample.sources) != len(sample.completions):
-        raise ValueError("sources must name one run a completion")
-    return sample
+def _parse_sample(record: Mapping[str, Any]) -> Sample:
+    name = record.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError("id must be a text or an integer")
+    (dialogue,) = _take_texts({"dialogue": [record.get("dialogue")]}, "dialogue")
+    completions, sources = _take_texts(record, "completions"), _take_texts(record, "sources", ())
+    if sources and len(sources) != len(completions):
+        raise ValueError("sources must name one run per completion")
+    references = _take_texts(record, "references", ())
+    return Sample(str(name), dialogue, references, completions, sources)
 
 
-def take_id(record: dict[str, Any]) -> str:
-    """Take the id of a line, a text or a whole number.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    value = record.get("id")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError("id must be a text or a whole number")
-    return _check(str(value), "id")
-
-
-def take_text(record: dict[str, Any], name: str) -> str:
-    """Take a text that is not empty.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    value = record.get(name)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a text")
-    return _check(value, name)
-
-
-def take_texts(
-    record: dict[str, Any], name: str, default: tuple[str, ...] | None = None
+def _take_texts(
+    record: Mapping[str, Any], name: str, default: tuple[str, ...] | None = None
 ) -> tuple[str, ...]:
-    """Take a list of texts that are not empty.
-
-    Raises:
-        ValueError: If there is none, and no default.
-    """
     values = record.get(name, default)
     if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
-        raise ValueError(f"{name} must be a list of texts")
-    return tuple(_check(text, name) for text in values)
-
-
-def _check(text: str, name: str) -> str:
-    if not text.strip():
-        raise ValueError(f"{name} is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} is not UTF-8") from None
-    return text
+        raise ValueError(
+            f"{name} must be text" if name == "dialogue" else f"{name} must be a list of texts"
+        )
+    for text in values:
+        if not text.strip():
+            raise ValueError(f"{name} is empty")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is not UTF-8") from None
+    return tuple(values)

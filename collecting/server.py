@@ -1,19 +1,20 @@
-"""The page and what stands behind it: a few addresses over the :class:`collecting.desk.Desk`."""
+"""The web server behind the ranking page."""
 
 import asyncio
+import ipaddress
 import logging
 import signal
 import socket
 import webbrowser
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from collecting.answers import AnswerFile
-from collecting.desk import Desk, OutdatedError, parse_annotator
-from collecting.guard import Handler, is_loopback, make_guard
+from collecting.answer_file import AnswerFile
+from collecting.assignments import Assignments, OutdatedError, parse_annotator
 from collecting.samples import read_samples
 from common.run_folder import expand
 
@@ -21,13 +22,19 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 LARGEST_REQUEST = 64 * 1024
-"""Bytes; an answer is a few hundred."""
+"""Bytes; an answer has a few hundred."""
 
-# Said here and not looked up, for what a system says of .js differs, and modules must be scripts.
-_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_FILES = {f"/{path.name}": path for path in sorted(PAGE.iterdir()) if path.suffix in _KINDS}
-_DESK = web.AppKey("desk", Desk)
-_INSTRUCTIONS = web.AppKey("instructions", str)
+_HEADERS = {
+    # Scripts and styles come from this server alone, and no text can become HTML.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+_ASSIGNMENTS = web.AppKey("assignments", Assignments)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def serve(
@@ -41,34 +48,20 @@ def serve(
     allowed_hosts: str = "",
     open_browser: bool = False,
 ) -> None:
-    """Show the page on which annotators rank, until Ctrl-C.
+    """Serve the ranking page until Ctrl-C.
 
-    Whoever answers names themself; several can work at once. An answer that the page confirms is on
-    the disk. Started again with the same files, everything goes on where it was.
-
-    Args:
-        samples: File of completions, as `sample` writes it.
-        answers: File that answers are appended to. Default: <samples>.answers.jsonl beside it.
-        host: Address to listen on; 0.0.0.0 is every one of this machine. There are no passwords.
-        port: Port to listen on; 0 takes one that is free.
-        instructions: Text file shown to annotators in place of the built-in instructions.
-        answers_per_dialogue: Rankings that a dialogue needs before it is shown to nobody else.
-            Default: every annotator gets every dialogue.
-        seed: Seed of the order in which completions are shown.
-        allowed_hosts: Names under which browsers may reach the page, with commas between, beside
-            localhost, this machine's own name and addresses in numbers.
-        open_browser: Open the page in this machine's browser.
+    See ``alignsum rank serve --help`` for the arguments (``alignsum/commands/rank.py``).
 
     Raises:
         ValueError: If a file cannot be used, or a setting is out of range.
-        OSError: If the address cannot be listened on.
+        OSError: If the address cannot be used.
     """
     source = expand(samples)
     target = expand(answers) if answers else source.with_suffix(".answers.jsonl")
     text = expand(instructions) if instructions else PAGE / "instructions.txt"
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be from 0 to 65535, got {port}")
-    asked = read_samples(source)
+    found = read_samples(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"answers: {target} is the file of samples")
     try:
@@ -76,32 +69,34 @@ def serve(
     except UnicodeDecodeError as error:
         raise ValueError(f"instructions: {text} is not UTF-8 ({error})") from error
     with AnswerFile(target) as file:
-        names = allowed_hosts.replace(",", " ").split()
-        app = make_app(Desk(asked, file, seed, answers_per_dialogue), words, names)
-        log.info("%d samples from %s; answers go to %s", len(asked), source, target)
+        assignments = Assignments(found, file, seed, answers_per_dialogue)
+        app = make_app(assignments, words, allowed_hosts.replace(",", " ").split())
+        log.info("%d samples from %s; answers are written to %s", len(found), source, target)
         asyncio.run(_listen(app, host, port, open_browser))
-        log.info("Stopped; %s has answers to %d questions", target, len(file))
+        log.info("Stopped; %s has %d answers", target, len(file))
 
 
 async def _listen(app: web.Application, host: str, port: int, open_browser: bool) -> None:
-    """Serve until the process is told to stop."""
+    """Serve until the process receives SIGINT or SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
         try:
-            await site.start()
+            await web.TCPSite(runner, host, port).start()
         except OSError as error:
             raise OSError(
-                f"cannot listen on {host}, port {port} ({error.strerror}); another --port or --host"
+                f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port "
+                "or --host"
             ) from error
-        url = f"http://{_name(host)}:{runner.addresses[0][1]}/"
-        log.info("The page is at %s (Ctrl-C stops)", url)
+        everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
+        name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
+        url = f"http://{name}:{runner.addresses[0][1]}/"
+        log.info("The page is at %s (Ctrl-C stops it)", url)
         if not is_loopback(host):
-            log.warning("Whoever reaches this port can read the dialogues and answer in any name")
+            log.warning("Anyone who reaches this port can read the dialogues and rank in any name")
         if open_browser:
             await asyncio.to_thread(webbrowser.open, url)
         await stop.wait()
@@ -109,102 +104,129 @@ async def _listen(app: web.Application, host: str, port: int, open_browser: bool
         await runner.cleanup()
 
 
-def make_app(desk: Desk, instructions: str, allowed_hosts: Collection[str] = ()) -> web.Application:
+def make_app(
+    assignments: Assignments, instructions: str, allowed_hosts: Collection[str] = ()
+) -> web.Application:
     """Make the application.
 
     Args:
-        desk: Deals samples and reads answers.
+        assignments: Assigns samples, and reads and stores answers.
         instructions: Shown to annotators, as plain text.
-        allowed_hosts: Names under which a browser may reach it, beside those of this machine.
+        allowed_hosts: Names of this server besides this machine's own.
     """
+
+    async def get_page(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE / "page.html")
+
+    async def get_instructions(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"instructions": instructions})
+
+    names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
     app = web.Application(
-        client_max_size=LARGEST_REQUEST, middlewares=[make_guard(allowed_hosts), speak_json]
+        client_max_size=LARGEST_REQUEST, middlewares=[make_guard(names), report_errors]
     )
-    app[_DESK] = desk
-    app[_INSTRUCTIONS] = instructions
-    for address, path in {"/": PAGE / "page.html", **_FILES}.items():
-        app.router.add_get(address, _make_file_handler(path))
+    app[_ASSIGNMENTS] = assignments
+    app.router.add_get("/", get_page)
     app.router.add_get("/api/instructions", get_instructions)
     app.router.add_get("/api/task", get_task)
     app.router.add_post("/api/answer", post_answer)
+    app.router.add_static("/", PAGE)
     return app
 
 
-# What is asked for ------------------------------------------------------------------------------
-
-
-def _make_file_handler(path: Path) -> Handler:
-    kind = f"{_KINDS[path.suffix]}; charset=utf-8"
-
-    async def get_file(request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(path, headers={"Content-Type": kind})
-
-    return get_file
-
-
-async def get_instructions(request: web.Request) -> web.Response:
-    """Give the instructions."""
-    return web.json_response({"instructions": request.app[_INSTRUCTIONS]})
-
-
 async def get_task(request: web.Request) -> web.Response:
-    """Give an annotator the next sample, or the one they ask for."""
+    """Return an annotator's next sample, or the one that is requested."""
     annotator = parse_annotator(request.query.get("annotator"))
-    return web.json_response(_describe(request.app[_DESK], annotator, request.query.get("id")))
-
-
-async def post_answer(request: web.Request) -> web.Response:
-    """Save an answer, and give the next sample; it is on the disk before this answers."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(reason="An answer is application/json")
-    desk = request.app[_DESK]
-    try:
-        sent = await request.json()
-    except RecursionError as error:
-        raise ValueError("brackets within brackets without end") from error
-    if not isinstance(sent, dict):
-        raise ValueError("an answer is a JSON object")
-    answer = desk.read(parse_annotator(sent.get("annotator")), sent)
-    try:
-        # Everybody waits for the disk here: some milliseconds, every half minute or so.
-        desk.file.append([answer])
-    except OSError as error:
-        log.error("An answer of %s was not saved: %s", answer.annotator, error)
-        raise web.HTTPInsufficientStorage(reason=f"It was not saved: {error.strerror}") from error
-    task = _describe(desk, answer.annotator)
-    done = task["progress"]
-    log.info("%s: %d of %d", answer.annotator, done["done"], done["total"])
+    task = request.app[_ASSIGNMENTS].describe(annotator, request.query.get("id"))
     return web.json_response(task)
 
 
-def _describe(desk: Desk, annotator: str, name: str | None = None) -> dict[str, Any]:
-    sample = desk.samples.get(name) if name else None
-    sample = sample or desk.deal(annotator)
-    item = desk.show(annotator, sample) if sample else None
-    return {
-        "annotator": annotator, "progress": desk.describe(annotator), "item": item,
-        "last": item["previous"] if item else desk.find_last(annotator),
-    }  # fmt: skip
-
-
-# What stands before that --------------------------------------------------------------------------
+async def post_answer(request: web.Request) -> web.Response:
+    """Save an answer to the disk, then return the next sample."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(reason="An answer is application/json")
+    assignments = request.app[_ASSIGNMENTS]
+    try:
+        sent: Any = await request.json()
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    if not isinstance(sent, dict):
+        raise ValueError("an answer is a JSON object")
+    annotator = parse_annotator(sent.get("annotator"))
+    answer = assignments.read(annotator, sent)
+    try:
+        # Blocks the loop for the milliseconds that the disk takes, twice a minute or so.
+        assignments.file.append([answer])
+    except OSError as error:
+        log.error("An answer of %s was not saved: %s", annotator, error)
+        raise web.HTTPInsufficientStorage(reason=f"It was not saved: {error.strerror}") from error
+    task = assignments.describe(annotator)
+    log.info("%s: %d of %d", annotator, task["progress"]["done"], task["progress"]["total"])
+    return web.json_response(task)
 
 
 @web.middleware
-async def speak_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what went wrong into {"error": text}, which the page shows."""
+async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into {"error": text}, which the page shows."""
     try:
         return await handler(request)
-    except OutdatedError as error:
-        return web.json_response({"error": str(error)}, status=409)
     except ValueError as error:
-        return web.json_response({"error": str(error)}, status=400)
+        status = 409 if isinstance(error, OutdatedError) else 400
+        return web.json_response({"error": str(error)}, status=status)
     except web.HTTPError as error:
         return web.json_response({"error": error.reason}, status=error.status)
 
 
-def _name(host: str) -> str:
-    """Give an address as a browser takes it."""
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - what was asked for is shown, not listened on
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
+def make_guard(names: Collection[str]) -> Any:
+    """Make the middleware that refuses requests of other sites and adds security headers.
+
+    A site that an annotator has open elsewhere could send requests here: they carry its Origin. A
+    site whose name resolves to this machine (DNS rebinding) is recognized by the Host header.
+
+    Args:
+        names: Names of this server, in lower case; addresses in numbers are always allowed.
+    """
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response: web.StreamResponse
+        if problem := find_intrusion(request, names):
+            response = web.json_response({"error": problem}, status=403)
+        else:
+            response = await handler(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    return guard
+
+
+def find_intrusion(request: web.Request, names: Collection[str]) -> str | None:
+    """Explain why a request does not come from the page, or return None."""
+    origin = request.headers.get("Origin")
+    try:
+        host = urlsplit(f"//{request.host}").hostname or ""
+        sender = request.host.lower() if origin is None else urlsplit(origin).netloc.lower()
+    except ValueError as error:
+        return str(error)
+    if parse_address(host) is None and not {host, host.removesuffix(".local")} & {*names}:
+        return f"this server is not called {host!r}; allow the name with --allowed_hosts"
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if request.path.startswith("/api/") and (
+        sender != request.host.lower() or site not in ("same-origin", "none")
+    ):
+        return "this request comes from another site"
+    return None
+
+
+def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Parse an IP address; None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    address = parse_address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)

@@ -1,24 +1,51 @@
-"""Data: where dialogues come from, how they are prompted, tokenized and batched."""
+"""Data: where dialogues come from, how they are prompted, tokenized and batched.
 
-from datamodules.dialogsum import DialogSumDataModule
-from datamodules.dpo import DPODataModule
-from datamodules.few_shot import (
-    ExampleSelector,
-    FixedExamples,
-    RandomExamples,
-    SimilarExamples,
-)
-from datamodules.labelled import LabelledTextDataModule
-from datamodules.preferences import PreferenceDataModule
-from datamodules.prompts import (
-    Flan,
-    Instruction,
-    Plain,
-    Professional,
-    PromptStyle,
-    SpacedInstruction,
-    Template,
-)
+The classes are imported when they are first used: torch and lightning take seconds, and the ranking
+page needs only the file format in ``datamodules.rankings``. ``from datamodules import *`` imports
+them all, which is what makes ``class_path: DialogSumDataModule`` enough in a config.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.dialogsum import DialogSumDataModule
+    from datamodules.dpo import DPODataModule
+    from datamodules.few_shot import (
+        ExampleSelector,
+        FixedExamples,
+        RandomExamples,
+        SimilarExamples,
+    )
+    from datamodules.labelled import LabelledTextDataModule
+    from datamodules.preferences import PreferenceDataModule
+    from datamodules.prompts import (
+        Flan,
+        Instruction,
+        Plain,
+        Professional,
+        PromptStyle,
+        SpacedInstruction,
+        Template,
+    )
+
+_MODULES = {
+    "DialogSumDataModule": "dialogsum",
+    "DPODataModule": "dpo",
+    "ExampleSelector": "few_shot",
+    "FixedExamples": "few_shot",
+    "RandomExamples": "few_shot",
+    "SimilarExamples": "few_shot",
+    "LabelledTextDataModule": "labelled",
+    "PreferenceDataModule": "preferences",
+    "Flan": "prompts",
+    "Instruction": "prompts",
+    "Plain": "prompts",
+    "Professional": "prompts",
+    "PromptStyle": "prompts",
+    "SpacedInstruction": "prompts",
+    "Template": "prompts",
+}
 
 __all__ = [
     "DPODataModule",
@@ -37,3 +64,9 @@ __all__ = [
     "SpacedInstruction",
     "Template",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -148,7 +148,7 @@ def sample_and_rank(
         annotators: Further options of the annotators.
     """
     sample = [
-        "feedback.py", "sample", str(run), "--input", "mini", "--split", split,
+        "-m", "alignsum", "rank", "sample", str(run), "--input", "mini", "--split", split,
         "--max_rows", str(rows), "--completions", str(completions), "--output", str(samples),
         "--seed", str(seed), "--overwrite", "true",
     ]  # fmt: skip
@@ -163,6 +163,7 @@ def run_one(commands: list[list[str]]) -> int:
         program, *arguments = command
         if program == "-m":
             program, *arguments = arguments
+            program = "alignsum.__main__" if program == "alignsum" else program
         # Imported here: it takes seconds, and the parent process has no use for it.
         if code := importlib.import_module(program.removesuffix(".py")).main(arguments):
             return code

@@ -1,68 +1,187 @@
-"""Collect people's rankings of completions: draw them, show them on a page, hand them on.
+"""Collect people's rankings of completions: sample them, rank them on a page, exchange them.
 
-    python feedback.py sample runs/lora --input mini --max_rows 200 --output runs/samples.jsonl
-    python feedback.py serve --samples runs/samples.jsonl
-    python feedback.py export --samples runs/samples.jsonl --output runs/tasks.json
-    python feedback.py import --input exported.json --answers runs/samples.answers.jsonl
+    python -m alignsum rank sample runs/lora --input mini --max_rows 200 --output runs/samples.jsonl
+    python -m alignsum rank serve --samples runs/samples.jsonl
+    python -m alignsum rank export --samples runs/samples.jsonl --output runs/tasks.json
+    python -m alignsum rank import --input exported.json --answers runs/samples.answers.jsonl
 
-Details: docs/ranking.md.
+Details: docs/feedback.md.
 """
 
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from collecting.exchange import export_tasks, import_answers
-from collecting.server import serve
-from common.exits import run, start_log
+from common.exits import quieten_models, run, start_log
+from common.run_folder import expand
 
-log = logging.getLogger("feedback")
+log = logging.getLogger("rank")
+
+
+def sample(
+    runs: list[str],
+    input: str,
+    output: str,
+    split: Literal["train", "validation", "test"] | None = None,
+    max_rows: int | None = None,
+    completions: int = 4,
+    retries: int = 4,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    max_new_tokens: int | None = None,
+    max_source_length: int | None = None,
+    prompt: str | None = None,
+    batch_size: int | None = None,
+    backbone: str | None = None,
+    device: str = "auto",
+    seed: int = 42,
+    overwrite: bool = False,
+) -> None:
+    """Sample different completions of each dialogue from the models of runs.
+
+    Prompt, lengths, batch size and precision are each run's own unless given. The same command
+    continues an interrupted one.
+
+    Args:
+        runs: Run folders, their exports, or any model folders.
+        input: Dialogues: a .jsonl or .csv file, or what --data.source accepts.
+        output: JSON lines to write.
+        split: Split of an input that is not a file; train by default.
+        max_rows: Only the first so many dialogues.
+        completions: Number of different completions per dialogue, shared by the runs.
+        retries: How often duplicates and empty texts are sampled again.
+        temperature: Divides the logits; the run's own value by default.
+        top_k: Sample among the k most likely tokens; 0 means all.
+        top_p: Sample among the most likely tokens that hold this much probability.
+        max_new_tokens: Longest completion in tokens.
+        max_source_length: Longest prompt in tokens.
+        prompt: Class of the words around the dialogue, such as Flan.
+        batch_size: Prompts in one pass.
+        backbone: Folder or hub id of an adapter's backbone, if it has moved.
+        device: auto, cpu, cuda, cuda:1, ...
+        seed: Seed of the sampling.
+        overwrite: Start over, whatever the output holds.
+    """
+    quieten_models()
+    from collecting import sampling  # torch and transformers take seconds to import
+    from common import hub
+
+    if not hub.reachable():
+        hub.use_cache_only()
+    if len({str(expand(each)) for each in runs}) < len(runs):
+        raise ValueError(f"a run is named twice: {', '.join(runs)}")
+    given = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "max_new_tokens": max_new_tokens, "max_source_length": max_source_length,
+        "prompt": prompt, "batch_size": batch_size,
+    }  # fmt: skip
+    models = [sampling.read_run(each, given, backbone) for each in runs]
+    rows = sampling.read_rows(input, split, max_rows)
+    sampling.sample(models, rows, expand(output), completions, retries, seed, device, overwrite)
+
+
+def serve(
+    samples: str,
+    answers: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    instructions: str | None = None,
+    answers_per_dialogue: int | None = None,
+    seed: int = 42,
+    allowed_hosts: str = "",
+    open_browser: bool = False,
+) -> None:
+    """Serve the page on which annotators rank, until Ctrl-C.
+
+    Annotators give a name; several can work at once. An answer that the page confirms is on the
+    disk. Restarted with the same files, the server continues where it stopped.
+
+    Args:
+        samples: File of completions, as `sample` writes it.
+        answers: File that answers are appended to. Default: <samples>.answers.jsonl next to it.
+        host: Address to listen on; 0.0.0.0 is every address of this machine. There are no
+            passwords.
+        port: Port to listen on; 0 takes a free one.
+        instructions: Text file shown to annotators instead of the built-in instructions.
+        answers_per_dialogue: Rankings that a dialogue needs. Default: every annotator gets every
+            dialogue.
+        seed: Seed of the order in which completions are shown.
+        allowed_hosts: Names under which browsers may reach the page, separated by commas, besides
+            localhost, this machine's name and addresses in numbers.
+        open_browser: Open the page in this machine's browser.
+    """
+    from collecting import server
+
+    server.serve(
+        samples, answers, host, port, instructions, answers_per_dialogue, seed, allowed_hosts,
+        open_browser,
+    )  # fmt: skip
+
+
+def export_tasks(
+    samples: str, output: str, answers: str | None = None, seed: int = 42, overwrite: bool = False
+) -> None:
+    """Write samples, and the answers so far, as tasks for Label Studio.
+
+    Next to <output>.json, <output>.xml is written: the labelling interface to paste into the
+    project's settings.
+
+    Args:
+        samples: File of completions, as `sample` writes it.
+        output: JSON file to write.
+        answers: File of answers; the last one of each annotator goes with its task.
+        seed: Seed of the order in which the completions of a task are shown.
+        overwrite: Replace existing files.
+    """
+    from collecting import label_studio
+
+    given = expand(answers) if answers else None
+    label_studio.export_tasks(expand(samples), expand(output), given, seed, overwrite)
+
+
+def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"] = "stop") -> None:
+    """Append the answers of a JSON export of Label Studio to a file of answers.
+
+    Answers that the file has already are left out, so importing twice changes nothing.
+
+    Args:
+        input: Exported file, in the format that Label Studio calls JSON.
+        answers: File of answers to append to; it need not exist.
+        on_bad_row: Stop at annotations that cannot be used, or skip and count them.
+    """
+    from collecting import label_studio
+
+    label_studio.import_answers(expand(input), expand(answers), on_bad_row)
+
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "serve": serve, "export": export_tasks, "import": import_answers,
+    "sample": sample, "serve": serve, "export": export_tasks, "import": import_answers,
 }  # fmt: skip
 
 
 def make_parser() -> ArgumentParser:
-    """Make the parser of all commands; `sample` reads its own options."""
-    parser = ArgumentParser(
-        prog="feedback.py", description="Collect people's rankings of completions."
-    )
+    """Make the parser of all four commands."""
+    about = (__doc__ or "").partition("\n")[0]
+    parser = ArgumentParser(prog="alignsum rank", description=about)
     commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand(
-        "sample", ArgumentParser(), help="Draw completions from the models that runs exported."
-    )
     for name, function in COMMANDS.items():
-        about, _, _ = (function.__doc__ or "").partition("\n\n    Args:")
-        command = ArgumentParser(description=about)
-        command.add_function_arguments(function, as_positional=False)
-        commands.add_subcommand(name, command, help=about.partition("\n")[0])
+        text = (function.__doc__ or "").partition("\n\n    Args:")[0]
+        command = ArgumentParser(description=text)
+        if function is sample:
+            command.add_argument("runs", nargs="+", metavar="RUN", help="run or model folders")
+        command.add_function_arguments(function, as_positional=False, skip={"runs"})
+        commands.add_subcommand(name, command, help=text.partition("\n")[0])
     return parser
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        args: Arguments without the program's name; those of the process by default.
-
-    Returns:
-        Exit code: see :func:`command_line.run`.
-    """
-    arguments = sys.argv[1:] if args is None else list(args)
-    if arguments[:1] == ["sample"]:
-        # Not before: torch and transformers take seconds, and the page needs neither.
-        from collecting import sample_command
-
-        return sample_command.main(arguments[1:])
+    """Run the command line, and return the exit code (see common/exits.py)."""
+    settings: Any = make_parser().parse_args(sys.argv[1:] if args is None else list(args))
     start_log()
-    settings = make_parser().parse_args(arguments)
-    command = settings["command"]
-    return run(partial(COMMANDS[command], **settings[command].as_dict()), log)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    work = partial(COMMANDS[settings.command], **settings[settings.command].as_dict())
+    return run(work, log, "interrupted; the same command continues")

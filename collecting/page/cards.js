@@ -44,9 +44,9 @@ export class Cards {
       tie: this.#makeButton("tie", "", () => this.ranking.toggleTie(key), key),
       up: this.#makeButton("step", "↑", () => this.ranking.step(key, -1), key),
       down: this.#makeButton("step", "↓", () => this.ranking.step(key, 1), key),
-      toxic: this.#makeButton("mark toxic", "Toxic", () => this.ranking.toggleToxic(key), key),
+      toxic: this.#makeButton("toxic", "Toxic", () => this.ranking.toggleToxic(key), key),
       unusable: this.#makeButton(
-        "mark unusable", "Unusable", () => this.ranking.toggleUnusable(key), key,
+        "unusable", "Unusable", () => this.ranking.toggleUnusable(key), key,
       ),
     };
     entry.grip.setAttribute("aria-hidden", "true");
@@ -78,7 +78,7 @@ export class Cards {
     return button;
   }
 
-  // Changes the ranking, shows it, and leaves the focus on a card, or on the button pressed.
+  // Changes the ranking, shows it, and focuses a card, or the button that was pressed.
   #change(action, key, button = null) {
     action();
     this.#arrange();
@@ -92,7 +92,7 @@ export class Cards {
   }
 
   #press(event, key) {
-    if (event.target !== event.currentTarget) return; // a button in it has keys of its own
+    if (event.target !== event.currentTarget) return; // its buttons have their own keys
     if (event.ctrlKey || event.altKey || event.metaKey) return;
     const action = this.#findAction(event, key);
     if (action) action();
@@ -122,7 +122,7 @@ export class Cards {
     if (next !== undefined) this.#focus(next);
   }
 
-  // Puts the cards in order; those that moved glide there, so that the eye can follow.
+  // Puts the cards in order; they glide there, so that the eye can follow.
   #arrange() {
     const { ranking, lists } = this;
     const before = new Map(this.entries.map((entry) => [entry, entry.item.offsetTop]));
@@ -149,7 +149,6 @@ export class Cards {
     const joined = ranking.joined.has(key);
     entry.badge.textContent = rank === null ? "–" : String(rank);
     entry.badge.classList.toggle("tied", tied);
-    entry.item.classList.toggle("joined", joined);
     entry.tie.hidden = place < 1;
     entry.tie.textContent = joined ? "= as good as" : "better than";
     entry.tie.title = joined ? "Not a tie after all" : "Make them a tie";

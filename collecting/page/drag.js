@@ -1,10 +1,10 @@
-// Dragging a card to another place in its list, by mouse, pen or finger.
+// Drags a card to another position in its list, by mouse, pen or finger.
 
-const THRESHOLD = 5; // pixels from which a press is a drag
+const THRESHOLD = 5; // pixels after which a press is a drag
 const EDGE = 70; // pixels from the edge of the window within which it scrolls
 const SPEED = 12; // pixels a frame
 
-// A mouse takes the card anywhere, a finger by its grip alone: elsewhere a finger scrolls the page.
+// A mouse drags a card anywhere; a finger only by its grip, because elsewhere it scrolls the page.
 export function makeDraggable(card, grip, { places, canDrag, onDrop }) {
   card.addEventListener("pointerdown", (event) => {
     const byGrip = grip.contains(event.target);
@@ -77,8 +77,8 @@ function follow(card, start, places, onDrop) {
   window.addEventListener("keydown", (event) => event.key === "Escape" && stop(false), options);
 }
 
-// The place that a card dragged from another has at some height: past the middle of a card it has
-// that card's place.
+// The position of a card that is dragged to a height: past the middle of another card, it takes
+// that card's position.
 function findPlace(items, from, y) {
   let place = from;
   items.forEach((item, other) => {

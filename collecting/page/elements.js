@@ -1,4 +1,4 @@
-// Small helpers around the document.
+// Helpers for the document and for what the browser remembers.
 
 export const byId = (id) => document.getElementById(id);
 
@@ -6,7 +6,7 @@ export function make(tag, properties = {}) {
   return Object.assign(document.createElement(tag), properties);
 }
 
-// Something remembered in this browser; where it remembers nothing, the page works all the same.
+// Values kept in this browser. The page works without them, as in a private window.
 export const memory = {
   get(key) {
     try {
@@ -19,19 +19,19 @@ export const memory = {
     try {
       localStorage.setItem(`alignsum.${key}`, JSON.stringify(value));
     } catch {
-      // Private windows and full ones.
+      // Not kept.
     }
   },
   remove(key) {
     try {
       localStorage.removeItem(`alignsum.${key}`);
     } catch {
-      // As above.
+      // Not kept.
     }
   },
 };
 
-// A dialogue as turns, the speakers set apart. Not a character is added or left out.
+// A dialogue as turns with coloured speakers. No character is added or left out.
 export function makeTurns(dialogue) {
   const speakers = [];
   return dialogue.split("\n").map((line) => {

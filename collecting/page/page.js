@@ -1,7 +1,7 @@
-// The page: who is ranking, what they are shown, and how their answers get to the server.
+// The page: who is ranking, what they see, and how their answers reach the server.
 //
-// An answer counts once the server has confirmed it. Until then it is kept in this browser as a
-// draft, and so is every step towards it: a reload, a crash or a dead network loses nothing.
+// An answer counts once the server has confirmed it. Until then this browser keeps every step as a
+// draft, so a reload, a crash or a lost connection loses nothing.
 
 import { Cards } from "./cards.js";
 import { byId, make, makeTurns, memory } from "./elements.js";
@@ -9,7 +9,7 @@ import { Ranking } from "./ranking.js";
 
 const SCREENS = ["gate", "task", "end", "broken"];
 const state = { annotator: "", item: null, last: null, ranking: null, busy: false };
-const watch = { total: 0, since: null }; // milliseconds for which the dialogue was in view
+const watch = { total: 0, since: null }; // milliseconds that the dialogue was visible
 
 const cards = new Cards(
   {
@@ -20,7 +20,7 @@ const cards = new Cards(
   { onChange: keepDraft, onKey: pressKey },
 );
 
-// Between the page and the server -----------------------------------------------------------------
+// Requests to the server --------------------------------------------------------------------------
 
 async function ask(path, body) {
   const options = body && {
@@ -76,11 +76,11 @@ async function send(answer) {
   say(answer.skipped ? "Skipped." : "Saved.");
 }
 
-// Why an answer was not saved; it stands there as before, unless it is not asked for any more.
+// Explains why an answer was not saved; it stays on the page unless the samples have changed.
 async function explain(error) {
   if (error.status === 409) {
     await load();
-    say("The samples have changed meanwhile; this is what is asked now.", true);
+    say("The samples have changed; this is the next one.", true);
     return;
   }
   setBusy(false);
@@ -88,7 +88,7 @@ async function explain(error) {
   say(`Not saved: ${error.message}. Your order is kept in this browser; save again.`, true);
 }
 
-// What is seen ------------------------------------------------------------------------------------
+// What the page shows -----------------------------------------------------------------------------
 
 function showScreen(name) {
   for (const id of SCREENS) byId(id).hidden = id !== name;
@@ -117,7 +117,7 @@ function show({ annotator, progress, item, last }) {
   byId("item-id").textContent = item.id;
   byId("changing").hidden = item.answer === null;
   byId("changing").textContent = item.answer?.ranks === null ? "You skipped this" : "Saved before";
-  byId("save").textContent = item.answer === null ? "Save and go on" : "Save change";
+  byId("save").textContent = item.answer === null ? "Save and continue" : "Save change";
   byId("forward").hidden = item.answer === null;
   cards.show(item.completions, state.ranking);
   showScreen("task");
@@ -150,7 +150,7 @@ function say(text, wrong = false) {
   byId("status").classList.toggle("wrong", wrong);
 }
 
-// While the server is asked, nothing on the page can be changed.
+// While a request is open, nothing on the page can be changed.
 function setBusy(on) {
   state.busy = on;
   byId("task").inert = on;
@@ -158,7 +158,7 @@ function setBusy(on) {
   if (!on && state.item) byId("back").disabled = state.item.previous === null;
 }
 
-// On a phone the dialogue is folded, lest the summaries are out of sight.
+// On a phone the dialogue is folded, so that the summaries stay in sight.
 function fold(on) {
   byId("dialogue").classList.toggle("unfolded", !on);
   byId("unfold").textContent = on ? "Show all" : "Show less";
@@ -247,7 +247,7 @@ function askName(problem = "") {
   byId("name").focus();
 }
 
-// How long it took --------------------------------------------------------------------------------
+// How long it takes -------------------------------------------------------------------------------
 
 function startWatch(milliseconds) {
   watch.total = milliseconds;

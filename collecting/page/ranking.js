@@ -1,7 +1,7 @@
-// What an annotator has said of one dialogue so far. Knows nothing of the page.
+// An annotator's ranking of one dialogue, independent of the page.
 //
-// A completion is known by its place in the list as it was sent: its key. The usable ones stand in
-// an order, the best first; one may be joined to the one above it, which makes the two a tie.
+// A completion's key is its position in the list that the server sent. The usable ones have an
+// order, best first; one that is joined to the one above it is tied with it.
 
 export class Ranking {
   constructor(count) {
@@ -29,7 +29,7 @@ export class Ranking {
     return ranking;
   }
 
-  // From what toDraft gave; null where it is no such thing.
+  // From what toDraft returned; null if it is anything else.
   static fromDraft(count, draft) {
     const ranking = new Ranking(count);
     const keys = [...(draft.order ?? []), ...(draft.unusable ?? [])];
@@ -67,7 +67,7 @@ export class Ranking {
     return this.joined.has(key) || this.joined.has(next);
   }
 
-  // Between two that are tied it joins them.
+  // Moves to a position; between two that are tied, it joins the tie.
   move(key, place) {
     const from = this.order.indexOf(key);
     const to = Math.max(0, Math.min(place, this.order.length - 1));
@@ -78,8 +78,8 @@ export class Ranking {
     this.#put(key, to);
   }
 
-  // One up (-1) or down (1): past the next one, and past all that are tied with it. Out of a tie it
-  // leaves the tie.
+  // Moves one up (-1) or down (1), past the next one and all that are tied with it, or out of a
+  // tie.
   step(key, by) {
     const from = this.order.indexOf(key);
     if (from < 0) return;
@@ -111,7 +111,7 @@ export class Ranking {
     this.touched = true;
   }
 
-  // Who was tied to it alone is tied to nobody; who was joined to it heads the rest of the tie.
+  // Removes a key; the one below it becomes the first of what is left of a tie.
   #take(key) {
     const place = this.order.indexOf(key);
     const next = this.order[place + 1];

@@ -39,7 +39,7 @@ def test_real_dialogues_for_all_but_the_reward_model() -> None:
 def test_rankings_are_of_what_the_lora_says_and_both_roads_learn_from_them() -> None:
     sample, rank = demo.make_commands("feedback", "runs/x", seed=3)
     assert sample == [
-        "feedback.py", "sample", "runs/x/lora", "--input", "mini", "--split", "train",
+        "-m", "alignsum", "rank", "sample", "runs/x/lora", "--input", "mini", "--split", "train",
         "--max_rows", "500", "--completions", "8",
         "--output", "runs/x/feedback/samples.jsonl", "--seed", "3", "--overwrite", "true",
     ]  # fmt: skip

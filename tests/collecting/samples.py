@@ -1,4 +1,4 @@
-"""Samples to rank, and ways to a server that asks about them."""
+"""Samples to rank, and ways to reach a server that shows them."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from collecting.answers import AnswerFile
-from collecting.desk import Desk
+from collecting.answer_file import AnswerFile
+from collecting.assignments import Assignments
 from collecting.samples import Sample
 from datamodules.rankings import Answer
 
@@ -49,9 +49,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def shown(desk: Desk, annotator: str, sample: Sample) -> dict[str, Any]:
-    """What the page sends if it ranks as it was shown: the first one best."""
-    item = desk.show(annotator, sample)
+def shown(work: Assignments, annotator: str, sample: Sample) -> dict[str, Any]:
+    """Return what the page sends if the first completion shown is ranked first, and so on."""
+    item = work.describe(annotator, sample.id)["item"]
     count = len(item["completions"])
     return {
         "annotator": annotator, "id": item["id"], "version": item["version"],
@@ -59,15 +59,24 @@ def shown(desk: Desk, annotator: str, sample: Sample) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def open_desk(path: Path, samples: Sequence[Sample], **settings: Any) -> Desk:
-    return Desk(samples, AnswerFile(path).__enter__(), **settings)
+def open_assignments(path: Path, samples: Sequence[Sample], **settings: Any) -> Assignments:
+    return Assignments(samples, AnswerFile(path).__enter__(), **settings)
 
 
 class ServerProcess:
-    """``feedback.py serve`` as a process of its own, to be driven and to be killed."""
+    """``alignsum rank serve`` in a process that a test can drive and kill."""
 
     def __init__(self, samples: Path, answers: Path, *options: str, port: int = 0) -> None:
-        command = ["feedback.py", "serve", "--samples", str(samples), "--answers", str(answers)]
+        command = [
+            "-m",
+            "alignsum",
+            "rank",
+            "serve",
+            "--samples",
+            str(samples),
+            "--answers",
+            str(answers),
+        ]
         self.process = subprocess.Popen(
             [sys.executable, *command, "--port", str(port), *options],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,

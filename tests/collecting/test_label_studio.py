@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from alignsum.commands import rank as feedback
-from collecting.answers import AnswerFile, read_answers
+from alignsum.commands import rank
+from collecting.answer_file import AnswerFile, read_answers
 from collecting.label_studio import letter, make_interface, make_task, read_ranks, read_task
 from datamodules.rankings import Answer
 from tests.collecting.samples import make_answer, make_sample, make_samples, write_samples
@@ -60,15 +60,15 @@ def test_there_and_back_nothing_is_lost(tmp_path: Path) -> None:
         file.append([make_answer(make_sample(9))])  # of another project
     tasks = tmp_path / "tasks.json"
     export = ["export", "--samples", str(source), "--output", str(tasks)]
-    assert feedback.main([*export, "--answers", str(tmp_path / "a.jsonl")]) == 0
+    assert rank.main([*export, "--answers", str(tmp_path / "a.jsonl")]) == 0
     assert len(json.loads(tasks.read_text())) == 3
     for _ in range(2):  # the second time nothing is new
         back = ["import", "--input", str(tasks), "--answers", str(tmp_path / "b.jsonl")]
-        assert feedback.main(back) == 0
+        assert rank.main(back) == 0
         assert read_answers(tmp_path / "b.jsonl") == given
         assert len((tmp_path / "b.jsonl").read_text().splitlines()) == 4
-    assert feedback.main(export) == 2  # never over what is there
-    assert feedback.main([*export, "--overwrite", "true"]) == 0
+    assert rank.main(export) == 2  # never over what is there
+    assert rank.main([*export, "--overwrite", "true"]) == 0
     assert all(task["annotations"] == [] for task in json.loads(tasks.read_text()))
 
 
@@ -111,14 +111,14 @@ def test_a_plain_ranker_of_somebody_elses_is_read() -> None:
 @pytest.mark.parametrize(
     ("ranker", "message"),
     [
-        ({"rank_1": ["c0"], "rank_2": ["c1"], "_": ["c2"]}, "'c2' has no place"),
-        ({"rank_1": ["c0", "c1"]}, "c2 have no place"),
-        ({"rank_1": ["c0", "c1"], "rank_2": ["c1", "c2"]}, "'c1' has no place, or two"),
-        ({"rank_1": ["c0", "c1", "c2", "c3"]}, "'c3' has no place, or two, or is none"),
+        ({"rank_1": ["c0"], "rank_2": ["c1"], "_": ["c2"]}, "'c2' is unplaced"),
+        ({"rank_1": ["c0", "c1"]}, "the ranking lacks c2"),
+        ({"rank_1": ["c0", "c1"], "rank_2": ["c1", "c2"]}, "'c1' is unplaced, placed twice"),
+        ({"rank_1": ["c0", "c1", "c2", "c3"]}, "'c3' is unplaced, placed twice, or not"),
         ({"relevant": ["c0"], "biased": ["c1", "c2"]}, "bucket 'relevant' is neither"),
-        (["c0", "c1"], "c2 have no place"),
+        (["c0", "c1"], "the ranking lacks c2"),
         ("c0", "must be a list of ids or buckets"),
-        ({"rank_1": "c0"}, "c1, c2 have no place"),
+        ({"rank_1": "c0"}, "the ranking lacks c1, c2"),
     ],
 )
 def test_a_ranking_that_is_none_is_refused(ranker: Any, message: str) -> None:
@@ -140,18 +140,18 @@ def test_bad_annotations_stop_or_are_skipped(
     source, answers = tmp_path / "t.json", tmp_path / "a.jsonl"
     source.write_text(json.dumps(tasks))
     command = ["import", "--input", str(source), "--answers", str(answers)]
-    assert feedback.main(command) == 2
+    assert rank.main(command) == 2
     for message in (
         "3 bad row(s)", "task 2: an annotation has no annotator",
         "task 2: an annotation has no ranking", "task 3: its data has no list of items",
     ):  # fmt: skip
         assert message in caplog.text
     assert not answers.exists()
-    assert feedback.main([*command, "--on_bad_row", "skip"]) == 0
+    assert rank.main([*command, "--on_bad_row", "skip"]) == 0
     assert len(read_answers(answers)) == 1
-    for content, message in (("{", "is no JSON"), ('{"a": 1}', "is no list of tasks")):
+    for content, message in (("{", "is not JSON"), ('{"a": 1}', "is not a list of tasks")):
         source.write_text(content)
-        assert feedback.main(command) == 2
+        assert rank.main(command) == 2
         assert message in caplog.text
 
 

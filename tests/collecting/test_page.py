@@ -198,7 +198,7 @@ def test_drag_by_mouse(open_page: Open, project: Project) -> None:
     page.mouse.move(box["x"] + 150, below["y"] + below["height"] - 5, steps=5)
     page.mouse.up()
     assert texts(page) == [second, third, first, fourth]
-    page.get_by_role("button", name="Save and go on").click()
+    page.get_by_role("button", name="Save and continue").click()
     page.get_by_role("heading", name="All done").wait_for()
     (row,) = project.rows()
     said = dict(zip(row["completions"], row["ranks"], strict=True))
@@ -247,13 +247,13 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     assert project.server is not None
     project.server.process.kill()
     project.server.process.wait()
-    page.get_by_role("button", name="Save and go on").click()
+    page.get_by_role("button", name="Save and continue").click()
     expect_status(page, "Not saved: the server does not answer")
     assert project.rows() == []
     assert texts(page) == wanted
     assert page.locator(".card:focus").count() == 1  # and the keys go on working
     project.serve(make_samples(2), port=port)
-    page.get_by_role("button", name="Save and go on").click()
+    page.get_by_role("button", name="Save and continue").click()
     expect_status(page, "Saved.")
     (row,) = project.rows()
     assert row["ranks"] == [3, 2, 3, 1]
@@ -261,7 +261,7 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     project.server.process.kill()
     project.server.process.wait()
     page.get_by_role("button", name="Back").click()
-    page.get_by_role("heading", name="The page cannot go on").wait_for()
+    page.get_by_role("heading", name="The page cannot continue").wait_for()
     project.serve(make_samples(2), port=port)
     page.get_by_role("button", name="Try again").click()
     page.get_by_text("Saved before").wait_for()
@@ -368,10 +368,10 @@ def test_an_untouched_order_is_asked_about(open_page: Open, project: Project) ->
     project.serve(make_samples(2))
     page = open_page()
     first = texts(page)
-    page.get_by_role("button", name="Save and go on").click()
+    page.get_by_role("button", name="Save and continue").click()
     expect_status(page, "You have changed nothing")
     assert project.rows() == []
-    page.get_by_role("button", name="Save and go on").click()
+    page.get_by_role("button", name="Save and continue").click()
     expect_status(page, "Saved.")
     (row,) = project.rows()
     said = dict(zip(row["completions"], row["ranks"], strict=True))
@@ -397,11 +397,11 @@ def test_the_dead_ends_have_a_way_out(open_page: Open, project: Project) -> None
     page.get_by_label("Name").fill("\u2066")
     page.get_by_role("button", name="Begin").click()
     page.get_by_role("button", name="Close").click()
-    assert page.get_by_role("alert").inner_text().startswith("a name has 1 to 64 characters")
+    assert page.get_by_role("alert").inner_text().startswith("a name has 1 to 64 visible")
     page.get_by_label("Name").fill("ann")
     page.keyboard.press("Enter")
     page.locator("#cards .card").first.wait_for()
-    page.get_by_role("button", name="Somebody else").click()
+    page.get_by_role("button", name="Change annotator").click()
     page.get_by_label("Name").fill("bob")
     page.keyboard.press("Enter")
     page.locator("#cards .card").first.wait_for()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from collecting.answers import AnswerFile
+from collecting.answer_file import AnswerFile
 from collecting.samples import Sample
 from tests.collecting.samples import ServerProcess, make_samples, write_samples
 

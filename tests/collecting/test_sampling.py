@@ -1,4 +1,4 @@
-"""Completions that differ, as many as asked for, the same ones however often it broke off."""
+"""Completions that differ, as many as requested, and the same ones after an interruption."""
 
 import json
 import logging
@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from alignsum.commands import rank as feedback
-from collecting import sample_command, sampling
-from collecting.sampler import Sampler
+from alignsum.commands import rank
+from collecting import sampling
 from collecting.samples import read_samples
 from datamodules.reading import Row
 from tests.collecting.samples import read_lines
@@ -22,30 +21,28 @@ ROWS = [Row(f"r{number}", f"#Person1#: {number}", (f"It is {number}.",)) for num
 
 
 class Fake:
-    """Gives the texts that a function makes of a row's id, the turn and how often it was asked."""
+    """Returns what a function makes of a row's id, the seed and the position in the call."""
 
     def __init__(self, make: Callable[[str, Sequence[int], int], str]) -> None:
         self.make = make
         self.asked: list[list[str]] = []
 
-    def summarise(
-        self, rows: Sequence[Row], window: int, advance: Callable[[int], None], turn: Sequence[int]
-    ) -> list[str]:
+    def __call__(self, rows: Sequence[Row], key: Sequence[int]) -> list[str]:
         self.asked.append([row.id for row in rows])
-        advance(len(rows))
-        return [self.make(row.id, turn, place) for place, row in enumerate(rows)]
+        return [self.make(row.id, key, place) for place, row in enumerate(rows)]
 
 
-def draw(fakes: dict[str, Any], completions: int, retries: int = 0, **settings: Any) -> list[Any]:
-    return Sampler(fakes, completions, retries).draw(ROWS, 0, 0, **settings)
+def draw(fakes: dict[str, Any], completions: int, retries: int = 0) -> list[Any]:
+    return sampling.draw_window(fakes, ROWS, 0, completions, retries)
 
 
 def test_the_runs_take_turns() -> None:
-    """Of four completions by three runs each run in turn gives the odd one."""
-    fakes = {name: Fake(lambda *at: str(at)) for name in ("x", "y", "z")}
-    # Texts that are alike count once, so each run needs texts of its own.
-    for name, fake in fakes.items():
-        fake.make = lambda row, turn, place, name=name: f"{name} {row} {place}"  # type: ignore[misc]
+    """Of four completions by three runs, each run in turn gives the extra one."""
+
+    def make_fake(name: str) -> Fake:
+        return Fake(lambda row, key, place: f"{name} {row} {place}")
+
+    fakes = {name: make_fake(name) for name in ("x", "y", "z")}
     samples = draw(fakes, 4)
     counts = [{name: row["sources"].count(name) for name in fakes} for row in samples]
     assert counts[:3] == [
@@ -53,27 +50,26 @@ def test_the_runs_take_turns() -> None:
     ]  # fmt: skip
     assert counts[3:6] == counts[:3]
     for row in samples:
-        starts = [text[0] for text in row["completions"]]
-        assert starts == row["sources"]
-    # Where a file is cut into windows makes no difference.
-    later = Sampler(fakes, 4, 0).draw(ROWS[2:], 0, 2)  # type: ignore[arg-type]
+        assert [text[0] for text in row["completions"]] == row["sources"]
+    # It makes no difference where a window begins.
+    later = sampling.draw_window(fakes, ROWS[2:], 2, 4, 0)
     assert [row["sources"] for row in later] == [row["sources"] for row in samples[2:]]
 
 
-def test_what_comes_twice_or_empty_is_drawn_again_a_few_times() -> None:
+def test_duplicates_and_empty_texts_are_sampled_again() -> None:
     says = {"r0": ["a", " a\n", "a  a", "a a"], "r1": ["", "  "], "r2": ["b", "c", "d", "e"]}
     given = dict.fromkeys(says, -1)
 
-    def make(row: str, turn: Sequence[int], place: int) -> str:
+    def make(row: str, key: Sequence[int], place: int) -> str:
         given[row] = given.get(row, -1) + 1
-        texts = says.get(row, [f"{place} {turn}"])
+        texts = says.get(row, [f"{place} {key}"])
         return texts[given[row] % len(texts)]
 
     fake = Fake(make)
     samples = draw({"x": fake}, 3, retries=2)
     assert [row["completions"] for row in samples[:3]] == [["a", "a  a"], [], ["b", "c", "d"]]
-    # First three of each, then what is missing, and no more than twice.
-    assert len(fake.asked[0]) == 21
+    # First three of each, then twice what is missing.
+    assert [len(asked) for asked in fake.asked][:1] == [21]
     assert len(fake.asked) == 3
     assert {row for asked in fake.asked[1:] for row in asked} >= {"r0", "r1"}
     assert "r2" not in fake.asked[1]
@@ -81,18 +77,12 @@ def test_what_comes_twice_or_empty_is_drawn_again_a_few_times() -> None:
 
 def test_two_runs_that_say_the_same_are_asked_for_something_else() -> None:
     fakes = {
-        "x": Fake(lambda row, turn, place: f"same {place % 2}"),
-        "y": Fake(lambda row, turn, place: f"same {place % 2} {turn[1] or ''}"),
+        "x": Fake(lambda row, key, place: f"same {place % 2}"),
+        "y": Fake(lambda row, key, place: f"same {place % 2} {key[2] or ''}"),
     }
     for row in draw(fakes, 4, retries=1):
         assert len({" ".join(text.split()) for text in row["completions"]}) == 4
         assert row["sources"] == ["x", "x", "y", "y"]
-
-
-def test_progress_counts_what_was_asked_for_once() -> None:
-    done: list[int] = []
-    draw({"x": Fake(lambda *at: "always the same")}, 3, retries=2, advance=done.append)
-    assert sum(done) == 3 * len(ROWS)
 
 
 # With a model ----------------------------------------------------------------------------------
@@ -109,12 +99,12 @@ def dialogues(tmp_path: Path) -> Path:
 def base(t5: str, dialogues: Path) -> list[str]:
     return [
         "sample", t5, "--input", str(dialogues), "--completions", "3", "--batch_size", "2",
-        "--window_batches", "1", "--max_new_tokens", "6", "--device", "cpu",
+        "--max_new_tokens", "6", "--device", "cpu",
     ]  # fmt: skip
 
 
 def run(base: list[str], output: Path, *more: str) -> bytes:
-    assert feedback.main([*base, "--output", str(output), *more]) == 0
+    assert rank.main([*base, "--output", str(output), *more]) == 0
     return output.read_bytes()
 
 
@@ -130,34 +120,43 @@ def test_a_file_of_samples(base: list[str], t5: str, tmp_path: Path) -> None:
         assert sample.sources == (Path(t5).name,) * 3
 
 
+def test_dialogues_need_no_references(base: list[str], dialogues: Path, tmp_path: Path) -> None:
+    dialogues.write_text('{"dialogue": "#Person1#: Hello."}\n{"dialogue": "#Person1#: Bye."}\n')
+    run(base, tmp_path / "s.jsonl")
+    assert [(s.id, s.references) for s in read_samples(tmp_path / "s.jsonl")] == [
+        ("1", ()), ("2", ()),
+    ]  # fmt: skip
+
+
 def test_the_seed_decides_and_nothing_else(base: list[str], tmp_path: Path) -> None:
-    whole = run(base, tmp_path / "s.jsonl")
-    assert run(base, tmp_path / "again.jsonl") == whole
+    content = run(base, tmp_path / "s.jsonl")
+    assert run(base, tmp_path / "again.jsonl") == content
     other = run(base, tmp_path / "other.jsonl", "--seed", "7")
-    texts = [[row["completions"] for row in map(json.loads, file.splitlines())]
-             for file in (whole, other)]  # fmt: skip
+    texts = [
+        [json.loads(line)["completions"] for line in file.splitlines()] for file in (content, other)
+    ]
     assert all(mine != its for mine, its in zip(*texts, strict=True))
 
 
-@pytest.mark.parametrize("lines", [0, 1, 2, 3, 5])
-def test_broken_off_anywhere_it_goes_on_as_if_nothing_had_been(
+@pytest.mark.parametrize("lines", [0, 1, 2, 5])
+def test_an_interrupted_command_continues_with_the_same_texts(
     lines: int, base: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "s.jsonl"
-    whole = run(base, output)
-    content = whole.splitlines(keepends=True)
-    output.write_bytes(b"".join(content[:lines]) + content[lines][:20])
-    assert run(base, output) == whole
+    content = run(base, output)
+    rows = content.splitlines(keepends=True)
+    output.write_bytes(b"".join(rows[:lines]) + rows[lines][:20])
+    assert run(base, output) == content
 
 
-def test_what_is_complete_is_left_as_it_is(
+def test_a_complete_file_is_left_alone_and_other_settings_are_refused(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    whole = run(base, tmp_path / "s.jsonl")
-    monkeypatch.setattr(sampling, "load_exported", None)  # not even the model is loaded
+    content = run(base, tmp_path / "s.jsonl")
+    monkeypatch.setattr(sampling, "load_draw", None)  # not even the model is loaded
     with caplog.at_level(logging.INFO):
-        assert run(base, tmp_path / "s.jsonl") == whole
+        assert run(base, tmp_path / "s.jsonl") == content
     assert "s.jsonl is complete" in caplog.text
     assert "6 dialogues with 18 completions are in" in caplog.text
     for change, message in (
@@ -165,40 +164,46 @@ def test_what_is_complete_is_left_as_it_is(
         (["--seed", "1"], "seed was 42 and is 1"),
         (["--temperature", "2"], "temperature was 1.0 and is 2.0"),
         (["--max_rows", "3"], "input was"),
-        (["--retries", "9"], "retries was 4 and is 9"),
+        (["--prompt", "Flan"], "prompt was"),
     ):
-        assert feedback.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
+        assert rank.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
         assert message in caplog.text
-    assert (tmp_path / "s.jsonl").read_bytes() == whole
+    assert (tmp_path / "s.jsonl").read_bytes() == content
+    monkeypatch.undo()
+    other = run(base, tmp_path / "s.jsonl", "--seed", "1", "--overwrite", "true")
+    assert other != content
 
 
-def test_a_model_that_says_little_is_reported(
+def test_too_few_different_completions_are_reported(
     base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(base, tmp_path / "s.jsonl", "--top_k", "1", "--retries", "1")
     assert all(len(row["completions"]) <= 1 for row in read_lines(tmp_path / "s.jsonl"))
-    assert re.search("6 of them have fewer than 3 different ones, 6 fewer than two", caplog.text)
+    assert "6 of them have fewer than 3 different completions, and 6 fewer" in caplog.text
 
 
-def test_several_runs_each_with_its_own_settings(t5: str, base: list[str], tmp_path: Path) -> None:
+def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Path) -> None:
     """One of two runs was tested with a prompt, lengths and beams of its own."""
     root = tmp_path / "lora"
     shutil.copytree(t5, root / "export")
     config = {
         "model": {"init_args": {"decoding": {"max_new_tokens": 3, "num_beams": 4}}},
         "data": {"init_args": {"prompt": {"class_path": "datamodules.Flan"}, "batch_size": 5}},
-        "trainer": {"precision": "32-true"},
+        "trainer": {"precision": "bf16-mixed"},
     }
     (root / "config.yaml").write_text(json.dumps(config))
-    arguments = [str(root), t5, *base[2:6], "--batch_size", "3", "--output"]
-    first, second = sample_command.parse([*arguments, "x"])
+    first, second = (sampling.read_run(path, {"top_p": 0.5}) for path in (str(root), t5))
     assert (first.name, second.name) == ("lora", Path(t5).name)
     assert (first.decoding.max_new_tokens, second.decoding.max_new_tokens) == (3, 128)
-    assert first.settings.prompt != second.settings.prompt
-    assert (first.settings.batch_size, second.settings.batch_size) == (3, 3)  # as was given
-    for run_ in (first, second):
-        assert (run_.decoding.do_sample, run_.decoding.num_beams) == (True, 1)
-    run(["sample", *arguments[:-1], "--max_new_tokens", "6"], tmp_path / "s.jsonl")
+    assert type(first.prompt).__name__ == "Flan"
+    assert type(second.prompt).__name__ == "Instruction"
+    assert (first.batch_size, second.batch_size) == (5, 8)
+    assert (first.precision, second.precision) == ("bf16-mixed", "32-true")
+    for each in (first, second):
+        assert (each.decoding.do_sample, each.decoding.num_beams) == (True, 1)
+        assert each.decoding.top_p == 0.5
+    assert sampling.read_run(str(root), {"batch_size": 3}).batch_size == 3  # as given
+    run(["sample", str(root), *base[1:]], tmp_path / "s.jsonl")
     rows = read_lines(tmp_path / "s.jsonl")
     assert [row["sources"].count("lora") for row in rows] == [2, 1, 2, 1, 2, 1]
 
@@ -206,13 +211,15 @@ def test_several_runs_each_with_its_own_settings(t5: str, base: list[str], tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--completions", "1", "--retries", "-1"], "completions must be .*; retries must be"),
-        (["--output", "-"], "output must be a file"),
+        (["--completions", "1"], "completions must be at least 2"),
+        (["--retries", "-1"], "retries must be"),
         (["--output", "{folder}"], "is a folder"),
-        (["--split", "test"], "is a file and has none"),
+        (["--split", "test"], "is a file"),
         (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--input", "{folder}/data", "--split", "test"], "has no test split"),
         (["--temperature", "0"], "temperature must be"),
+        (["--prompt", "Flam"], "prompt: "),
+        (["--device", "cuda:9"], "device: 'cuda:9'"),
     ],
 )
 def test_what_cannot_work_changes_nothing(
@@ -220,7 +227,7 @@ def test_what_cannot_work_changes_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     change = [part.format(folder=tmp_path) for part in change]
-    assert feedback.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
+    assert rank.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
     assert re.search(message, caplog.text)
     assert [file.name for file in tmp_path.iterdir()] == ["data"]
 
@@ -233,7 +240,7 @@ def test_runs_are_checked_before_any_is_loaded(
         ([t5, "./nothing"], "there is no folder"),
     ):
         command = ["sample", *runs, *base[2:], "--output", str(tmp_path / "s.jsonl")]
-        assert feedback.main(command) == 2
+        assert rank.main(command) == 2
         assert message in caplog.text
     assert not (tmp_path / "s.jsonl").exists()
 
@@ -241,8 +248,7 @@ def test_runs_are_checked_before_any_is_loaded(
 def test_the_splits_of_a_source_are_read(base: list[str], tmp_path: Path) -> None:
     for source, more in (("mini", ["--split", "test"]), (str(tmp_path / "data"), [])):
         output = tmp_path / f"{Path(source).name}.jsonl"
-        command = [*base, "--input", source, "--max_rows", "2", "--completions", "2", *more]
-        run(command, output)
+        run([*base, "--input", source, "--max_rows", "2", "--completions", "2", *more], output)
         first, second = read_samples(output)
-        assert len(first.references) == (3 if source == "mini" else len(first.references))
+        assert len(first.references) == (3 if source == "mini" else 2)
         assert first.id != second.id

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from collecting.answers import AnswerFile
+from collecting.answer_file import AnswerFile
 from datamodules.rankings import keep_latest
 from datamodules.rankings import read_answers as read_training_data
 from tests.collecting.samples import make_answer, make_sample

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from collecting.answers import AnswerFile, read_answers
+from collecting.answer_file import AnswerFile, read_answers
 from common import jsonl as json_lines
 from datamodules.rankings import Answer, parse_answer
 from tests.collecting.samples import make_answer, make_sample, make_samples, read_lines
@@ -111,7 +111,7 @@ def test_cut_off_at_any_byte_no_earlier_answer_is_lost(
         assert found == [*expected, ("bob", "s0")]
         if kept < end < len(whole) - 1:
             assert torn.read_bytes() == whole[kept:end] + b"\n"
-            assert "is in a.jsonl.torn now" in caplog.text
+            assert "is now in a.jsonl.torn" in caplog.text
         else:
             assert not torn.exists()
 

@@ -1,4 +1,4 @@
-"""Who is shown what, in which order, and what comes back of it."""
+"""Who is shown what, in which order, and how answers are read."""
 
 from collections import Counter
 from itertools import permutations
@@ -6,93 +6,93 @@ from pathlib import Path
 
 import pytest
 
-from collecting.desk import Desk, OutdatedError, parse_annotator, shuffle
+from collecting.assignments import Assignments, OutdatedError, parse_annotator, shuffle
 from collecting.samples import Sample, read_samples
 from tests.collecting.samples import (
     make_answer,
     make_sample,
     make_samples,
-    open_desk,
+    open_assignments,
     shown,
     write_samples,
 )
 
 
-def answer(desk: Desk, annotator: str, skip: bool = False) -> str | None:
+def answer(work: Assignments, annotator: str, skip: bool = False) -> str | None:
     """Answer what is dealt; returns its id."""
-    sample = desk.deal(annotator)
+    sample = work.assign(annotator)
     if sample is None:
         return None
-    sent = shown(desk, annotator, sample)
-    desk.file.append([desk.read(annotator, sent | ({"skipped": True} if skip else {}))])
+    sent = shown(work, annotator, sample)
+    work.file.append([work.read(annotator, sent | ({"skipped": True} if skip else {}))])
     return sample.id
 
 
 def test_everybody_is_dealt_every_dialogue_once(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(3))
-    assert [answer(desk, "ann") for _ in range(4)] == ["s0", "s1", "s2", None]
-    assert desk.describe("ann") == {"done": 3, "skipped": 0, "total": 3}
-    assert desk.describe("bob") == {"done": 0, "skipped": 0, "total": 3}
-    assert [answer(desk, "bob", skip=i == 1) for i in range(4)] == ["s0", "s1", "s2", None]
-    assert desk.describe("bob") == {"done": 3, "skipped": 1, "total": 3}
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(3))
+    assert [answer(work, "ann") for _ in range(4)] == ["s0", "s1", "s2", None]
+    assert work.describe("ann")["progress"] == {"done": 3, "skipped": 0, "total": 3}
+    assert work.describe("bob")["progress"] == {"done": 0, "skipped": 0, "total": 3}
+    assert [answer(work, "bob", skip=i == 1) for i in range(4)] == ["s0", "s1", "s2", None]
+    assert work.describe("bob")["progress"] == {"done": 3, "skipped": 1, "total": 3}
 
 
 def test_a_dialogue_that_has_its_answers_is_shown_to_nobody_else(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(4), each=1)
-    first, second = desk.deal("ann"), desk.deal("bob")
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(4), each=1)
+    first, second = work.assign("ann"), work.assign("bob")
     assert (first.id, second.id) == ("s0", "s1")  # type: ignore[union-attr]
-    assert desk.deal("ann") == first  # who reloads stays where they are
-    assert [answer(desk, "ann") for _ in range(3)] == ["s0", "s2", "s3"]
+    assert work.assign("ann") == first  # who reloads stays where they are
+    assert [answer(work, "ann") for _ in range(3)] == ["s0", "s2", "s3"]
     # Bob has the last one before him; rather than wait for him she gets it too.
-    assert desk.deal("ann").id == "s1"  # type: ignore[union-attr]
-    assert answer(desk, "bob") == "s1"
-    assert desk.deal("ann") is desk.deal("bob") is None
-    assert desk.describe("bob") == {"done": 1, "skipped": 0, "total": 1}
+    assert work.assign("ann").id == "s1"  # type: ignore[union-attr]
+    assert answer(work, "bob") == "s1"
+    assert work.assign("ann") is work.assign("bob") is None
+    assert work.describe("bob")["progress"] == {"done": 1, "skipped": 0, "total": 1}
 
 
 def test_who_reloads_stays_though_an_earlier_one_has_become_free(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(3), each=1)
-    assert desk.deal("ann").id == "s0"  # type: ignore[union-attr]
-    assert desk.deal("bob").id == "s1"  # type: ignore[union-attr]
-    assert answer(desk, "ann", skip=True) == "s0"
-    assert desk.deal("ann").id == "s2"  # type: ignore[union-attr]
-    assert desk.deal("bob").id == "s1"  # type: ignore[union-attr]
-    assert answer(desk, "bob") == "s1"
-    assert answer(desk, "bob") == "s0"
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(3), each=1)
+    assert work.assign("ann").id == "s0"  # type: ignore[union-attr]
+    assert work.assign("bob").id == "s1"  # type: ignore[union-attr]
+    assert answer(work, "ann", skip=True) == "s0"
+    assert work.assign("ann").id == "s2"  # type: ignore[union-attr]
+    assert work.assign("bob").id == "s1"  # type: ignore[union-attr]
+    assert answer(work, "bob") == "s1"
+    assert answer(work, "bob") == "s0"
 
 
 def test_two_at_one_dialogue_are_enough_for_two_answers(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(2), each=2)
-    assert [desk.deal(name).id for name in ("ann", "bob", "cat")] == ["s0", "s0", "s1"]  # type: ignore[union-attr]
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(2), each=2)
+    assert [work.assign(name).id for name in ("ann", "bob", "cat")] == ["s0", "s0", "s1"]  # type: ignore[union-attr]
 
 
 def test_what_was_skipped_is_shown_to_somebody_else(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(1), each=1)
-    assert answer(desk, "ann", skip=True) == "s0"
-    assert desk.deal("ann") is None
-    assert answer(desk, "bob") == "s0"
-    assert desk.deal("cat") is None
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(1), each=1)
+    assert answer(work, "ann", skip=True) == "s0"
+    assert work.assign("ann") is None
+    assert answer(work, "bob") == "s0"
+    assert work.assign("cat") is None
 
 
 def test_the_ranks_come_back_in_the_order_of_the_file(tmp_path: Path) -> None:
     """Whatever the order shown: the annotator ranks by the texts, d best and a unusable."""
     said = {"d": 1, "c": 2, "b": 2, "a": None}
     orders = set()
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(30))
-    for sample in desk.samples.values():
-        item = desk.show("ann", sample)
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(30))
+    for sample in work.samples.values():
+        item = work.describe("ann", sample.id)["item"]
         texts = [text[0] for text in item["completions"]]
         orders.add("".join(texts))
-        sent = shown(desk, "ann", sample)
+        sent = shown(work, "ann", sample)
         sent["ranks"] = [said[text] for text in texts]
         sent["toxic"] = [text == "c" for text in texts]
-        read = desk.read("ann", sent)
+        read = work.read("ann", sent)
         assert read.completions == sample.completions
         assert read.ranks == (None, 2, 2, 1)
         assert read.toxic == (False, False, True, False)
         assert read.sources == ("lora", "full_ft", "lora", "full_ft")
-        desk.file.append([read])
-        back = desk.show("ann", sample)["answer"]
+        work.file.append([read])
+        back = work.describe("ann", sample.id)["item"]["answer"]
         assert back == {"ranks": sent["ranks"], "toxic": sent["toxic"]}
     assert len(orders) > 10
 
@@ -115,8 +115,8 @@ def test_every_order_is_as_likely_and_none_changes() -> None:
 
 
 def test_the_page_learns_no_run_and_no_place(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(1))
-    item = desk.show("ann", desk.samples["s0"])
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(1))
+    item = work.describe("ann", "s0")["item"]
     assert set(item) == {
         "id", "version", "dialogue", "completions", "answer", "previous", "following",
     }  # fmt: skip
@@ -124,21 +124,21 @@ def test_the_page_learns_no_run_and_no_place(tmp_path: Path) -> None:
 
 
 def test_the_way_back_and_forth(tmp_path: Path) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(4))
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(4))
     for _ in range(3):
-        answer(desk, "ann")
+        answer(work, "ann")
 
     def around(name: str) -> tuple[str | None, str | None]:
-        item = desk.show("ann", desk.samples[name])
+        item = work.describe("ann", name)["item"]
         return item["previous"], item["following"]
 
     assert [around(f"s{i}") for i in range(4)] == [
         (None, "s1"), ("s0", "s2"), ("s1", None), ("s2", None),
     ]  # fmt: skip
-    desk.file.append([make_answer(desk.samples["s0"])])  # changed; it stays the first
+    work.file.append([make_answer(work.samples["s0"])])  # changed; it stays the first
     assert around("s1") == ("s0", "s2")
-    assert desk.find_last("ann") == "s2"
-    assert desk.find_last("bob") is None
+    assert work.describe("ann")["last"] == "s2"
+    assert work.describe("bob")["last"] is None
 
 
 @pytest.mark.parametrize(
@@ -148,23 +148,23 @@ def test_the_way_back_and_forth(tmp_path: Path) -> None:
 def test_an_answer_to_what_is_not_asked_any_more_is_refused(
     change: dict[str, object], tmp_path: Path
 ) -> None:
-    before = open_desk(tmp_path / "a.jsonl", make_samples(1))
+    before = open_assignments(tmp_path / "a.jsonl", make_samples(1))
     sent = shown(before, "ann", before.samples["s0"])
-    after = open_desk(tmp_path / "b.jsonl", [make_sample(0)._replace(**change)])
+    after = open_assignments(tmp_path / "b.jsonl", [make_sample(0)._replace(**change)])
     with pytest.raises(OutdatedError):
         after.read("ann", sent)
 
 
 def test_another_seed_refuses_what_was_shown_in_another_order(tmp_path: Path) -> None:
-    desks = [open_desk(tmp_path / f"{i}.jsonl", make_samples(1), seed=i) for i in range(20)]
+    desks = [open_assignments(tmp_path / f"{i}.jsonl", make_samples(1), seed=i) for i in range(20)]
     sent = shown(desks[0], "ann", make_sample(0))
     order = shuffle(make_sample(0), "ann", 0)
-    for seed, desk in enumerate(desks):
+    for seed, work in enumerate(desks):
         if shuffle(make_sample(0), "ann", seed) == order:
-            assert desk.read("ann", sent)
+            assert work.read("ann", sent)
         else:
             with pytest.raises(OutdatedError):
-                desk.read("ann", sent)
+                work.read("ann", sent)
 
 
 @pytest.mark.parametrize(
@@ -183,35 +183,35 @@ def test_another_seed_refuses_what_was_shown_in_another_order(tmp_path: Path) ->
 def test_what_is_no_answer_is_refused(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(1))
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(1))
     with pytest.raises(ValueError, match=message):
-        desk.read("ann", shown(desk, "ann", desk.samples["s0"]) | change)
+        work.read("ann", shown(work, "ann", work.samples["s0"]) | change)
 
 
 def test_answers_of_other_samples_are_counted_and_asked_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    desk = open_desk(tmp_path / "a.jsonl", make_samples(2))
-    answer(desk, "ann")
-    answer(desk, "ann")
-    desk.file.__exit__()
+    work = open_assignments(tmp_path / "a.jsonl", make_samples(2))
+    answer(work, "ann")
+    answer(work, "ann")
+    work.file.__exit__()
     drawn_anew = [make_sample(0, ("e", "f")), make_sample(1), make_sample(7)]
-    desk = open_desk(tmp_path / "a.jsonl", drawn_anew)
+    work = open_assignments(tmp_path / "a.jsonl", drawn_anew)
     assert "1 answers in" in caplog.text
-    assert desk.describe("ann") == {"done": 1, "skipped": 0, "total": 3}
-    assert answer(desk, "ann") == "s0"
-    assert desk.file.answers["ann"]["s0"].completions == ("e0", "f0")
+    assert work.describe("ann")["progress"] == {"done": 1, "skipped": 0, "total": 3}
+    assert answer(work, "ann") == "s0"
+    assert work.file.answers["ann"]["s0"].completions == ("e0", "f0")
 
 
 def test_what_nobody_can_rank_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lonely = make_sample(0, "a")
-    desk = open_desk(tmp_path / "a.jsonl", [lonely, make_sample(1)])
-    assert list(desk.samples) == ["s1"]
+    work = open_assignments(tmp_path / "a.jsonl", [lonely, make_sample(1)])
+    assert list(work.samples) == ["s1"]
     assert "1 of 2 samples have fewer than two completions" in caplog.text
     with pytest.raises(ValueError, match="none of them has two"):
-        Desk([lonely], desk.file)
+        Assignments([lonely], work.file)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        Desk(make_samples(1), desk.file, each=0)
+        Assignments(make_samples(1), work.file, each=0)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_bad_lines_of_a_samples_file_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 bad row") as error:
         read_samples(path)
     for message in (
-        "s.jsonl:3: id 's1' is there already", "s.jsonl:4: dialogue must be a text",
+        "s.jsonl:3: id 's1' occurs twice", "s.jsonl:4: dialogue must be text",
         "s.jsonl:5: broken JSON", "s.jsonl:6: completions is empty",
     ):  # fmt: skip
         assert message in str(error.value)
@@ -249,5 +249,5 @@ def test_completions_of_ones_own_need_no_sources(tmp_path: Path) -> None:
     path.write_text('{"id": 4, "dialogue": "d", "completions": ["a", "b"]}\n')
     assert read_samples(path) == [Sample("4", "d", (), ("a", "b"), ())]
     path.write_text('{"id": 4, "dialogue": "d", "completions": ["a", "b"], "sources": ["x"]}\n')
-    with pytest.raises(ValueError, match="one run a completion"):
+    with pytest.raises(ValueError, match="one run per completion"):
         read_samples(path)
