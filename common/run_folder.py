@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
 
-_ROLLOUT_FILE = re.compile(r"batch(\d{6,})(?:-rank(\d+)\.jsonl?|\.ckpt)")
+_ROLLOUT_FILE = re.compile(r"batch(\d{6,})-rank(\d+)\.jsonl")
 
 
 def expand(path: str | Path) -> Path:
@@ -202,19 +202,15 @@ class RolloutFiles:
         """Return the path of a batch's rollouts on a rank, one JSON object a line."""
         return self.path / f"batch{batch:06d}-rank{rank}.jsonl"
 
-    def checkpoint(self, batch: int) -> Path:
-        """Return the path of the checkpoint before a batch's update."""
-        return self.path / f"batch{batch:06d}.ckpt"
-
     def batches(self) -> list[int]:
         """List the batches that rank 0 has written."""
         return sorted(number for path, number, _ in self.files() if path == self.rows(number))
 
-    def files(self, suffix: str = "") -> Iterator[tuple[Path, int, int]]:
-        """Yield each file with its batch and rank (0 for a checkpoint)."""
-        for path in sorted(self.path.glob(f"batch*{suffix}")):
+    def files(self) -> Iterator[tuple[Path, int, int]]:
+        """Yield each file with its batch and rank."""
+        for path in sorted(self.path.glob("batch*.jsonl")):
             if found := _ROLLOUT_FILE.fullmatch(path.name):
-                yield path, int(found[1]), int(found[2] or 0)
+                yield path, int(found[1]), int(found[2])
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
