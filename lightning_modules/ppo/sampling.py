@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_modules.backbones import head_logits
 from lightning_modules.ppo.decoder_steps import CompiledSteps, DecoderSteps, GrowingSteps
+from lightning_modules.ppo.head import head_logits
 from lightning_modules.ppo.value_head import ValueHead
 
 

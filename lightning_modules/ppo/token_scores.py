@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.adapters import find_virtual_tokens, unwrap
-from lightning_modules.backbones import head_logits
 from lightning_modules.ppo.crossing import project, projected
+from lightning_modules.ppo.head import head_logits
 from lightning_modules.ppo.value_head import ValueHead
 
 

@@ -1,0 +1,33 @@
+"""Language models behind one interface: the only package that knows about architectures."""
+
+from lightning_modules.backbones.decoding import Decoding
+from lightning_modules.backbones.dropout import find_noise, set_dropout
+from lightning_modules.backbones.encoder_decoder import (
+    EncoderDecoder,
+    find_soft_prompt_problem,
+)
+from lightning_modules.backbones.interface import (
+    Backbone,
+    Context,
+    Prompts,
+    Samples,
+    Sampling,
+    TokenScores,
+)
+from lightning_modules.backbones.loading import (
+    checkpoint_activations,
+    find_model_type,
+    find_precision_problem,
+    head_is_tied,
+    load_backbone,
+    record_head,
+    sketch_backbone,
+)
+from lightning_modules.backbones.plain import plain_logprobs
+
+__all__ = [
+    "Backbone", "Context", "Decoding", "EncoderDecoder", "Prompts", "Samples", "Sampling",
+    "TokenScores", "checkpoint_activations", "find_model_type", "find_noise",
+    "find_precision_problem", "find_soft_prompt_problem", "head_is_tied", "load_backbone",
+    "plain_logprobs", "record_head", "set_dropout", "sketch_backbone",
+]  # fmt: skip
