@@ -18,7 +18,10 @@ from transformers import PreTrainedModel, get_scheduler
 from common import hub
 from lightning_modules.adapters import POLICY, count_parameters
 from lightning_modules.backbones import (
+    Backbone,
+    EncoderDecoder,
     checkpoint_activations,
+    find_model_type,
     find_precision_problem,
     load_backbone,
 )
@@ -125,6 +128,7 @@ class BaseModule(L.LightningModule):
         self.strict_loading = False
         self.model: Any = None
         self.tokenizer: Any = None
+        self.backbone: Backbone | None = None
         self.shards: Shards | None = None
 
     @classmethod
@@ -137,8 +141,11 @@ class BaseModule(L.LightningModule):
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
         strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
+        missing = hub.find_model_problem(name, "backbone", cls.kind)
+        model_type = "t5" if missing else find_model_type(name, cls.kind)
         return [
-            hub.find_model_problem(name, "backbone", cls.kind),
+            missing,
+            find_precision_problem(trainer.precision, model_type),
             find_strategy_problem(strategy),
         ]
 
@@ -161,7 +168,9 @@ class BaseModule(L.LightningModule):
             ValueError: If the model cannot be trained with them.
         """
         for problem in (
-            find_precision_problem(self.trainer.precision),
+            find_precision_problem(
+                self.trainer.precision, find_model_type(self.backbone_name, self.kind)
+            ),
             find_strategy_problem(self.trainer.strategy),
             find_rows_problem(self.trainer),
         ):
@@ -186,6 +195,8 @@ class BaseModule(L.LightningModule):
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""
         self.model = quicken(self.attach(backbone))
+        if self.kind == "seq2seq":
+            self.backbone = EncoderDecoder(self.model, self.tokenizer)
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
         # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:

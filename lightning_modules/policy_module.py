@@ -99,7 +99,7 @@ class PolicyModule(SummarizationModule):
         """
         self.seed_test_batch(batch_idx)
         with reference_policy(self.model, self.reference) as start:
-            return self.generate(batch, start)
+            return self.backbone.with_model(start).generate(batch, self.decoding)
 
     # What a run leaves --------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from datamodules.batching import LengthBatchSampler, pad
 from datamodules.encoding import Encoded
 from datamodules.reading import Row
-from lightning_modules.summarization import Decoding, generate_texts
+from lightning_modules.backbones import Decoding, EncoderDecoder
 
 Precision = Literal["32-true", "bf16-mixed"]
 
@@ -104,7 +104,8 @@ class Summarizer:
             device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"
         )
         with torch.inference_mode(), autocast:
-            return generate_texts(self.model, self.tokenizer, input_ids, mask, self.decoding)
+            batch = {"input_ids": input_ids, "attention_mask": mask}
+            return EncoderDecoder(self.model, self.tokenizer).generate(batch, self.decoding)
 
 
 def find_device(name: str) -> torch.device:

@@ -270,7 +270,9 @@ def test_a_fit_and_a_test_log_and_generate_before_and_after(t5: str, tmp_path: P
     output = module.test_step(next(iter(dialogues)), 0)
     assert len(output["predictions"]) == len(output["predictions_before"]) == 3
     with reference_policy(module.model, module.reference) as start:
-        assert output["predictions_before"] == module.generate(next(iter(dialogues)), start)
+        assert output["predictions_before"] == module.backbone.with_model(start).generate(
+            next(iter(dialogues)), module.decoding
+        )
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     assert module.test_step(next(iter(pairs)), 0) is None
 

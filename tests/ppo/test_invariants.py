@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_modules import adapters, backbones
+from lightning_modules import adapters
 from lightning_modules.backbones import load_backbone, set_dropout
 from lightning_modules.kernels import quicken
 from lightning_modules.lora_adapter import LoRASettings, attach_lora
-from lightning_modules.ppo import invariants, rollout, sampling
+from lightning_modules.ppo import head, invariants, rollout, sampling
 from lightning_modules.ppo.invariants import BF16, FP32, GateError, StepZero, check, measure
 from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.sampling import Sampling
@@ -108,12 +108,12 @@ def test_a_wrong_reference_is_seen(t5: str) -> None:
 
 
 def likeliest_only(model: Any, hidden: Any) -> Any:
-    logits = backbones.head_logits(model, hidden)
+    logits = head.head_logits(model, hidden)
     return logits.masked_fill(logits < logits.topk(50).values[..., -1:], -math.inf)
 
 
 def sharper(model: Any, hidden: Any) -> Any:
-    return backbones.head_logits(model, hidden) / 0.5
+    return head.head_logits(model, hidden) / 0.5
 
 
 @pytest.mark.parametrize("fault", [likeliest_only, sharper], ids=["top_k", "temperature"])

@@ -110,6 +110,11 @@ def test_fp16_is_refused_with_the_reason(precision: str | int) -> None:
     assert "bf16-mixed" in problem
 
 
+@pytest.mark.parametrize("model_type", ["bart", "marian", "roberta"])
+def test_other_architectures_accept_fp16(model_type: str) -> None:
+    assert find_precision_problem("16-mixed", model_type) is None
+
+
 def test_low_precision_weights_are_refused() -> None:
     assert "rounds to nothing" in str(find_precision_problem("bf16-true"))
 
