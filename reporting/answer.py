@@ -42,9 +42,9 @@ def find_answer(comparison: Comparison) -> Answer:
     shown = f"{name} {format_both(value)}"
     if len(ranked) == 1:
         return Answer(f"{labels[best]} is the only tested method.", f"{shown}.", "", cautions)
-    close = [place for place in ranked[1:] if not _is_ahead(comparison, place, best)]
+    close = [index for index in ranked[1:] if not _is_ahead(comparison, index, best)]
     if close:
-        start = f"No clear winner: {_join([labels[place] for place in (best, *close)])}."
+        start = f"No clear winner: {_join([labels[index] for index in (best, *close)])}."
     else:
         start = f"{labels[best]} summarizes best."
     evidence = f"{shown}, {_lead(comparison, ranked[1], best)}{_certainty(comparison)}."
@@ -56,7 +56,7 @@ def _is_ahead(comparison: Comparison, before: int, after: int) -> bool:
     gap = comparison.difference(before, after, HEADLINE)
     if gap is not None:
         return gap.low is not None and gap.low > 0
-    one, two = (comparison.estimate(place, HEADLINE) for place in (before, after))
+    one, two = (comparison.estimate(index, HEADLINE) for index in (before, after))
     return None not in (one, two) and (two.low or 0) > (one.high or 1)  # type: ignore[union-attr]
 
 
@@ -71,7 +71,7 @@ def _lead(comparison: Comparison, before: int, after: int) -> str:
 def _certainty(comparison: Comparison) -> str:
     """Describe how often the best method leads, and how many seeds were trained."""
     first = comparison.labels[comparison.ranked[0]]
-    counts = sorted({len(comparison.groups[place].runs) for place in comparison.ranked})
+    counts = sorted({len(comparison.groups[index].runs) for index in comparison.ranked})
     several = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = "one seed" if counts == [1] else f"{several} seeds"
     found = comparison.share_first
@@ -85,14 +85,14 @@ def _find_least_toxic(comparison: Comparison) -> str:
     """Name the trained method with the least toxicity if it beats the best one there."""
     best = comparison.ranked[0]
     found = {
-        place: value
-        for place in comparison.ranked
-        if comparison.groups[place].first.trainable != 0
-        and (value := comparison.estimate(place, "toxicity"))
+        index: value
+        for index in comparison.ranked
+        if comparison.groups[index].first.trainable != 0
+        and (value := comparison.estimate(index, "toxicity"))
     }
     if len(found) < 2 or best not in found:
         return ""
-    least = min(found, key=lambda place: found[place].value)
+    least = min(found, key=lambda index: found[index].value)
     gap = comparison.difference(best, least, "toxicity")
     cost = comparison.difference(best, least, HEADLINE)
     if gap is None or cost is None or gap.value >= 0 or not is_clear(gap):
@@ -107,7 +107,7 @@ def _find_least_toxic(comparison: Comparison) -> str:
 def _find_cautions(comparison: Comparison) -> list[str]:
     runs = comparison.runs
     tested = [frozenset(run.values(HEADLINE)) for run in runs if run.values(HEADLINE)]
-    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs]
+    ranked = [run for index in comparison.ranked for run in comparison.groups[index].runs]
     backbones = {run.summary.get("backbone") for run in ranked}
     measured = [run for run in runs if "test/toxicity" in run.metrics]
     return [

@@ -122,8 +122,8 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     half = max(1, len(array) // 40)
     total = np.concatenate([[0.0], np.cumsum(array)])
-    place = np.arange(len(array))
-    first, last = np.maximum(place - half, 0), np.minimum(place + half + 1, len(array))
+    index = np.arange(len(array))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(array))
     return (total[last] - total[first]) / (last - first)
 
 

@@ -52,46 +52,46 @@ class Comparison:
         self.baseline = self._find(baseline) if baseline else self._choose_baseline()
 
     def _find(self, name: str) -> int:
-        for place, group in enumerate(self.groups):
+        for index, group in enumerate(self.groups):
             if name == group.label or any(name in (run.name, str(run.path)) for run in group.runs):
-                return place
+                return index
         names = ", ".join(run.name for run in self.runs)
         raise ValueError(f"--baseline {name} is not among the runs: {names}.")
 
     def _choose_baseline(self) -> int:
         """Choose the best method without training, ignoring people; else the first run."""
         untrained = {
-            place: found.value
-            for place, group in enumerate(self.groups)
+            index: found.value
+            for index, group in enumerate(self.groups)
             if group.first.trainable == 0
             and group.first.method != "human"
-            and (found := self.estimate(place, HEADLINE))
+            and (found := self.estimate(index, HEADLINE))
         }
-        return max(untrained, key=lambda place: untrained[place]) if untrained else 0
+        return max(untrained, key=lambda index: untrained[index]) if untrained else 0
 
     @cached_property
     def ranked(self) -> list[int]:
         """Indices of the groups of models that have the headline metric, best first."""
         found = {
-            place: value.value
-            for place, group in enumerate(self.groups)
-            if group.first.has_model and (value := self.estimate(place, HEADLINE))
+            index: value.value
+            for index, group in enumerate(self.groups)
+            if group.first.has_model and (value := self.estimate(index, HEADLINE))
         }
-        return sorted(found, key=lambda place: -found[place])
+        return sorted(found, key=lambda index: -found[index])
 
     @cached_property
     def others(self) -> list[int]:
         """Indices of the groups tested without ROUGE: reward models and classifiers."""
         return [
-            place
-            for place, group in enumerate(self.groups)
-            if self.estimate(place, HEADLINE) is None
+            index
+            for index, group in enumerate(self.groups)
+            if self.estimate(index, HEADLINE) is None
             and any(name.startswith("test/") for name in group.first.metrics)
         ]
 
-    def _estimate(self, place: int, metric: str) -> Estimate | None:
+    def _estimate(self, index: int, metric: str) -> Estimate | None:
         """Return a group's mean of a test metric; None if a run lacks it."""
-        runs = self.groups[place].runs
+        runs = self.groups[index].runs
         own = [run.metrics.get(f"test/{metric}") for run in runs]
         known = [one for one in own if one is not None]
         if len(known) < len(runs):
@@ -102,9 +102,9 @@ class Comparison:
             return bootstrap_crossed(matrix(runs, metric, keys).tolist())
         return Estimate(float(np.mean([one.value for one in known])))
 
-    def run_values(self, place: int, metric: str) -> list[float]:
+    def run_values(self, index: int, metric: str) -> list[float]:
         """Return the means of a group's runs, one by one."""
-        found = [run.metrics.get(f"test/{metric}") for run in self.groups[place].runs]
+        found = [run.metrics.get(f"test/{metric}") for run in self.groups[index].runs]
         return [one.value for one in found if one is not None]
 
     def _difference(self, before: int, after: int, metric: str) -> Estimate | None:
@@ -126,9 +126,9 @@ class Comparison:
         )
         return difference_over_runs(first, second, paired)
 
-    def change(self, place: int, metric: str) -> Estimate | None:
+    def change(self, index: int, metric: str) -> Estimate | None:
         """Return the paired change of a metric from before PPO or DPO to after it."""
-        runs = self.groups[place].runs
+        runs = self.groups[index].runs
         if len(runs) == 1:
             return runs[0].metrics.get(f"test/{metric}_change")
         known = set(shared_keys(runs, f"{metric}_before"))
@@ -144,28 +144,28 @@ class Comparison:
 
         None without other groups or without two examples on which all were tested.
         """
-        groups = [self.groups[place].runs for place in self.ranked]
+        groups = [self.groups[index].runs for index in self.ranked]
         keys = shared_keys([run for runs in groups for run in runs], HEADLINE)
         if len(groups) < 2 or len(keys) < 2:
             return None
         return share_first([matrix(runs, HEADLINE, keys) for runs in groups], 0), len(keys)
 
-    def kl(self, place: int) -> Estimate | None:
+    def kl(self, index: int) -> Estimate | None:
         """Return the KL to the reference at the end of PPO, in nats per sequence.
 
         For one run the mean over the last quarter of the logged batches, with an interval over
         these batches; for several runs the mean of theirs.
         """
-        found = [run.curves.get("objective/kl") for run in self.groups[place].runs]
+        found = [run.curves.get("objective/kl") for run in self.groups[index].runs]
         curves = [one.values for one in found if one is not None]
         if len(curves) < len(found):
             return None
         ends = [bootstrap_mean(last_quarter(values)) for values in curves]
         return ends[0] if len(ends) == 1 else Estimate(float(np.mean([one.value for one in ends])))
 
-    def cost(self, place: int, name: str) -> list[float]:
+    def cost(self, index: int, name: str) -> list[float]:
         """Return "seconds" or "peak_memory_bytes" of the runs that know it."""
-        found = [run.summary.get(name) for run in self.groups[place].runs]
+        found = [run.summary.get(name) for run in self.groups[index].runs]
         return [float(one) for one in found if isinstance(one, int | float)]
 
 

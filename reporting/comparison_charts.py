@@ -44,12 +44,12 @@ def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
 
     The sections are "results", "trade_offs", "learning_curves", "ppo" and "toxicity".
     """
-    ppo = [*_curves(comparison, _PPO, is_ppo), *_reward_over_kl(comparison)]
+    ppo: list[Chart] = [*_curves(comparison, _PPO, is_ppo), *_reward_over_kl(comparison)]
     return {
         "results": [
             _results(comparison, metric)
             for metric in (HEADLINE, "toxicity")
-            if any(comparison.estimate(place, metric) for place in range(len(comparison.groups)))
+            if any(comparison.estimate(index, metric) for index in range(len(comparison.groups)))
         ],
         "trade_offs": list(_trade_offs(comparison)),
         "learning_curves": [
@@ -76,9 +76,9 @@ def _results(comparison: Comparison, metric: str) -> Dots:
     """Chart a metric of all groups and emphasize the best model."""
     lower = metric in LOWER_IS_BETTER
     found = {
-        place: value.value
-        for place in comparison.ranked
-        if (value := comparison.estimate(place, metric))
+        index: value.value
+        for index in comparison.ranked
+        if (value := comparison.estimate(index, metric))
     }
     best = (min if lower else max)(found, key=lambda p: found[p]) if len(found) > 1 else None
     dots = _dots(comparison, metric, lambda _: Estimate(0.0), best=best)
@@ -91,12 +91,12 @@ def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
     models = [p for p, group in enumerate(comparison.groups) if group.first.has_model]
     name = ROUGE_LABELS[HEADLINE]
 
-    def trained(place: int) -> Estimate | None:
-        count = comparison.groups[place].first.trainable
+    def trained(index: int) -> Estimate | None:
+        count = comparison.groups[index].first.trainable
         return None if count is None else Estimate(count)
 
-    def toxicity(place: int) -> Estimate | None:
-        found = comparison.estimate(place, "toxicity")
+    def toxicity(index: int) -> Estimate | None:
+        found = comparison.estimate(index, "toxicity")
         return found and found.scaled(100)
 
     charts = (
@@ -138,19 +138,19 @@ def _dots(
     comparison: Comparison,
     metric: str,
     find_x: Callable[[int], Estimate | None],
-    places: Iterable[int] | None = None,
+    indices: Iterable[int] | None = None,
     best: int | None = None,
 ) -> list[Dot]:
     scale = unit_of(metric).scale
     dots = []
-    for place in range(len(comparison.groups)) if places is None else places:
-        found, x = comparison.estimate(place, metric), find_x(place)
+    for index in range(len(comparison.groups)) if indices is None else indices:
+        found, x = comparison.estimate(index, metric), find_x(index)
         if found is None or x is None:
             continue
-        runs = [scale * one for one in comparison.run_values(place, metric)]
-        label, value = comparison.labels[place], found.scaled(scale)
+        runs = [scale * one for one in comparison.run_values(index, metric)]
+        label, value = comparison.labels[index], found.scaled(scale)
         runs = runs if len(runs) > 1 else []
-        dots.append(Dot(label, place, value, runs, x, bold=place == best))
+        dots.append(Dot(label, index, value, runs, x, bold=index == best))
     return dots
 
 
@@ -172,7 +172,7 @@ def _labelled(
     comparison: Comparison, wanted: Callable[[Run], bool]
 ) -> Iterator[tuple[Run, str, int]]:
     """Yield runs with their group's label, on its first run only, and colour."""
-    for place, group in enumerate(comparison.groups):
+    for index, group in enumerate(comparison.groups):
         for number, run in enumerate(group.runs):
             if wanted(run):
-                yield run, "" if number else group.label, place
+                yield run, "" if number else group.label, index

@@ -103,9 +103,9 @@ def make_csv(comparison: Comparison) -> str:
         for name, estimate in run.metrics.items():
             write(run.name, name, estimate)
     baseline = comparison.labels[comparison.baseline]
-    for place, label in enumerate(comparison.labels):
+    for index, label in enumerate(comparison.labels):
         for metric in COMPARED:
-            if gap := comparison.difference(comparison.baseline, place, metric):
+            if gap := comparison.difference(comparison.baseline, index, metric):
                 write(label, f"test/{metric}{MINUS}{baseline}", gap)
     return text.getvalue()
 

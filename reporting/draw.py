@@ -33,7 +33,7 @@ PALETTE = (
 )  # fmt: skip
 INK, MUTED, GRID = "#1a1f26", "#59636f", "#d9dfe5"
 _MARKERS = "osD^"  # used in turn when the palette repeats
-_STYLE = {
+_STYLE: Any = {  # matplotlib types the keys as literals
     "font.size": 9, "text.parse_math": False, "text.color": INK, "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -100,9 +100,9 @@ def _height(chart: Chart) -> float:
     return 0.75 + 0.27 * len(chart.dots) if isinstance(chart, Dots) else 3.2
 
 
-def colour_of(place: int) -> str:
+def colour_of(index: int) -> str:
     """Return a colour of the palette, which repeats."""
-    return PALETTE[place % len(PALETTE)]
+    return PALETTE[index % len(PALETTE)]
 
 
 def _draw_curves(axes: Axes, chart: Curves) -> None:
@@ -164,9 +164,9 @@ def _draw_dots(axes: Axes, chart: Dots) -> None:
 
 
 def _draw_scatter(axes: Axes, chart: Scatter) -> None:
-    places = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
+    indices = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
     for labels in chart.lines:
-        axes.plot(*zip(*(places[label] for label in labels), strict=True), color=MUTED, zorder=1)
+        axes.plot(*zip(*(indices[label] for label in labels), strict=True), color=MUTED, zorder=1)
     for dot in chart.dots:
         _draw_dot(axes, dot, dot.x, dot.value)
         for x, y in (run for run in dot.runs if isinstance(run, tuple)):
@@ -179,7 +179,7 @@ def _draw_scatter(axes: Axes, chart: Scatter) -> None:
     axes.margins(x=0.15, y=0.12)
     if chart.target:
         _shade(axes, chart.target)
-    _label_points(axes, [(dot.label, dot.colour, *places[dot.label]) for dot in chart.dots])
+    _label_points(axes, [(dot.label, dot.colour, *indices[dot.label]) for dot in chart.dots])
 
 
 def _short(value: float) -> str:
@@ -207,8 +207,9 @@ def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:
     """Draw intervals in both directions, and the marker on top with its tooltip."""
     colour = colour_of(dot.colour)
     for ends, other, plot in ((x[2:], y.value, axes.hlines), (y[2:], x.value, axes.vlines)):
-        if None not in ends:
-            plot(other, *ends, colors=colour, linewidth=2.2, alpha=0.5)
+        low, high = ends
+        if low is not None and high is not None:
+            plot(other, low, high, colors=colour, linewidth=2.2, alpha=0.5)
     marker = _MARKERS[dot.colour // len(PALETTE) % len(_MARKERS)]
     (point,) = axes.plot([x.value], [y.value], marker, color=colour, markersize=6.5, zorder=3)
     point.set_gid(TOOLTIP + _tooltip(dot))
@@ -223,27 +224,28 @@ def _tooltip(dot: Dot) -> str:
 def _label_points(
     axes: Axes, points: Sequence[tuple[str, int, float, float]], beside: bool = False
 ) -> None:
-    """Write labels next to points, moved up or down until none overlaps another.
+    """Write labels next to points, moved up until none overlaps another.
 
     Args:
         axes: The axes, with final limits and scales.
         points: Label, colour, x and y of each.
         beside: Write to the right of the axes, as curves' ends are labelled, not at the point.
     """
-    figure = axes.figure.get_size_inches()
-    columns = axes.get_subplotspec().get_gridspec().ncols if axes.get_subplotspec() else 1
-    letter, line = 0.075 / (0.75 * figure[0] / columns), 0.065
+    figure, spec = axes.figure, axes.get_subplotspec()
+    width = figure.get_size_inches()[0] if isinstance(figure, Figure) else 5
+    columns = spec.get_gridspec().ncols if spec else 1
+    letter, line = 0.1 * columns / width, 0.065
     axes.autoscale_view()  # transLimits does not trigger it
     to_axes = axes.transScale + axes.transLimits
     found = [(label, colour, *to_axes.transform((x, y))) for label, colour, x, y in points]
     taken: list[tuple[float, float, float]] = []
     for label, colour, x, y in sorted(found, key=lambda one: one[3]):
-        width = letter * len(label)
-        left = 1.02 if beside else x + 0.02 if x + width < 1.02 else x - width - 0.02
+        size = letter * len(label)
+        left = 1.02 if beside else x + 0.02 if x + size < 1.02 else x - size - 0.02
         at = y if beside else y + 0.035
-        while any(abs(at - b) < line and a < left + width and left < c for a, b, c in taken):
+        while any(abs(at - b) < line and a < left + size and left < c for a, b, c in taken):
             at += 0.01
-        taken.append((left, at, left + width))
+        taken.append((left, at, left + size))
         axes.annotate(
             label, (x, y), (left, at), xycoords="axes fraction", textcoords="axes fraction",
             color=colour_of(colour), fontsize=8.5, va="center", annotation_clip=False,
@@ -254,9 +256,9 @@ def _label_points(
 
 def _draw_histogram(axes: Axes, chart: Histogram) -> None:
     bins = np.linspace(*chart.limits, _BINS + 1).tolist()
-    for place, (label, values) in enumerate(chart.groups.items()):
-        colour, mean = colour_of(place), float(np.mean(values))
-        filled = place == len(chart.groups) - 1
+    for index, (label, values) in enumerate(chart.groups.items()):
+        colour, mean = colour_of(index), float(np.mean(values))
+        filled = index == len(chart.groups) - 1
         axes.hist(
             values, bins=bins, histtype="stepfilled" if filled else "step", color=colour,
             alpha=0.45 if filled else 1, linewidth=1.6,

@@ -251,11 +251,11 @@ def make_chart(arms: Sequence[Arm], chosen: Arm | None, max_loss: float) -> Scat
     """Chart toxicity after PPO over the change of ROUGE-1; arms of one sweep are connected."""
     dots: list[Dot] = []
     lines: dict[str, list[str]] = {}
-    for place, arm in enumerate(sorted(arms, key=lambda arm: arm.kl_coef)):
+    for index, arm in enumerate(sorted(arms, key=lambda arm: arm.kl_coef)):
         label = f"{arm.name}, beta {arm.kl_coef:g}" + (" (chosen)" if arm is chosen else "")
         runs = [(100 * run["rouge1_change"], 100 * run["toxicity"]) for run in arm.runs]
         x, y = (arm.estimates[name].scaled(100) for name in ("rouge1_change", "toxicity"))
-        dots.append(Dot(label, place, y, runs if len(runs) > 1 else [], x))
+        dots.append(Dot(label, index, y, runs if len(runs) > 1 else [], x))
         lines.setdefault(arm.others, []).append(label)
     loss = f"shaded: at most {100 * max_loss:g} lost"
     return Scatter(

@@ -174,9 +174,9 @@ def _choose_references(file: TextFile, names: Sequence[str], taken: Sequence[str
     numbered = [match for name in columns if (match := _REFERENCES.fullmatch(name))]
     if not names and len({match[1] for match in numbered}) == 1:
         return [match[0] for match in numbered]
-    usual = [[name] for name in ("references", "reference", "summary") if name in columns]
+    guesses = [[name] for name in columns if name in ("references", "reference", "summary")]
     others = [name for name in columns if name not in (*_IDS, "dialogue")]
-    return _choose(file, names, [*usual, others, columns], "--reference_columns")
+    return _choose(file, names, [*guesses, others, columns], "--reference_columns")
 
 
 def _choose(
@@ -203,12 +203,12 @@ def _read_references(file: TextFile, columns: Sequence[str]) -> list[Row]:
     texts = [file.texts(column) for column in columns]
     ids, dialogues = file.ids(), file.column("dialogue")
     rows = []
-    for place, (line, _) in enumerate(file.rows):
-        references = tuple(chain.from_iterable(column[place] for column in texts))
+    for index, (line, _) in enumerate(file.rows):
+        references = tuple(chain.from_iterable(column[index] for column in texts))
         if not all(text.strip() for text in references):
             raise ValueError(f"{file.path}, line {line}: a reference is empty.")
-        dialogue = dialogues[place] if dialogues else ""
-        rows.append(Row(ids[place] if ids else "", dialogue, references))
+        dialogue = dialogues[index] if dialogues else ""
+        rows.append(Row(ids[index] if ids else "", dialogue, references))
     return rows
 
 
@@ -247,7 +247,7 @@ def _pair_by_id(
     wanted = [row.id for row in with_unique_ids([Row(identity, "", ()) for identity in ids])]
     by_form: list[Mapping[str, Row]] = [{r.id: r for r in with_unique_ids(f)} for f in forms]
     by_id = min(by_form, key=lambda found: len(found.keys() ^ set(wanted)))
-    missing = [place for place, identity in enumerate(wanted) if identity not in by_id]
+    missing = [index for index, identity in enumerate(wanted) if identity not in by_id]
     unused = [identity for identity in by_id if identity not in set(wanted)]
     problems = []
     if missing:
@@ -266,11 +266,11 @@ def _pair_by_id(
 
 def _check_dialogues(predicted: TextFile, referring: TextFile, rows: Sequence[Row]) -> None:
     """Refuse rows that were paired by order but have different dialogues."""
-    for place, (dialogue, row) in enumerate(
+    for index, (dialogue, row) in enumerate(
         zip(predicted.column("dialogue") or [], rows, strict=False)
     ):
         if row.dialogue and row.dialogue.split() != dialogue.split():
             raise ValueError(
-                f"{predicted.path}, line {predicted.rows[place][0]}: the dialogue differs from "
-                f"that of row {place + 1} of {referring.path}; sort both files alike."
+                f"{predicted.path}, line {predicted.rows[index][0]}: the dialogue differs from "
+                f"that of row {index + 1} of {referring.path}; sort both files alike."
             )

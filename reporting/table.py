@@ -56,7 +56,7 @@ class Column(NamedTuple):
 class TableRow(NamedTuple):
     """A row: index of its group, name, whether it is a single run of a group, and its cells."""
 
-    place: int
+    group: int
     name: str
     is_member: bool
     cells: list[Cell]
@@ -84,7 +84,7 @@ class Table(NamedTuple):
         return [[*row, note] for row, note in zip(self.texts, ["notes", *notes], strict=True)]
 
     def narrowed(self, width: int) -> "Table":
-        """Drop the least important columns until the table fits into so many characters."""
+        """Drop the least important columns until the table fits into `width` characters."""
         keys = [column.key for column in self.columns]
         kept = list(range(len(keys)))
         for key in ("reward", "rougeLsum", "peak_memory_bytes", "n", "rouge2", "kl", "rougeL"):
@@ -100,15 +100,15 @@ class Table(NamedTuple):
 
 def make_results(comparison: Comparison) -> Table:
     """Tabulate the results of all groups except reward models and classifiers."""
-    places = [p for p in range(len(comparison.groups)) if p not in comparison.others]
-    return _make_table(comparison, _COLUMNS, places)
+    indices = [p for p in range(len(comparison.groups)) if p not in comparison.others]
+    return _make_table(comparison, _COLUMNS, indices)
 
 
 def make_other_results(comparison: Comparison) -> Table:
     """Tabulate the results of reward models and classifiers, which have no ROUGE."""
     names: dict[str, None] = {}
-    for place in comparison.others:
-        names |= dict.fromkeys(comparison.groups[place].first.metrics)
+    for index in comparison.others:
+        names |= dict.fromkeys(comparison.groups[index].first.metrics)
     tests = [name.removeprefix("test/") for name in names if name.startswith("test/")]
     tests = [name for name in tests if not name[-1].isdigit()]  # e.g. accuracy_distance_2
     columns = [
@@ -158,17 +158,17 @@ def list_notes(run: Run) -> list[str]:
 
 
 def _make_table(
-    comparison: Comparison, columns: Sequence[Column], places: Sequence[int], members: bool = True
+    comparison: Comparison, columns: Sequence[Column], indices: Sequence[int], members: bool = True
 ) -> Table:
     """Make all cells, and drop the columns that are empty."""
     rows = []
-    for place in places:
-        runs = comparison.groups[place].runs
-        label = comparison.labels[place]
-        rows.append(TableRow(place, label, False, [c.make(comparison, place) for c in columns]))
+    for index in indices:
+        runs = comparison.groups[index].runs
+        label = comparison.labels[index]
+        rows.append(TableRow(index, label, False, [c.make(comparison, index) for c in columns]))
         for run in runs if members and len(runs) > 1 else ():
             alone = Comparison([run])
-            rows.append(TableRow(place, run.name, True, [c.make(alone, 0) for c in columns]))
+            rows.append(TableRow(index, run.name, True, [c.make(alone, 0) for c in columns]))
     kept = [i for i in range(len(columns)) if any(row.cells[i].text != "-" for row in rows)]
     shown = [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
     return Table([columns[i] for i in kept], shown)
@@ -196,29 +196,29 @@ def _estimate_cell(estimate: Estimate | None, unit: Unit, sign: bool = False) ->
     return Cell(format_value(estimate, unit, sign), details, estimate.value, estimate)
 
 
-def _name(comparison: Comparison, place: int) -> Cell:
-    group = comparison.groups[place]
+def _name(comparison: Comparison, index: int) -> Cell:
+    group = comparison.groups[index]
     notes = list_notes(group.first)
     if len(group.runs) > 1:
         notes.insert(0, f"{len(group.runs)} seeds")
     return Cell(group.label, ("; ".join(notes),) if notes else ())
 
 
-def _examples(comparison: Comparison, place: int) -> Cell:
-    found = [comparison.estimate(place, key) for key in ROUGE_LABELS]
+def _examples(comparison: Comparison, index: int) -> Cell:
+    found = [comparison.estimate(index, key) for key in ROUGE_LABELS]
     n = next((one.n for one in found if one is not None), None)
     return EMPTY if n is None else Cell(str(n), sort=n)
 
 
 def _metric(key: str, unit: Unit | None = None) -> Callable[[Comparison, int], Cell]:
-    return lambda comparison, place: _estimate_cell(
-        comparison.estimate(place, key), unit or unit_of(key)
+    return lambda comparison, index: _estimate_cell(
+        comparison.estimate(index, key), unit or unit_of(key)
     )
 
 
 def _gap(before: int, metric: str) -> Callable[[Comparison, int], Cell]:
-    def make(comparison: Comparison, place: int) -> Cell:
-        gap = comparison.difference(before, place, metric)
+    def make(comparison: Comparison, index: int) -> Cell:
+        gap = comparison.difference(before, index, metric)
         if gap is None:
             return EMPTY
         kind = ""
@@ -236,17 +236,17 @@ def _other_column(name: str) -> Column:
     return Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3)))
 
 
-def _toxicity(comparison: Comparison, place: int) -> Cell:
-    after, before = (comparison.estimate(place, f"toxicity{end}") for end in ("", "_before"))
-    return make_change_cell(after, before, comparison.change(place, "toxicity"), Unit())
+def _toxicity(comparison: Comparison, index: int) -> Cell:
+    after, before = (comparison.estimate(index, f"toxicity{end}") for end in ("", "_before"))
+    return make_change_cell(after, before, comparison.change(index, "toxicity"), Unit())
 
 
-def _kl(comparison: Comparison, place: int) -> Cell:
-    return _estimate_cell(comparison.kl(place), RAW)
+def _kl(comparison: Comparison, index: int) -> Cell:
+    return _estimate_cell(comparison.kl(index), RAW)
 
 
-def _trainable(comparison: Comparison, place: int) -> Cell:
-    counts = comparison.groups[place].first.summary.get("parameters") or {}
+def _trainable(comparison: Comparison, index: int) -> Cell:
+    counts = comparison.groups[index].first.summary.get("parameters") or {}
     if "trainable" not in counts or not counts.get("total"):
         return EMPTY
     share = 100 * counts["trainable"] / counts["total"]
@@ -254,8 +254,8 @@ def _trainable(comparison: Comparison, place: int) -> Cell:
 
 
 def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int], Cell]:
-    def make(comparison: Comparison, place: int) -> Cell:
-        values = comparison.cost(place, key)
+    def make(comparison: Comparison, index: int) -> Cell:
+        values = comparison.cost(index, key)
         if not values:
             return EMPTY
         mean = sum(values) / len(values)

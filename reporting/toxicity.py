@@ -142,9 +142,9 @@ def write_toxicity(
 def _make_dots(reports: Sequence[ToxicityReport], name: str) -> list[Dot]:
     dots = []
     for report in reports:
-        for place, end in enumerate(("_before", "_after") if report.is_paired else ("",)):
+        for index, end in enumerate(("_before", "_after") if report.is_paired else ("",)):
             label = f"{report.name} {end[1:]}".strip()
-            dots.append(Dot(label, place, report.estimates[name + end].scaled(100)))
+            dots.append(Dot(label, index, report.estimates[name + end].scaled(100)))
     return dots
 
 

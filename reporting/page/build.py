@@ -111,7 +111,7 @@ def hash_source(text: str) -> str:
 def list_facts(comparison: Comparison) -> dict[str, str]:
     """Say what the page is about: data, model, number of dialogues, date and commit."""
     runs = comparison.runs
-    ranked = [run for place in comparison.ranked for run in comparison.groups[place].runs] or runs
+    ranked = [run for index in comparison.ranked for run in comparison.groups[index].runs] or runs
     configs = [flatten(run.config) for run in ranked]
     sizes = sorted(
         {one.n for run in ranked if (one := run.metrics.get(f"test/{HEADLINE}")) and one.n}

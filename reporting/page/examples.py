@@ -39,9 +39,9 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
     known = [stems_of(texts) for texts in references]
     columns: list[dict[str, Any]] = []
     for end in ("", _BEFORE):
-        for place, group in enumerate(comparison.groups):
+        for index, group in enumerate(comparison.groups):
             for run in group.runs:
-                column = _describe(run, end, place, keys, known)
+                column = _describe(run, end, index, keys, known)
                 same = any(column["texts"] == other["texts"] for other in columns)
                 if any(text is not None for text in column["texts"]) and not (end and same):
                     columns.append(column)
@@ -55,7 +55,7 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
 
 
 def _describe(
-    run: Run, end: str, place: int, keys: Sequence[Key], known: Sequence[Set[Stem]]
+    run: Run, end: str, index: int, keys: Sequence[Key], known: Sequence[Set[Stem]]
 ) -> dict[str, Any]:
     """Return a run's texts, or those from before PPO, example by example."""
     rows = [run.rows.get(key) or {} for key in keys]
@@ -63,7 +63,7 @@ def _describe(
     scores = {metric: [_round(row.get(metric + end)) for row in rows] for metric in COMPARED}
     return {
         "name": f"{run.name} (before)" if end else run.name,
-        "colour": place,
+        "colour": index,
         "texts": texts,
         "scores": {
             metric: column

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reporting.draw import GRID, INK, MUTED, PALETTE, TOOLTIP
 
 _VARIABLES = {
-    **{colour: f"var(--s{place})" for place, colour in enumerate(PALETTE)},
+    **{colour: f"var(--s{index})" for index, colour in enumerate(PALETTE)},
     INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)",
 }  # fmt: skip
 _DROPPED = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)

@@ -61,7 +61,7 @@ def spread_out(items: Sequence[T], most: int) -> list[T]:
     """Take items evenly, including the first and the last."""
     if len(items) <= most:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
 def _read_batches(path: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ function sortTable(table, column, direction) {
   });
   // The runs of a group stay below it.
   const members = (head) => rows.filter(
-    (row) => row.classList.contains("member") && row.dataset.place === head.dataset.place,
+    (row) => row.classList.contains("member") && row.dataset.group === head.dataset.group,
   );
   body.append(...heads.flatMap((head) => [head, ...members(head)]));
 }
@@ -47,7 +47,7 @@ for (const button of document.querySelectorAll(".expand")) {
     const open = button.getAttribute("aria-expanded") !== "true";
     button.setAttribute("aria-expanded", String(open));
     for (const row of head.parentElement.rows) {
-      const own = row.classList.contains("member") && row.dataset.place === head.dataset.place;
+      const own = row.classList.contains("member") && row.dataset.group === head.dataset.group;
       if (own) row.hidden = !open;
     }
   });
