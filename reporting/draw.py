@@ -164,9 +164,9 @@ def _draw_dots(axes: Axes, chart: Dots) -> None:
 
 
 def _draw_scatter(axes: Axes, chart: Scatter) -> None:
-    indices = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
+    positions = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
     for labels in chart.lines:
-        axes.plot(*zip(*(indices[label] for label in labels), strict=True), color=MUTED, zorder=1)
+        axes.plot(*zip(*(positions[label] for label in labels), strict=True), color=MUTED, zorder=1)
     for dot in chart.dots:
         _draw_dot(axes, dot, dot.x, dot.value)
         for x, y in (run for run in dot.runs if isinstance(run, tuple)):
@@ -179,7 +179,7 @@ def _draw_scatter(axes: Axes, chart: Scatter) -> None:
     axes.margins(x=0.15, y=0.12)
     if chart.target:
         _shade(axes, chart.target)
-    _label_points(axes, [(dot.label, dot.colour, *indices[dot.label]) for dot in chart.dots])
+    _label_points(axes, [(dot.label, dot.colour, *positions[dot.label]) for dot in chart.dots])
 
 
 def _short(value: float) -> str:
