@@ -1,4 +1,4 @@
-"""Whether generated summaries are faithful to their dialogues."""
+"""Faithfulness of generated summaries to their dialogues."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class FaithfulnessCallback(TextMetricCallback):
     """
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Check the rows' predictions, and those of before where there are any."""
+        """Check the rows' predictions, and the texts before training if there are any."""
         for row in rows:
             text, dialogue = row["prediction"], row["dialogue"]
             row["unknown_speakers"] = find_unknown_speakers(text, dialogue)

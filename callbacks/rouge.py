@@ -23,7 +23,7 @@ class RougeCallback(TextMetricCallback):
         self.use_stemmer = use_stemmer
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Score the rows' predictions, and those of before where there are any."""
+        """Score the rows' predictions, and the texts before training if there are any."""
         references = [row["references"] for row in rows]
         # Also "_best" without several references: another rank may have some.
         return score_texts(

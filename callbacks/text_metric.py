@@ -1,4 +1,4 @@
-"""Collect the texts that a module generated, score them, record the scores."""
+"""Collect generated texts, score them, and record the scores."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,56 +13,56 @@ from metrics.intervals import Estimate, estimate_columns
 from metrics.text_statistics import TextMetric
 
 Row = dict[str, Any]
-"""A generated text and where it came from: "index" (its place in the split), "id", "dialogue",
-"references" (list of texts), "prediction", and "prediction_before" where there are two policies."""
+"""A generated text and its origin: "index" (row of the split), "id", "dialogue", "references" (list
+of texts), "prediction", and "prediction_before" if the module has a policy before training too."""
 
 Columns = Mapping[str, Sequence[float]]
-"""Per-example values by name, each in the order of the rows."""
+"""Values per example by metric name, each in the order of the rows."""
 
 
 class RowCollector(Callback, ABC):
-    """Keep a row for each example of the evaluation that is running, from this rank."""
+    """Collect one row per example of the running evaluation, on this rank."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
     @abstractmethod
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
-        """Make the rows of a batch, each with its "index", from what its step returned."""
+        """Return the rows of a batch, each with its "index", from what its step returned."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
+        """Start with no rows."""
         self.rows = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
+        """Start with no rows."""
         self.rows = []
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Keep the batch's rows."""
+        """Collect the batch's rows."""
         self._keep(batch, outputs)
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Keep the batch's rows."""
+        """Collect the batch's rows."""
         self._keep(batch, outputs)
 
     def _keep(self, batch: Any, outputs: Any) -> None:
-        """Keep a batch's rows; a step that returns None has measured all that there is itself."""
+        """Collect a batch's rows, unless its step returned None and has nothing to score."""
         if outputs is not None:
             self.rows += self.make_rows(batch, outputs)
 
     def take_rows(self) -> list[Row]:
-        """Give the rows of all ranks, in the order of the split, and keep none."""
+        """Return the rows of all ranks in the order of the split, and forget them."""
         rows, self.rows = gather_rows(self.rows), []
         return rows
 
 
 class TextCollector(RowCollector):
-    """Keep the texts of the evaluation that is running, from this rank."""
+    """Collect the texts of the running evaluation, on this rank."""
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
         """Pair the batch's rows with their texts."""
@@ -70,13 +70,12 @@ class TextCollector(RowCollector):
 
 
 class TextMetricCallback(TextCollector, ABC):
-    """Score generated texts by a metric with one value per example; subclasses give :meth:`score`.
+    """Score generated texts with one value per example; subclasses implement :meth:`score`.
 
-    In validation the means are logged as `val/<name>`. In test they are logged as `test/<name>`,
-    summary.json gets them with n and 95 % interval, and predictions.jsonl the values per example.
-    Where the module gives texts of before training too, columns come in pairs (`<name>`,
-    `<name>_before`) and `test/<name>_change` is the mean difference after - before over the same
-    examples. In predict the texts alone are written.
+    Validation logs the means as `val/<name>`. A test logs `test/<name>`, records it in summary.json
+    with n and 95 % interval, and writes the values per example to predictions.jsonl. If the module
+    also returns texts from before training, columns come in pairs (`<name>`, `<name>_before`), and
+    `test/<name>_change` is the mean paired difference. Predict writes the texts alone.
     """
 
     def __init__(self) -> None:
@@ -89,18 +88,18 @@ class TextMetricCallback(TextCollector, ABC):
 
         Args:
             pl_module: The module that generated the texts.
-            rows: At least one row. Fields added to a row here go to predictions.jsonl with it.
+            rows: At least one row. Fields added to a row are written to predictions.jsonl too.
 
         Returns:
-            For each metric one value per row; the same names on every rank.
+            One value per row for each metric; the same names on every rank.
         """
 
     def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
-        """Have the last word on the columns when the rows of all ranks are together."""
+        """Adjust the columns once the rows of all ranks are gathered."""
         return columns
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
-        """Turn columns into means with intervals, and pairs of columns into changes too."""
+        """Turn columns into means with intervals, and pairs of columns into changes."""
         return estimate_columns(columns)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -110,7 +109,7 @@ class TextMetricCallback(TextCollector, ABC):
             self._last_validation = self._log(pl_module, "val", columns)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the means, and record them and the values per example in the run folder."""
+        """Log the means; record them and the values per example in the run folder."""
         rows, columns = self._scored(pl_module)
         found = self._log(pl_module, "test", columns)
         if trainer.is_global_zero and rows:
@@ -118,13 +117,13 @@ class TextMetricCallback(TextCollector, ABC):
             write_predictions(trainer, rows, columns)
 
     def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start anew."""
+        """Start with no rows."""
         self.rows = []
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Keep the batch's texts."""
+        """Collect the batch's texts."""
         self.rows += make_rows(batch, {"predictions": outputs})
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,11 +134,11 @@ class TextMetricCallback(TextCollector, ABC):
             write_predictions(trainer, rows, {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the last validation's values, for a fit that ends without another one."""
+        """Return the last validation's values, for a fit that ends without another one."""
         return {name: value._asdict() for name, value in self._last_validation.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self._last_validation = {name: Estimate(**value) for name, value in state_dict.items()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -148,7 +147,7 @@ class TextMetricCallback(TextCollector, ABC):
             RunFolder(trainer.default_root_dir).record_metrics(self._last_validation)
 
     def _scored(self, pl_module: L.LightningModule) -> tuple[list[Row], Columns]:
-        """Score this rank's rows and bring those of all ranks together, in the split's order."""
+        """Score this rank's rows, and gather those of all ranks in the order of the split."""
         columns = self.score(pl_module, self.rows) if self.rows else {}
         for i, row in enumerate(self.rows):
             row["scores"] = {name: values[i] for name, values in columns.items()}
@@ -164,7 +163,7 @@ class TextMetricCallback(TextCollector, ABC):
         """Log estimates under `<stage>/<name>` and return them under these names."""
         found = {f"{stage}/{name}": value for name, value in self.estimates(columns).items()}
         for name, estimate in found.items():
-            # Every rank has all rows and so the same number: sync_dist only quietens the warning.
+            # Every rank has all rows and thus the same value: sync_dist avoids a warning.
             pl_module.log(
                 name, estimate.value, sync_dist=True, batch_size=1, prog_bar=name == "val/rouge1"
             )
@@ -174,11 +173,11 @@ class TextMetricCallback(TextCollector, ABC):
 def score_texts(
     rows: Sequence[Row], score: Callable[[Sequence[str]], Columns]
 ) -> dict[str, Sequence[float]]:
-    """Score the rows' predictions, and as "<name>_before" the texts of before where there are any.
+    """Score the rows' predictions, and as "<name>_before" the texts from before training.
 
     Args:
         rows: At least one row.
-        score: Gives one value per text for each metric; text i belongs to row i.
+        score: Returns one value per text for each metric; text i belongs to row i.
     """
     columns = dict(score([row["prediction"] for row in rows]))
     if "prediction_before" in rows[0]:
@@ -190,7 +189,7 @@ def score_texts(
 def measure_texts(
     rows: Sequence[Row], metrics: Mapping[str, TextMetric]
 ) -> dict[str, Sequence[float]]:
-    """Score the rows as :func:`score_texts` does, by functions of texts."""
+    """Score the rows like :func:`score_texts`, with functions of texts."""
     dialogues = [row["dialogue"] for row in rows]
     references = [row["references"] for row in rows]
 
@@ -245,13 +244,13 @@ def write_predictions(trainer: L.Trainer, rows: Sequence[Row], columns: Columns)
 
 
 def gather_rows(rows: list[Row]) -> list[Row]:
-    """Bring the rows of all ranks together on each of them.
+    """Gather the rows of all ranks on each of them.
 
     Args:
         rows: This rank's rows; may be empty.
 
     Returns:
-        All rows by "index", each index once (samplers may repeat rows to even out the ranks).
+        All rows ordered by "index", each index once: samplers may repeat rows to fill up ranks.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]

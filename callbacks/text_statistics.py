@@ -11,10 +11,10 @@ from metrics.text_statistics import STATISTICS
 class TextStatisticsCallback(TextMetricCallback):
     """Log the means of `metrics.text_statistics` as `test/words`, `test/novelty2` and so on.
 
-    Not scores: they show what a score is made of. Training that makes summaries longer raises
-    recall, and one that copies whole turns of the dialogue has a high `copy_density`.
+    They explain scores: training that makes summaries longer raises recall, and a model that copies
+    whole turns of the dialogue has a high `copy_density`.
     """
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Measure the rows' predictions, and those of before where there are any."""
+        """Measure the rows' predictions, and the texts before training if there are any."""
         return measure_texts(rows, STATISTICS)

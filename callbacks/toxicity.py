@@ -1,4 +1,4 @@
-"""Toxicity and reward of generated texts, as a frozen classifier sees them."""
+"""Toxicity and reward of generated texts, by a frozen classifier."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from metrics.toxicity import estimate_toxicity
 class ToxicityCallback(TextMetricCallback):
     """Log `test/toxicity` (mean probability of the toxic label) and `test/reward` (mean raw logit).
 
-    With them go `test/toxicity_std`, the standard deviation over the examples, and
-    `test/toxic_share`, the share of texts with a toxicity above 0.5. Where the module gives texts
-    of before training too, each has a `_before` and an `_after`, and but for the standard deviation
-    a paired `_change`. In validation they are logged as `val/...`.
+    Also logged are `test/toxicity_std`, the standard deviation over the examples, and
+    `test/toxic_share`, the share of texts with a toxicity above 0.5. If the module returns texts
+    from before training too, each has a `_before` and an `_after`, and all but the standard
+    deviation a paired `_change`. Validation logs them as `val/...`.
 
     Args:
-        model: Hub id, folder or `mini`: a sequence classifier; None scores no toxicity. It may be
-            another one than PPO was trained against, which shows whether the policy only learned
-            to please its own reward.
+        model: Hub id, folder or `mini`: a sequence classifier; None scores no toxicity. With a
+            classifier other than PPO's reward, the scores show whether the policy only learned to
+            exploit its reward.
         batch_size: Texts in one forward pass.
         label: The label whose raw logit is the reward.
         toxic_label: The label whose probability is the toxicity.
@@ -48,13 +48,13 @@ class ToxicityCallback(TextMetricCallback):
         self._scorer: RewardScorer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Load the classifier, so that a wrong name is known before any work."""
+        """Load the classifier, so that a wrong name is reported before any work."""
         if self._scorer is None and self.model is not None:
             self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
             self._scorer.find_column(self.toxic_label)
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Score the rows' predictions, and those of before where there are any."""
+        """Score the rows' predictions, and the texts before training if there are any."""
         if self.model is None:
             return {}
         if self._scorer is None:
@@ -64,5 +64,5 @@ class ToxicityCallback(TextMetricCallback):
         return score_texts(rows, lambda texts: scorer.rate(texts, self.toxic_label, contexts))
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
-        """Give means, standard deviations, shares and changes."""
+        """Return means, standard deviations, shares and changes."""
         return estimate_toxicity(columns)

@@ -140,10 +140,11 @@ GIVEN = "hf_" + "ZyXwVuTs" * 4
 def test_no_key_is_in_any_file_of_a_run(
     fit_arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    notes = f"--trainer.logger.init_args.notes=see https://me:{KEY}@host and {GIVEN}"
+    template = f"see https://me:{KEY}@host and {GIVEN} {{dialogue}}"
     arguments = fit_arguments(
         "lora", tmp_path / "run", "--config", "configs/overlays/wandb.yaml",
-        "--trainer.logger.init_args.save_dir", str(tmp_path / "wandb"), notes,
+        "--trainer.logger.init_args.save_dir", str(tmp_path / "wandb"),
+        "--data.prompt", "Template", "--data.prompt.template", template,
         "--trainer.max_epochs", "1",
     )  # fmt: skip
     (tmp_path / "wandb").mkdir()

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.judge import JudgeCallback
+from callbacks.evaluator import EvaluatorCallback
 from common.run_folder import RunFolder
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
 from metrics.mini import share_polite
@@ -19,49 +19,51 @@ def judge_words(
 
 
 def words(weight: float = 1.0) -> FunctionReward:
-    return FunctionReward("tests.test_judge.judge_words", weight=weight)
+    return FunctionReward("tests.test_evaluator.judge_words", weight=weight)
 
 
 def test_a_validation_logs_the_mean_of_the_judge(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, JudgeCallback(words()), JudgeCallback(words(-2.0), "other"))
+    trainer = make_trainer(
+        tmp_path, EvaluatorCallback(words()), EvaluatorCallback(words(-2.0), "other")
+    )
     trainer.fit(TinyModule(), loader(), loader())
-    assert trainer.callback_metrics["val/judge"] == 1.5  # of 0, 1, 2 and 3
+    assert trainer.callback_metrics["val/evaluator"] == 1.5  # of 0, 1, 2 and 3
     assert trainer.callback_metrics["val/other"] == -3
 
 
 def test_a_test_records_before_after_and_change_with_intervals(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, JudgeCallback(words()))
+    trainer = make_trainer(tmp_path, EvaluatorCallback(words()))
     trainer.test(TinyModule(before="a dog"), loader(), verbose=False)
     found = RunFolder(tmp_path).read_summary()["metrics"]
-    assert found["test/judge"]["value"] == 1.5
-    assert found["test/judge"]["n"] == 4
-    assert found["test/judge"]["low"] < 1.5 < found["test/judge"]["high"]
-    assert found["test/judge_before"]["value"] == 11.5
-    assert found["test/judge_change"] == {"value": -10, "n": 4, "low": -10, "high": -10}
+    assert found["test/evaluator"]["value"] == 1.5
+    assert found["test/evaluator"]["n"] == 4
+    assert found["test/evaluator"]["low"] < 1.5 < found["test/evaluator"]["high"]
+    assert found["test/evaluator_before"]["value"] == 11.5
+    assert found["test/evaluator_change"] == {"value": -10, "n": 4, "low": -10, "high": -10}
     rows = RunFolder(tmp_path).read_predictions()
-    assert [row["judge"] for row in rows] == [0, 1, 2, 3]
+    assert [row["evaluator"] for row in rows] == [0, 1, 2, 3]
 
 
 def test_a_classifier_judges_by_the_logit_of_its_label(tmp_path: Path, roberta: str) -> None:
     judge = ClassifierReward(roberta, "hate")
-    trainer = make_trainer(tmp_path, JudgeCallback(judge))
+    trainer = make_trainer(tmp_path, EvaluatorCallback(judge))
     trainer.fit(TinyModule(), loader(), loader())
     expected = float(judge.load().logits(["the cat sat"])[0])
-    assert float(trainer.callback_metrics["val/judge"]) == pytest.approx(expected)
+    assert float(trainer.callback_metrics["val/evaluator"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"judge": words(), "name": "a b"}, "name must be a plain word, got 'a b'"),
-        ({"judge": ClassifierReward("no/where")}, "JudgeCallback judge: .*no/where"),
+        ({"evaluator": words(), "name": "a b"}, "name must be a plain word, got 'a b'"),
+        ({"evaluator": ClassifierReward("no/where")}, "EvaluatorCallback evaluator: .*no/where"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_trainer(tmp_path, JudgeCallback(**settings)).fit(TinyModule(), loader(), loader())
+        make_trainer(tmp_path, EvaluatorCallback(**settings)).fit(TinyModule(), loader(), loader())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Score generated texts with an evaluator that the policy was not rewarded by."""
+
+from collections.abc import Sequence
+
+import lightning as L
+
+from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
+from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
+
+
+class EvaluatorCallback(TextMetricCallback):
+    """Log the mean score of an independent evaluator, higher being better.
+
+    A policy that exploits the gaps of its reward raises the reward and not this score; PPOMonitor's
+    ``falls: {val/evaluator: 0.1}`` reports it.
+
+    Args:
+        evaluator: A classifier, a reward model or a function, as PPO takes them for rewards. Its
+            weight multiplies the score; below 0 for what is to be avoided.
+        name: Metric name, logged as ``val/<name>`` and ``test/<name>``; several evaluators need
+            different names.
+
+    Raises:
+        ValueError: If the name is not an identifier.
+    """
+
+    def __init__(self, evaluator: RewardTerm, name: str = "evaluator") -> None:
+        super().__init__()
+        if not name.isidentifier():
+            raise ValueError(f"EvaluatorCallback: name must be a plain word, got {name!r}")
+        self.evaluator = evaluator
+        self.name = name
+
+    @property
+    def state_key(self) -> str:
+        """Distinguish several evaluators in a checkpoint."""
+        return f"EvaluatorCallback(name={self.name!r})"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Load the evaluator, so that a wrong name is reported before any work.
+
+        Raises:
+            ValueError: If it cannot be loaded.
+        """
+        if problems := [problem for problem in self.evaluator.find_problems() if problem]:
+            raise ValueError(f"EvaluatorCallback {self.name}: " + "; ".join(problems))
+        if isinstance(self.evaluator, ClassifierReward):
+            self.evaluator.load()
+
+    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
+        """Score the rows' predictions, and the texts before training if there are any."""
+        dialogues = [row["dialogue"] for row in rows]
+        references = [row["references"] for row in rows]
+
+        def evaluate(texts: Sequence[str]) -> Columns:
+            scores = self.evaluator.score(Texts(texts, dialogues, references), pl_module.device)
+            return {self.name: (self.evaluator.weight * scores).tolist()}
+
+        return score_texts(rows, evaluate)
