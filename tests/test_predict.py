@@ -16,6 +16,7 @@ import train
 from alignsum.commands import predict
 from common import jsonl
 from common.run_folder import RunFolder
+from lightning_modules import exported_run
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -99,7 +100,7 @@ def test_a_complete_output_is_left_as_it_is(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(base, tmp_path / "s.jsonl")
-    monkeypatch.setattr(predict, "load_summarizer", None)  # not even the model is loaded
+    monkeypatch.setattr(exported_run, "load_generator", None)  # not even the model is loaded
     assert run(base, tmp_path / "s.jsonl") == whole
 
 
@@ -214,7 +215,7 @@ def test_long_dialogues_lose_their_end_and_never_the_question(t5: str, tmp_path:
     assert rows[1]["prediction"] == rows[2]["prediction"]
 
 
-def read_job(*arguments: str) -> predict.Job:
+def read_job(*arguments: str) -> exported_run.ExportedRun:
     files = ["--input", "i", "--output", "o"]
     return predict.read_job(predict.make_parser().parse_args([*arguments, *files]))
 

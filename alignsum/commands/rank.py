@@ -73,14 +73,12 @@ def sample(
 
     if not hub.reachable():
         hub.use_cache_only()
-    if len({str(expand(each)) for each in runs}) < len(runs):
-        raise ValueError(f"a run is named twice: {', '.join(runs)}")
     given = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "max_source_length": max_source_length,
         "prompt": prompt, "batch_size": batch_size,
     }  # fmt: skip
-    models = [sampling.read_run(each, given, backbone) for each in runs]
+    models = sampling.read_runs(runs, given, backbone)
     rows = sampling.read_rows(input, split, max_rows)
     sampling.sample(models, rows, expand(output), completions, retries, seed, device, overwrite)
 

@@ -33,7 +33,7 @@ class Fake:
 
 
 def draw(fakes: dict[str, Any], completions: int, retries: int = 0) -> list[Any]:
-    return sampling.draw_window(fakes, ROWS, 0, completions, retries)
+    return sampling.sample_window(fakes, ROWS, (42, 0), completions, retries)
 
 
 def test_the_runs_take_turns() -> None:
@@ -52,7 +52,7 @@ def test_the_runs_take_turns() -> None:
     for row in samples:
         assert [text[0] for text in row["completions"]] == row["sources"]
     # It makes no difference where a window begins.
-    later = sampling.draw_window(fakes, ROWS[2:], 2, 4, 0)
+    later = sampling.sample_window(fakes, ROWS[2:], (42, 2), 4, 0)
     assert [row["sources"] for row in later] == [row["sources"] for row in samples[2:]]
 
 
@@ -78,7 +78,7 @@ def test_duplicates_and_empty_texts_are_sampled_again() -> None:
 def test_two_runs_that_say_the_same_are_asked_for_something_else() -> None:
     fakes = {
         "x": Fake(lambda row, key, place: f"same {place % 2}"),
-        "y": Fake(lambda row, key, place: f"same {place % 2} {key[2] or ''}"),
+        "y": Fake(lambda row, key, place: f"same {place % 2} {key[3] or ''}"),
     }
     for row in draw(fakes, 4, retries=1):
         assert len({" ".join(text.split()) for text in row["completions"]}) == 4
@@ -154,7 +154,7 @@ def test_a_complete_file_is_left_alone_and_other_settings_are_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     content = run(base, tmp_path / "s.jsonl")
-    monkeypatch.setattr(sampling, "load_draw", None)  # not even the model is loaded
+    monkeypatch.setattr(sampling, "load_generator", None)  # not even the model is loaded
     with caplog.at_level(logging.INFO):
         assert run(base, tmp_path / "s.jsonl") == content
     assert "s.jsonl is complete" in caplog.text
@@ -192,17 +192,19 @@ def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Pat
         "trainer": {"precision": "bf16-mixed"},
     }
     (root / "config.yaml").write_text(json.dumps(config))
-    first, second = (sampling.read_run(path, {"top_p": 0.5}) for path in (str(root), t5))
-    assert (first.name, second.name) == ("lora", Path(t5).name)
+    runs = sampling.read_runs([str(root), t5], {"top_p": 0.5})
+    assert list(runs) == ["lora", Path(t5).name]
+    first, second = runs.values()
     assert (first.decoding.max_new_tokens, second.decoding.max_new_tokens) == (3, 128)
-    assert type(first.prompt).__name__ == "Flan"
-    assert type(second.prompt).__name__ == "Instruction"
+    assert first.data["prompt"] == {"class_path": "datamodules.Flan"}
+    assert second.data == {}
     assert (first.batch_size, second.batch_size) == (5, 8)
     assert (first.precision, second.precision) == ("bf16-mixed", "32-true")
     for each in (first, second):
         assert (each.decoding.do_sample, each.decoding.num_beams) == (True, 1)
         assert each.decoding.top_p == 0.5
-    assert sampling.read_run(str(root), {"batch_size": 3}).batch_size == 3  # as given
+    given = sampling.read_runs([str(root)], {"batch_size": 3})["lora"]
+    assert given.batch_size == 3
     run(["sample", str(root), *base[1:]], tmp_path / "s.jsonl")
     rows = read_lines(tmp_path / "s.jsonl")
     assert [row["sources"].count("lora") for row in rows] == [2, 1, 2, 1, 2, 1]
@@ -218,7 +220,7 @@ def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Pat
         (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--input", "{folder}/data", "--split", "test"], "has no test split"),
         (["--temperature", "0"], "temperature must be"),
-        (["--prompt", "Flam"], "prompt: "),
+        (["--prompt", "Flam"], "Flam"),
         (["--device", "cuda:9"], "device: 'cuda:9'"),
     ],
 )
