@@ -240,7 +240,9 @@ class RankingReader:
                 f"data: {self.name} has no {split} dialogue with two completions of which one is "
                 f"preferred ({description})"
             )
-        logger.info("%s: %s", split, description)
+        counts = {name: n for name, n in description.items() if isinstance(n, int) and n}
+        told = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items())
+        logger.info("%s: %s; agreement %s", split, told, description["agreement"] or "unknown")
         return RankedSplit(rankings, description)
 
 

@@ -280,11 +280,11 @@ class DialogSumDataModule(ResumableDataModule):
         """Return shuffled batches of similar lengths, different in each epoch."""
         return self.resume_loader(self._loader("train", self.batch_size))
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the validation batches, longest rows first."""
         return self._loader("validation", self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the test batches, longest rows first."""
         return self._loader("test", self.eval_batch_size)
 
