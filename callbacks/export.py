@@ -1,4 +1,4 @@
-"""Hand a finished run over as a Hugging Face folder."""
+"""Export a finished run as a Hugging Face folder."""
 
 import logging
 import os
@@ -17,11 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class ExportCallback(Callback):
-    """Write `export/` at the end of fit, from the best checkpoint where there is one.
+    """Write `export/` at the end of a fit, from the best checkpoint if there is one.
 
-    The module then goes on with the weights that were exported, so that a test in the same process
-    is a test of the export. A test writes `export/` only where it is missing. The folder appears
-    whole or not at all.
+    The module keeps the exported weights, so that a test in the same process tests the export. A
+    test writes `export/` only if it is missing. The folder is renamed into place when complete.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -38,7 +37,7 @@ class ExportCallback(Callback):
         self._export(trainer, pl_module, source)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export the tested weights where no export is there yet."""
+        """Export the tested weights if there is no export yet."""
         is_there = RunFolder(trainer.default_root_dir).export.exists()
         if not trainer.strategy.broadcast(is_there):
             self._export(trainer, pl_module, "the weights that were tested")
@@ -64,24 +63,21 @@ def load_best(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
     """Load the best checkpoint's weights into the module, as Lightning does before a test.
 
     Returns:
-        What the module holds now, in words.
+        A description of the weights that the module has now.
     """
-    callback = trainer.checkpoint_callback
+    callback: Any = trainer.checkpoint_callback
     path = getattr(callback, "best_model_path", "")
     if not path:
-        return "the last weights (this run kept no checkpoint)"
+        return "the last weights"
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     pl_module.on_load_checkpoint(checkpoint)
     trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
-    monitor = getattr(callback, "monitor", None)
-    score = getattr(callback, "best_model_score", None)
-    if monitor is None or score is None:
-        return f"the weights of the last checkpoint, {Path(path).name}"
+    monitor, score = callback.monitor, callback.best_model_score
     return f"the weights of the best checkpoint, {Path(path).name} ({monitor} {float(score):.4f})"
 
 
 def replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; where `target` exists (a resumed run), it goes last of all."""
+    """Rename `new` to `target`; an existing target (of a resumed run) is deleted last."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,4 +1,4 @@
-"""summary.json: what a run was, what it cost, what came out."""
+"""summary.json: the settings, the cost and the results of a run."""
 
 import math
 import os
@@ -18,22 +18,21 @@ from common.run_folder import RunFolder
 from common.versions import find_versions, show_command
 from metrics.intervals import Estimate
 
-# Names whose capitals do not show where a word ends.
+# Class names that do not split at their capitals.
 _METHODS = {"LoRA": "lora", "PPOPolicy": "ppo"}
 
 
 class SummaryCallback(Callback):
     """Write summary.json: command, versions, seed, backbone, method, data, cost, metrics.
 
-    `seconds` is the wall time of training, validation in it included; where a run was resumed, the
-    times of its parts add up, without what was lost and done again. A test that follows is under
-    `test_seconds`. A run without training (prompting) has its test's time and memory instead, which
-    `measured` says. The last logged value of each metric is recorded at the end of training,
-    without n; callbacks that know their examples add n and interval.
+    `seconds` is the wall time of training including validation; the times of a resumed run's parts
+    add up, without steps that were lost and repeated. `test_seconds` is the time of a test. A run
+    without training (prompting) records the time and memory of its test, as `measured` says. The
+    last logged value of each metric is recorded at the end of training, without n; callbacks that
+    score examples add n and an interval.
 
     Args:
-        command: The command line to record, keys and tokens left out; None takes that of the
-            process.
+        command: The command line to record, without keys and tokens; None takes the process's.
     """
 
     def __init__(self, command: Sequence[str] | None = None) -> None:
@@ -45,11 +44,11 @@ class SummaryCallback(Callback):
         self._earlier_metrics: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give cost and metrics of the fit up to now, for a fit that goes on from here."""
+        """Return the cost and the metrics of the fit up to now."""
         return {**self._fit_cost(), "metrics": self._fit_metrics()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore them."""
         self._earlier = dict(state_dict)
         self._earlier_metrics = self._earlier.pop("metrics")
 
@@ -59,18 +58,18 @@ class SummaryCallback(Callback):
         self._start(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record cost and last metrics; not called where there is nothing to train."""
+        """Record cost and last metrics; not called if there is nothing to train."""
         cost = self._max_over_ranks(self._fit_cost(), trainer)
         if trainer.is_global_zero:
             self._record_fit(RunFolder(trainer.default_root_dir), cost, self._fit_metrics())
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record what the run was."""
+        """Record the run's settings."""
         if not trainer.is_global_zero:
             return
         folder = RunFolder(trainer.default_root_dir)
         if self._earlier and "measured" not in folder.read_summary():
-            # The run that is resumed was killed when it had trained, but not recorded that.
+            # The run was killed after its training, before it recorded it.
             self._record_fit(folder, self._earlier, self._earlier_metrics)
         folder.update_summary(command=self.command, **describe_run(pl_module))
         record_data(trainer, folder)
@@ -86,7 +85,7 @@ class SummaryCallback(Callback):
         self._start(pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the test's time, and all the rest where no training has."""
+        """Record the test's time, and everything else if no training did."""
         cost = self._max_over_ranks(self._cost(), trainer)
         if not trainer.is_global_zero:
             return
@@ -113,13 +112,13 @@ class SummaryCallback(Callback):
         restart_peak(self._device)
 
     def _cost(self) -> dict[str, Any]:
-        """Wall time since the start, and peak memory."""
+        """Return wall time since the start, and peak memory."""
         seconds = round(time.monotonic() - self._started, 3)
         amount, kind = measure_peak_memory(self._device)
         return {"seconds": seconds, "peak_memory_bytes": amount, "peak_memory_kind": kind}
 
     def _fit_cost(self) -> dict[str, Any]:
-        """The cost of the fit, with that of the part that it was resumed from."""
+        """Return the cost of the fit, including the part before it was resumed."""
         cost = self._cost()
         if earlier := self._earlier:
             cost["seconds"] = round(cost["seconds"] + earlier["seconds"], 3)
@@ -127,12 +126,12 @@ class SummaryCallback(Callback):
         return cost
 
     def _fit_metrics(self) -> dict[str, float]:
-        """The last value of each metric, be it from the part that the fit was resumed from."""
+        """Return the last value of each metric, also from before the fit was resumed."""
         now = last_metrics(self._trainer) if self._trainer else {}
         return self._earlier_metrics | {name: metric.value for name, metric in now.items()}
 
     def _max_over_ranks(self, cost: dict[str, Any], trainer: L.Trainer) -> dict[str, Any]:
-        """Take the peak memory of the rank that used most."""
+        """Return the peak memory of the rank that used most."""
         if trainer.world_size == 1:
             return cost
         amount = torch.tensor(cost["peak_memory_bytes"], dtype=torch.float64, device=self._device)
@@ -141,7 +140,7 @@ class SummaryCallback(Callback):
 
 
 def describe_run(pl_module: Any) -> dict[str, Any]:
-    """Say what a run is: versions, seed, backbone, method, parameters."""
+    """Describe a run: versions, seed, backbone, method, parameters."""
     trainable, total = pl_module.count_parameters()
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
@@ -154,20 +153,20 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
 
 
 def record_data(trainer: L.Trainer, folder: RunFolder) -> None:
-    """Record under "data", by split, what a datamodule that can tell says of its rows."""
+    """Record under "data" what a datamodule with ``describe`` reports about its splits."""
     describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
     if describe is not None:
         folder.update_summary(data=folder.read_summary().get("data", {}) | describe())
 
 
 def name_method(pl_module: object) -> str:
-    """The module's class name in snake case, e.g. "soft_prompt"."""
+    """Return the module's class name in snake case, e.g. "soft_prompt"."""
     name = type(pl_module).__name__
     return _METHODS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:
-    """Whether a recorded metric is the logged one (a float32) with its n and interval."""
+    """Return whether a recorded metric is the logged float32 with its n and interval."""
     return (
         known is not None
         and known["n"] is not None
@@ -176,8 +175,8 @@ def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:
 
 
 def last_metrics(trainer: L.Trainer) -> dict[str, Estimate]:
-    """The last value of every logged metric that is finite, under the name it was logged by."""
-    # Lightning's second names of a metric that is logged both ways, and the place.
+    """Return the last finite value of every logged metric."""
+    # Lightning's second names of a metric that is logged both ways, and the x axis.
     doubled = ("_step", "_epoch", "step", "epoch")
     return {
         name: Estimate(float(value))

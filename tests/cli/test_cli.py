@@ -146,10 +146,11 @@ def test_overwrite_spares_what_the_run_starts_from(
     assert snapshot(tmp_path / "run") == before
 
 
-def test_a_run_that_breaks_off_keeps_its_best_and_its_last_weights(
+def test_a_failed_run_keeps_its_best_and_its_last_weights(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = [*base, "--data.batch_size", "2", "--trainer.max_epochs", "2"]
+    settings += ["--checkpoint.every_n_train_steps", "1"]
     kept: list[bytes] = []
     step = LoRA.training_step
 
@@ -259,7 +260,7 @@ def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: 
     train.main([
         "test", "--config", str(tmp_path / "ppo" / "config.yaml"), "--data.source", "challenge",
         "--data.max_test_rows", "5", "--run_dir", str(challenge.path),
-        "--ckpt_path", str(tmp_path / "ppo" / "checkpoints" / "best.ckpt"),
+        "--ckpt_path", str(tmp_path / "ppo" / "checkpoints" / "last.ckpt"),
     ])  # fmt: skip
     assert challenge.read_predictions()[0]["id"] == "challenge_0"
     folders = [str(tmp_path / "ppo"), str(challenge.path)]

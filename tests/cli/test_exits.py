@@ -63,9 +63,9 @@ def test_unforeseen_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_stopped_run_names_what_can_be_continued(tmp_path: Path) -> None:
     stop = StoppedBySignal(signal.SIGINT, checkpoints=tmp_path)
-    assert "--overwrite true" in str(stop)
+    assert "no checkpoint yet" in str(stop)
     (tmp_path / "last.ckpt").touch()
-    assert "--resume auto" in str(stop)
+    assert "continue with --resume auto" in str(stop)
     assert "--resume" not in str(StoppedBySignal(signal.SIGINT, is_fit=False))
 
 
