@@ -11,11 +11,11 @@ mean is the share of failures; callbacks, `alignsum score` and rewards use it.
 
 import re
 from collections.abc import Sequence
-
-from rouge_score.rouge_scorer import RougeScorer
+from functools import cache
+from typing import Any
 
 from metrics.names import SPEAKER, find_unknown_names
-from metrics.rouge import CachingTokenizer
+from metrics.rouge import make_scorer
 from metrics.text_statistics import TextMetric
 
 SWAP_MARGIN = 0.02
@@ -25,7 +25,10 @@ Of human references, scored against the others of their dialogue, 2 % gain more;
 references with their speakers swapped, 68 % do (`python -m benchmarks.faithfulness`).
 """
 
-_BIGRAMS = RougeScorer(["rouge2"], tokenizer=CachingTokenizer(use_stemmer=True))
+
+@cache
+def _bigrams() -> Any:
+    return make_scorer(["rouge2"])
 
 
 def find_unknown_speakers(summary: str, dialogue: str) -> list[str]:
@@ -61,8 +64,8 @@ def gain_by_swapping(summary: str, references: Sequence[str]) -> float:
     if swapped == summary:
         return 0.0
     gains = [
-        _BIGRAMS.score(text, swapped)["rouge2"].fmeasure
-        - _BIGRAMS.score(text, summary)["rouge2"].fmeasure
+        _bigrams().score(text, swapped)["rouge2"].fmeasure
+        - _bigrams().score(text, summary)["rouge2"].fmeasure
         for text in references
     ]
     return sum(gains) / len(gains)

@@ -7,9 +7,7 @@ stemming the same words again for each reference takes it longest (`python -m be
 
 import re
 from collections.abc import Sequence
-
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
+from typing import Any
 
 from metrics.words import BEST, KEYS, tokenize
 
@@ -31,7 +29,7 @@ def split_sentences(text: str) -> str:
     return _SENTENCE_END.sub("\n", text.strip())
 
 
-class CachingTokenizer(Tokenizer):
+class CachingTokenizer:
     """`rouge_score`'s default tokenizer with a cache.
 
     Args:
@@ -44,6 +42,13 @@ class CachingTokenizer(Tokenizer):
     def tokenize(self, text: str) -> tuple[str, ...]:
         """See :func:`tokenize`."""
         return tokenize(text, self.use_stemmer)
+
+
+def make_scorer(keys: Sequence[str], use_stemmer: bool = True) -> Any:
+    """Return a `rouge_score` scorer with our tokenizer."""
+    from rouge_score.rouge_scorer import RougeScorer  # imported late: nltk takes a second
+
+    return RougeScorer(list(keys), tokenizer=CachingTokenizer(use_stemmer))
 
 
 def score_rouge(
@@ -75,7 +80,7 @@ def score_rouge(
         )
     if bad := [texts for texts in references if isinstance(texts, str) or not texts]:
         raise ValueError(f"Each example needs a list of at least one reference, got {bad[0]!r}.")
-    scorer = RougeScorer(list(KEYS), tokenizer=CachingTokenizer(use_stemmer))
+    scorer = make_scorer(KEYS, use_stemmer)
     if with_best is None:
         with_best = any(len(texts) > 1 for texts in references)
     values: dict[str, list[float]] = {key: [] for key in KEYS}

@@ -6,14 +6,17 @@ references and stemming is the slowest part.
 
 from functools import lru_cache
 from itertools import chain
-
-from rouge_score.tokenizers import DefaultTokenizer
+from typing import Any
 
 KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BEST = "_best"
 
-_WORDS = DefaultTokenizer(use_stemmer=False)
-_STEMS = DefaultTokenizer(use_stemmer=True)
+
+@lru_cache
+def _make_tokenizer(use_stemmer: bool) -> Any:
+    from rouge_score.tokenizers import DefaultTokenizer  # imported late: nltk takes a second
+
+    return DefaultTokenizer(use_stemmer)
 
 
 # Enough for all texts of one example and their sentences, which are the repeated ones.
@@ -28,11 +31,11 @@ def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
     Returns:
         The tokens, equal to those of `rouge_score`'s tokenizer.
     """
-    words = _WORDS.tokenize(text)
+    words = _make_tokenizer(False).tokenize(text)
     return tuple(chain.from_iterable(map(stem, words)) if use_stemmer else words)
 
 
 @lru_cache(maxsize=2**16)
 def stem(word: str) -> tuple[str, ...]:
     """Return the stem of one word as a tuple, which is empty if nothing is left of it."""
-    return tuple(_STEMS.tokenize(word))
+    return tuple(_make_tokenizer(True).tokenize(word))
