@@ -27,7 +27,7 @@ $(STAMP): requirements.lock
 	@touch $@
 
 demo: setup ## the whole story on the embedded miniature, into runs/demo
-	$(PY) -m alignsum demo
+	$(PY) -m alignsum demo $(ARGS)
 
 test: lint types ## lint, types and tests
 	$(PY) -m pytest -n auto --dist worksteal

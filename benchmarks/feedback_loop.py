@@ -19,7 +19,6 @@ before and after; and the change of ROUGE. Exits with 1 where a claim does not h
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,8 +87,8 @@ def run_steps(steps: Sequence[Step]) -> int:
         if step.result.exists():
             continue
         for command in step.commands:
-            demo.show(command)
-            if code := subprocess.call([sys.executable, *command]):  # noqa: S603
+            console.print(f"$ {demo.show(command)}", style="cyan", markup=False)
+            if code := demo.run_one([command]):
                 return code
     return 0
 

@@ -1,51 +1,56 @@
-"""The whole story in one command: every method trained, tested and compared in one table.
+"""The `demo` command: every method, trained, tested and compared on the embedded miniature.
 
-    python -m demo                            # on the miniature, into runs/demo: `make demo`
-    python -m demo lora ppo                   # these only, in this order
-    python -m demo --source data/dialogsum --root runs/real
-    python -m demo --quick --root /tmp/try    # a few batches of everything: does it run?
+    python -m alignsum demo                     # into runs/demo: `make demo`
+    python -m alignsum demo --quick             # a few batches of everything: does it run?
+    python -m alignsum demo --only lora ppo     # these steps
+    python -m alignsum demo --feedback          # also learn from simulated annotators' rankings
+    python -m alignsum demo --source data/dialogsum --root runs/real
 
-The last rows walk the road of feedback: completions are drawn from the LoRA, simulated annotators
-rank them, and a reward model and PPO by it learn from the rankings, or DPO does so directly.
-
-With ``--source`` the miniature's models read real dialogues: any source of ``--data.source``. The
-reward model keeps the miniature's rankings, for other data have none; and the road of feedback is
-left out, for the simulated annotators know the miniature only.
-
-Every step is one or two commands that anyone can type; they are printed before they run. Fit and
-test of a run share one process, and every run has its own, so that its peak memory is its own.
+All steps run in this process, so that the libraries are imported once. Each is one or two commands
+that anyone can type; what they print goes to ROOT/<step>.log. Finished steps are skipped, so the
+same command continues an interrupted demo. With ``--source`` the miniature's models read other
+dialogues; the reward model keeps the miniature's rankings.
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
-import subprocess
-import sys
+import json
+import logging
+import os
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from common.exits import run, start_log
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+log = logging.getLogger("demo")
 
 BASELINES = ("human", "lead_3")
-"""Rows that no model makes: see baselines.py."""
+"""Rows without a model: see alignsum/commands/baselines.py."""
 
 FEW_RANKINGS = [
     "--data.batch_size", "4", "--trainer.max_epochs", "4",
     "--model.optimizer.init_args.lr", "3e-4",
 ]  # fmt: skip
-"""How a reward model learns from some hundreds of rankings; those of the miniature are 2,000."""
+"""Settings of a reward model that learns from some hundreds of rankings instead of 2,000."""
 
 METHODS: dict[str, list[str]] = {
     "zero_shot": ["in_context", "--data.shots", "0"],
     "one_shot": ["in_context", "--data.shots", "1"],
     "few_shot": ["in_context", "--data.shots", "3"],
-    "full_ft": ["full_ft"],
     "lora": ["lora"],
+    "ppo": ["ppo", "--model.adapter", "{root}/lora/export"],
+    "full_ft": ["full_ft"],
     "soft_prompt": ["soft_prompt"],
     "reward": ["reward"],
-    # PPO goes on from the LoRA that was just tuned.
-    "ppo": ["ppo", "--model.adapter", "{root}/lora/export"],
-    # From rankings of what that LoRA says: by a reward model of their own, or without one.
+    # Learn from rankings of the LoRA's summaries, with a reward model or without one.
     "reward_feedback": ["reward", "--data.source", "{root}/feedback/answers.jsonl", *FEW_RANKINGS],
     "ppo_feedback": [
         "ppo", "--model.adapter", "{root}/lora/export",
@@ -58,52 +63,57 @@ METHODS: dict[str, list[str]] = {
 }  # fmt: skip
 """Name of each run, its config and further settings."""
 
-RUNS = (*BASELINES, *METHODS)
-"""All runs, in the order of the table."""
-
 FEEDBACK = ("feedback", "reward_feedback", "ppo_feedback", "dpo")
-"""The road of feedback, on the miniature only. Its first step is no run: it makes the rankings."""
+"""Steps that learn from rankings; the first only makes the rankings."""
 
-STEPS = (*(run for run in RUNS if run not in FEEDBACK), *FEEDBACK)
-"""All that is done, in its order."""
+STEPS = ("zero_shot", *BASELINES, *(name for name in METHODS if name != "zero_shot"))
+STEPS = (*(name for name in STEPS if name not in FEEDBACK), *FEEDBACK)
+"""All steps in their order."""
+
+TABLE = (
+    *BASELINES, "zero_shot", "one_shot", "few_shot", "full_ft", "lora", "soft_prompt", "reward",
+    "ppo", "reward_feedback", "ppo_feedback", "dpo",
+)  # fmt: skip
+"""All runs in the order of the comparison."""
 
 RANKED, QUICKLY_RANKED = 500, 24
-"""Dialogues that are ranked, and of them with ``--quick``."""
+"""Number of dialogues that are ranked; the second with ``--quick``."""
 
 COMPLETIONS = 8
-"""Of each dialogue that is ranked: 28 pairs a ranking."""
+"""Completions of each ranked dialogue: 28 pairs a ranking."""
 
-console = Console(soft_wrap=True)
+SECONDS = {"zero_shot": 15, "lora": 60, "full_ft": 70, "soft_prompt": 60, "ppo": 90}
+"""Typical time of a step, to estimate what remains; 20 for the others."""
 
 
 def make_commands(
     name: str, root: str, seed: int = 42, source: str = "mini", quick: bool = False
 ) -> list[list[str]]:
-    """Give the commands of a step, each the arguments of ``python``.
+    """Return the commands of a step, each a module with a `main` and its arguments.
 
     Args:
         name: One of STEPS.
         root: Folder of the run folders.
         seed: Seed of everything random in the step.
         source: Where the dialogues come from.
-        quick: A few batches only.
+        quick: Use a few batches only.
     """
     if name in BASELINES:
         limit = ["--max_test_rows", "64"] if quick else []
-        data = ["--source", source, "--out", root, "--toxicity", "mini"]
-        return [["alignsum.commands.baselines.py", name, *data, *limit, "--overwrite", "true"]]
+        options = ["--source", source, "--out", root, "--toxicity", "mini", *limit]
+        return [["alignsum.commands.baselines", name, *options, "--overwrite", "true"]]
     if name == "feedback":
         samples, answers = (Path(root, name, f"{part}.jsonl") for part in ("samples", "answers"))
         rows = QUICKLY_RANKED if quick else RANKED
         return sample_and_rank(Path(root, "lora"), samples, answers, rows, seed)
     config, *options = METHODS[name]
-    overlays = ["mini"]
+    overlays = ["mini", *(["rollouts"] if config == "ppo" else [])]
     if source != "mini" and name != "reward":
         overlays.append("real_text")
         options += ["--data.source", source]
     if quick:
         overlays.append("debug")
-        if config != "in_context":  # which has no epoch at all
+        if config != "in_context":  # which has no epoch
             options += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
             options += ["--trainer.val_check_interval", "1.0"]
     settings = [option.format(root=root) for option in options]
@@ -117,16 +127,16 @@ def fit_and_test(
     settings: Sequence[str] = (),
     overlays: Sequence[str] = ("mini",),
 ) -> list[list[str]]:
-    """Give the commands that fit and test a config; a run that is there already is replaced."""
+    """Return the commands that fit and test a config and replace an earlier run."""
     paths = [f"configs/{config}.yaml", *(f"configs/overlays/{name}.yaml" for name in overlays)]
     arguments = [part for path in paths for part in ("--config", path)]
     arguments += [*settings, "--run_dir", str(run_dir)]
     arguments += ["--seed_everything", str(seed), "--overwrite", "true"]
-    return [["train.py", command, *arguments] for command in ("fit", "test")]
+    return [["train", command, *arguments] for command in ("fit", "test")]
 
 
 def sample_and_rank(
-    run: Path,
+    run_dir: Path,
     samples: Path,
     answers: Path,
     rows: int,
@@ -135,89 +145,178 @@ def sample_and_rank(
     completions: int = COMPLETIONS,
     annotators: Sequence[str] = (),
 ) -> list[list[str]]:
-    """Give the commands that sample from a run, and have simulated annotators rank the samples.
+    """Return the commands that sample from a run and let simulated annotators rank the samples.
 
     Args:
-        run: A run folder with an export.
+        run_dir: A run folder with an export.
         samples: File of completions to write.
         answers: File of rankings to write.
-        rows: How many dialogues of the miniature.
+        rows: Number of the miniature's dialogues.
         seed: Seed of the sampling and of the annotators' mistakes.
-        split: Of which split they are.
-        completions: Of each dialogue.
+        split: Split of the dialogues.
+        completions: Number per dialogue.
         annotators: Further options of the annotators.
     """
     sample = [
-        "-m", "alignsum", "rank", "sample", str(run), "--input", "mini", "--split", split,
+        "alignsum.commands.rank", "sample", str(run_dir), "--input", "mini", "--split", split,
         "--max_rows", str(rows), "--completions", str(completions), "--output", str(samples),
         "--seed", str(seed), "--overwrite", "true",
     ]  # fmt: skip
-    rank = ["-m", "collecting.simulated_annotators", str(samples), "--out", str(answers)]
+    rank = ["collecting.simulated_annotators", str(samples), "--out", str(answers)]
     return [sample, [*rank, "--seed", str(seed), "--overwrite", *annotators]]
 
 
-def run_one(commands: list[list[str]]) -> int:
-    """Run commands in this process, one after the other, until one fails; give its exit code."""
-    for command in commands:
-        show(command)
-        program, *arguments = command
-        if program == "-m":
-            program, *arguments = arguments
-            program = "alignsum.__main__" if program == "alignsum" else program
-        # Imported here: it takes seconds, and the parent process has no use for it.
-        if code := importlib.import_module(program.removesuffix(".py")).main(arguments):
-            return code
+def run_one(commands: Sequence[Sequence[str]]) -> int:
+    """Run commands in this process until one fails; return its exit code, or 0."""
+    for module, *arguments in commands:
+        try:
+            code = importlib.import_module(module).main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        gc.collect()  # the Trainer's reference cycles hold the models
+        if code:
+            return int(code)
     return 0
 
 
-def show(command: Sequence[str]) -> None:
-    """Print a command as one types it."""
-    console.print(f"$ python {' '.join(command)}", style="cyan", markup=False)
+def show(command: Sequence[str]) -> str:
+    """Return a command of :func:`make_commands` as it is typed."""
+    module, *arguments = command
+    known = {"train": ["train.py"]}
+    start = known.get(module) or ["-m", *module.replace("alignsum.commands.", "alignsum ").split()]
+    return shlex.join(["python", *start, *arguments])
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line; `steps` are those named, or all that there are for the source."""
-    parser = argparse.ArgumentParser(description="Every method, tested and compared in one table.")
-    known = f"of {', '.join(STEPS)}; all if none"
-    parser.add_argument("steps", nargs="*", metavar="RUN", help=known)
-    parser.add_argument("--root", default="runs/demo", help="folder of the run folders, replaced")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--source", default="mini", help="dialogues: mini, a folder or a hub id")
-    parser.add_argument("--quick", action="store_true", help="a few batches of everything")
+def is_finished(name: str, root: Path) -> bool:
+    """Return whether a step has written its last file."""
+    last = {"feedback": "answers.jsonl"}.get(name, "predictions.jsonl")
+    return (root / name / last).is_file()
+
+
+def describe_result(name: str, root: Path) -> str:
+    """Return a step's main test metrics, times 100."""
+    from common.run_folder import RunFolder
+
+    metrics = RunFolder(root / name).read_summary().get("metrics", {})
+    titles = {"rouge1": "ROUGE-1", "toxicity": "toxicity", "accuracy": "accuracy"}
+    return ", ".join(
+        f"{title} {100 * metrics[f'test/{key}']['value']:.1f}"
+        for key, title in titles.items()
+        if f"test/{key}" in metrics
+    )
+
+
+@contextlib.contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Write everything that a step prints to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
+
+
+def run_steps(options: argparse.Namespace, console: "Console") -> None:
+    """Run the steps that are not finished, and report each in two lines.
+
+    Raises:
+        ValueError: If a step fails; names its log.
+    """
+    root = Path(options.root)
+    steps = [name for name in options.steps if options.overwrite or not is_finished(name, root)]
+    if skipped := [name for name in options.steps if name not in steps]:
+        console.print(f"finished earlier (--overwrite repeats them): {', '.join(skipped)}")
+    started, worked = time.monotonic(), 0.0
+    for number, name in enumerate(steps, start=1):
+        estimate = SECONDS.get(name, 20)
+        left = sum(SECONDS.get(each, 20) for each in steps[number - 1 :])
+        pace = (time.monotonic() - started) / worked if worked else 1.0
+        minutes = "" if options.quick else f", about {max(left * pace / 60, 0.5):.1f} min remain"
+        console.print(f"{number} of {len(steps)}: {name}{minutes}", style="bold")
+        commands = make_commands(name, options.root, options.seed, options.source, options.quick)
+        path, began = root / f"{name}.log", time.monotonic()
+        with output_to(path):
+            for command in commands:
+                log.info("$ %s", show(command))
+            code = run_one(commands)
+        if code:
+            tail = "\n".join(path.read_text(encoding="utf-8").splitlines()[-8:])
+            raise ValueError(f"{name} failed with exit code {code}; the end of {path}:\n{tail}")
+        worked += estimate
+        seconds = time.monotonic() - began
+        console.print(
+            f"   {describe_result(name, root) or 'done'} ({seconds:.0f} s)", style="green"
+        )
+
+
+def check_root(options: argparse.Namespace) -> None:
+    """Refuse to mix runs of different settings in one folder, and record the settings.
+
+    Raises:
+        ValueError: If the folder holds a demo with other settings.
+    """
+    path = Path(options.root, "demo.json")
+    settings = {"seed": options.seed, "source": options.source, "quick": options.quick}
+    if path.is_file() and not options.overwrite:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier != settings:
+            raise ValueError(
+                f"{options.root} holds a demo with {earlier}; choose another folder with --root, "
+                "or replace it with --overwrite"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; `steps` are the steps to take."""
+    parser = argparse.ArgumentParser(
+        prog="alignsum demo", description="Train, test and compare every method on the miniature."
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}")
+    add("--root", help="folder of the run folders (runs/demo; runs/demo_quick with --quick)")
+    add("--seed", type=int, default=42)
+    add("--source", default="mini", help="dialogues: mini, a file, a folder or a hub id")
+    add("--quick", action="store_true", help="a few batches of everything")
+    add("--feedback", action="store_true", help=f"also {', '.join(FEEDBACK)}")
+    add("--overwrite", action="store_true", help="repeat finished steps")
     options = parser.parse_args(arguments)
-    if unknown := set(options.steps) - set(STEPS):
-        parser.error(f"no such run: {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
-    real = options.source != "mini"
-    if real and (alien := [name for name in options.steps if name in FEEDBACK]):
+    if unknown := set(options.only or ()) - set(STEPS):
+        parser.error(f"no such step: {', '.join(sorted(unknown))}; choose from {', '.join(STEPS)}")
+    default = STEPS if options.feedback else [name for name in STEPS if name not in FEEDBACK]
+    options.steps = [name for name in STEPS if name in (options.only or default)]
+    if options.source != "mini" and (alien := [s for s in options.steps if s in FEEDBACK]):
         parser.error(f"{', '.join(alien)}: the simulated annotators know the miniature only")
-    options.steps = options.steps or [s for s in STEPS if not (real and s in FEEDBACK)]
+    options.root = options.root or ("runs/demo_quick" if options.quick else "runs/demo")
     return options
 
 
-def main(arguments: list[str]) -> int:
-    """Take the named steps, or all, each in a process of its own, then compare the runs.
+def main(args: Sequence[str]) -> int:
+    """Run the steps and the comparison; return the exit code (see common/exits.py)."""
+    options = parse(args)
+    start_log()
 
-    Returns:
-        0, or the exit code of the first command that failed.
-    """
-    options = parse(arguments)
-    started = time.monotonic()
-    for place, name in enumerate(options.steps, start=1):
-        console.rule(f"[bold]{place} of {len(options.steps)}: {name}")
-        commands = make_commands(name, options.root, options.seed, options.source, options.quick)
-        program = f"import sys, demo; sys.exit(demo.run_one({commands!r}))"
-        if code := subprocess.call([sys.executable, "-c", program]):  # noqa: S603
-            console.print(f"{name} failed with exit code {code}", style="red")
-            return code
-    console.rule("[bold]comparison")
-    runs = [f"{options.root}/{name}" for name in RUNS if Path(options.root, name).is_dir()]
-    report = ["report.py", "compare", *runs, "--out", f"{options.root}/report"]
-    show(report)
-    code = subprocess.call([sys.executable, *report])  # noqa: S603
+    def work() -> int:
+        from rich.console import Console
+
+        os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+        started = time.monotonic()
+        check_root(options)
+        console = Console(soft_wrap=True, highlight=False)
+        run_steps(options, console)
+        return compare(options.root, console, started)
+
+    return run(work, log, "interrupted; the same command continues")
+
+
+def compare(root: str, console: Any, started: float) -> int:
+    """Compare the runs that exist, in the order of the table."""
+    runs = [f"{root}/{name}" for name in TABLE if Path(root, name).is_dir()]
+    command = ["alignsum.commands.compare", *runs, "--out", f"{root}/report"]
+    code = run_one([command])
     minutes = (time.monotonic() - started) / 60
-    console.print(f"{minutes:.1f} minutes in all; open {options.root}/report/report.html")
+    console.print(f"{minutes:.1f} minutes; open {root}/report/report.html", style="bold")
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
