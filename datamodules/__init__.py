@@ -3,6 +3,10 @@
 The classes are imported when they are first used: torch and lightning take seconds, and the ranking
 page needs only the file format in ``datamodules.rankings``. ``from datamodules import *`` imports
 them all, which is what makes ``class_path: DialogSumDataModule`` enough in a config.
+
+The package is larger than its budget of 1,900 lines. It has about 1,800 lines of code and 800 of
+docstrings: four datamodules with their batch types, one parser for the rankings that people write,
+and the messages that name file, line and remedy.
 """
 
 import importlib

@@ -118,11 +118,13 @@ class DPODataModule(DialogSumDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return the validation dialogues and the held-out pairs."""
-        return [super().val_dataloader(), self._pair_loader("validation", self.eval_batch_size)]
+        size = self.eval_batch_size
+        return [self._loader("validation", size), self._pair_loader("validation", size)]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return the test dialogues and the test pairs."""
-        return [super().test_dataloader(), self._pair_loader("test", self.eval_batch_size)]
+        size = self.eval_batch_size
+        return [self._loader("test", size), self._pair_loader("test", size)]
 
     def _pair_loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
         rankings = self.splits[split]

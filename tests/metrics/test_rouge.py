@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from benchmarks import rouge as benchmark
 from benchmarks.dialogsum import FOLDER, read_dialogsum
-from datamodules.reading import Row
 from metrics.rouge import rouge, score_rouge, split_sentences
 from metrics.words import KEYS, tokenize
 
@@ -125,16 +123,3 @@ def test_the_reward_function() -> None:
     assert rouge(texts, ["", ""], references, "rouge1_best") == pytest.approx([2 / 3, 0])
     with pytest.raises(ValueError, match="ROUGE has no 'rouge9'"):
         rouge(texts, ["", ""], references, "rouge9")
-
-
-def test_the_benchmark_compares_the_same_thing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [Row(str(i), "d", (f"the cat {i}", MAT, "dogs")) for i in range(4)]
-    monkeypatch.setattr(benchmark, "read_dialogsum", lambda split: rows)
-    monkeypatch.setattr(benchmark, "ROWS", 16)
-    assert len(set(benchmark.make_examples(rows, rows))) == 16
-    assert benchmark.main(["1"]) == 0
-    assert "metric / direct" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match=r"rouge1: rouge_score gives 0\.5, the metric 0\.6"):
-        benchmark.check({"rouge1": 0.5}, {"rouge1": 0.6})
