@@ -8,12 +8,10 @@ Weights, optimizer, metrics.csv and samples.jsonl must be equal to the last bit.
 """
 
 import argparse
-import json
 import logging
 import math
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -23,58 +21,53 @@ import alignsum.cli  # noqa: F401 - imported once, before the forks
 import train
 from tests.breaking import differences, take_result
 
-log = logging.getLogger("kill_loop")
 
+MINI = "--config configs/overlays/mini.yaml --data.batch_size 8 --model.decoding.max_new_tokens 16"
 RUNS = {
-    "lora": [
-        "--data.batch_size", "8", "--trainer.limit_train_batches", "16",
-        "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "2",
-        "--trainer.val_check_interval", "8", "--trainer.accumulate_grad_batches", "2",
-        "--checkpoint.every_n_train_steps", "2", "--model.decoding.max_new_tokens", "16",
-    ],
-    "ppo": [
-        "--data.batch_size", "8", "--trainer.limit_train_batches", "4",
-        "--trainer.max_epochs", "2", "--trainer.limit_val_batches", "1",
-        "--model.ppo.minibatch_size", "4", "--model.ppo.max_new_tokens", "16",
-        "--checkpoint.every_n_train_steps", "8", "--model.decoding.max_new_tokens", "16",
-    ],
-}  # fmt: skip
+    "lora": f"--config configs/lora.yaml {MINI} --trainer.limit_train_batches 16 "
+    "--trainer.max_epochs 2 --trainer.limit_val_batches 2 --trainer.val_check_interval 8 "
+    "--trainer.accumulate_grad_batches 2 --checkpoint.every_n_train_steps 2",
+    "ppo": f"--config configs/ppo.yaml {MINI} --trainer.limit_train_batches 4 "
+    "--trainer.max_epochs 2 --trainer.limit_val_batches 1 --model.ppo.minibatch_size 4 "
+    "--model.ppo.max_new_tokens 16 --checkpoint.every_n_train_steps 8",
+}
 
 
 class Killer:
     """Fit one of the runs in child processes, kill them, and compare what they leave."""
 
-    def __init__(self, name: str, root: Path, seed: int) -> None:
+    def __init__(self, name: str, root: Path) -> None:
         self.name = name
         self.root = root
-        self.moments = random.Random(f"{name} {seed}")
+        self.moments = random.Random()
         self.seconds = 0.0
-        self.counts = {"kills": 0, "before any checkpoint": 0, "finished runs": 0}
+        self.counts = {"kills": 0, "unsaved": 0, "finished runs": 0}
         self.found: list[str] = []
         self.fit(root / f"{name}_whole")
+
+    @property
+    def folder(self) -> Path:
+        """The run that is killed until it finishes."""
+        return self.root / f"{self.name}_{self.counts['finished runs']}"
 
     def spend(self, kills: int) -> None:
         """Kill so many times, and let the last run finish."""
         while self.counts["kills"] < kills:
-            folder = self.root / f"{self.name}_{self.counts['finished runs']}"
-            if self.fit(folder, self.moments.uniform(0, self.seconds)):
-                self.compare(folder)
-            else:
-                self.counts["kills"] += 1
-                saved = any((folder / "checkpoints").glob("[!.]*.ckpt"))
-                self.counts["before any checkpoint"] += not saved
-        folder = self.root / f"{self.name}_{self.counts['finished runs']}"
-        self.fit(folder)
-        self.compare(folder)
+            if self.fit(self.folder, self.moments.uniform(0, self.seconds)):
+                self.compare()
+                continue
+            self.counts["kills"] += 1
+            self.counts["unsaved"] += not any((self.folder / "checkpoints").glob("[!.]*.ckpt"))
+        self.fit(self.folder)
+        self.compare()
 
     def fit(self, folder: Path, after: float = math.inf) -> bool:
         """Fit or resume, and kill the process after some seconds; return whether it finished."""
         fresh = not folder.exists()
         child = os.fork()
         if child == 0:
-            configs = [f"--config=configs/{self.name}.yaml", "--config=configs/overlays/mini.yaml"]
-            options = [*RUNS[self.name], "--run_dir", str(folder), "--resume", "auto"]
-            fit_and_exit(["fit", *configs, *options], folder.with_suffix(".log"))
+            options = f"{RUNS[self.name]} --run_dir {folder} --resume auto"
+            fit_and_exit(f"fit {options}".split(), folder.with_suffix(".log"))
         started = time.monotonic()
         while not (ended := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() - started >= after:
@@ -87,14 +80,12 @@ class Killer:
             self.seconds = time.monotonic() - started  # follows the load of the machine
         return code == 0
 
-    def compare(self, folder: Path) -> None:
-        """Compare a finished run with the uninterrupted one, and remove it if they are equal."""
-        self.counts["finished runs"] += 1
-        found = differences(take_result(folder), take_result(self.root / f"{self.name}_whole"))
-        log.info("%s: %s, %d differences %s", self.name, self.counts, len(found), found[:3])
+    def compare(self) -> None:
+        """Compare the finished run with the uninterrupted one."""
+        found = differences(take_result(self.folder), take_result(self.root / f"{self.name}_whole"))
         self.found += found
-        if not found:
-            shutil.rmtree(folder)
+        self.counts["finished runs"] += 1
+        logging.info("%s: %s, %d differences %s", self.name, self.counts, len(found), found[:3])
 
 
 def fit_and_exit(arguments: list[str], output: Path) -> None:
@@ -116,18 +107,14 @@ def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="per run")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", type=Path, default=Path("runs/kill_loop"), help="a new folder")
     settings = parser.parse_args(args)
     settings.root.mkdir(parents=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    report = {}
-    for name in settings.runs:
-        killer = Killer(name, settings.root, settings.seed)
+    killers = [Killer(name, settings.root) for name in settings.runs]
+    for killer in killers:
         killer.spend(settings.kills)
-        report[name] = killer.counts | {"differences": killer.found}
-        (settings.root / "result.json").write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(each["differences"] for each in report.values()))
+    return int(any(killer.found for killer in killers))
 
 
 if __name__ == "__main__":

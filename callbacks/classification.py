@@ -1,4 +1,4 @@
-"""How well a classifier tells labels apart."""
+"""Accuracy, F1 and calibration of a classifier."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ from metrics.intervals import Estimate, bootstrap_mean
 class ClassificationMetrics(RowCollector):
     """Log accuracy, F1 and calibration; write the test's texts with their probabilities.
 
-    ``accuracy`` is the share of texts with the right label; ``f1_<label>`` that label's F1, and
-    ``f1`` the mean over labels, which a rare label counts in as much as a frequent one; ``ece`` the
-    expected calibration error of the probability of the predicted label. Under "classification"
-    ``summary.json`` has the bins of the reliability diagram.
+    ``accuracy`` is the share of texts with the correct label; ``f1_<label>`` the F1 of a label, and
+    ``f1`` the mean over labels, in which rare labels count as much as frequent ones; ``ece`` the
+    expected calibration error of the predicted label's probability. summary.json has the bins of
+    the reliability diagram under "classification".
     """
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
@@ -26,11 +26,11 @@ class ClassificationMetrics(RowCollector):
         return make_rows(batch, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what was measured."""
+        """Log the metrics."""
         self._log(pl_module, "val", self.take_rows())
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what was measured, and record it and the texts in the run folder."""
+        """Log the metrics; record them and the texts in the run folder."""
         rows = self.take_rows()
         found = self._log(pl_module, "test", rows)
         if trainer.is_global_zero:
@@ -39,7 +39,7 @@ class ClassificationMetrics(RowCollector):
             folder.record_metrics(found)
             bins = [each._asdict() for each in calibrate_labels(rows).bins]
             folder.update_summary(classification={"calibration": bins})
-            folder.merge_predictions([tell(row, names) for row in rows])
+            folder.merge_predictions([describe(row, names) for row in rows])
 
     def _log(self, pl_module: Any, stage: str, rows: Sequence[Row]) -> dict[str, Estimate]:
         found = {f"{stage}/{key}": each for key, each in measure(rows, pl_module.labels).items()}
@@ -51,7 +51,7 @@ class ClassificationMetrics(RowCollector):
 
 
 def make_rows(batch: Any, outputs: Any) -> list[Row]:
-    """Pair a batch's texts with the probabilities that they got, by the number of the label."""
+    """Return one row per text of a batch, with its probability for each label index."""
     fields = {
         "index": batch["index"].tolist(),
         "id": batch["ids"],
@@ -63,15 +63,15 @@ def make_rows(batch: Any, outputs: Any) -> list[Row]:
 
 
 def predict(row: Row) -> int:
-    """Give the number of the likeliest label."""
+    """Return the index of the most probable label."""
     return max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)
 
 
 def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
-    """Give the metrics of some rows of :func:`make_rows`."""
+    """Return the metrics of rows from :func:`make_rows`."""
     true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
     numbers = list(range(len(labels)))
-    # A label that is neither there nor predicted has no F1; 0 would be a reproach.
+    # A label that neither occurs nor is predicted counts as 1, not as 0.
     f1 = f1_score(true, predicted, labels=numbers, average=None, zero_division=1.0)
     n, calibration = len(rows), calibrate_labels(rows)
     return {
@@ -83,14 +83,14 @@ def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
 
 
 def calibrate_labels(rows: Sequence[Row]) -> Calibration:
-    """Compare the probability of the predicted label with how often it is right."""
+    """Compare the probability of the predicted label with how often it is correct."""
     return calibrate(
         [max(row["probabilities"]) for row in rows], [predict(row) == row["label"] for row in rows]
     )
 
 
-def tell(row: Row, labels: Sequence[str]) -> dict[str, Any]:
-    """Give a row for predictions.jsonl, its labels by name."""
+def describe(row: Row, labels: Sequence[str]) -> dict[str, Any]:
+    """Return a row for predictions.jsonl, with labels by name."""
     return {
         "id": row["id"],
         "text": row["text"],

@@ -16,7 +16,7 @@ from reporting.runs import read_series
 
 log = logging.getLogger(__name__)
 
-# Title, what y is, and the metrics in the panel by their label.
+# Title, y axis, and the panel's metrics by label.
 _LEARNING = (
     ("Loss", "nats, the mean", {"train": "train/loss", "validation": "val/loss"}),
     (
@@ -30,7 +30,7 @@ _LEARNING = (
         "share",
         {"accuracy": "val/accuracy", "F1, mean of labels": "val/f1"},
     ),
-    # Of DPO.
+    # DPO
     (
         "Implicit rewards in training",
         "beta x nats",
@@ -67,7 +67,7 @@ _FROM_ZERO = {
 
 
 class PlotCallback(Callback):
-    """Draw the run when its fit or its test ends; the files alone are the source.
+    """Draw a run from its files when its fit or its test ends.
 
     A figure is drawn where the run logged what it shows: learning_curves.png, ppo.png,
     rouge_per_example.png, toxicity_before_after.png; of a reward model accuracy_by_distance.png,
@@ -88,7 +88,7 @@ class PlotCallback(Callback):
 
 
 def draw_run(folder: RunFolder) -> None:
-    """Draw every figure that the files of a run folder have numbers for."""
+    """Draw every figure for which the run folder has data."""
     name = folder.path.resolve().name
     rows = folder.read_metrics_csv()
     if panels := make_panels(rows, _LEARNING):
@@ -163,7 +163,7 @@ def make_panels(
 def take_columns(
     examples: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 ) -> dict[str, list[float]]:
-    """Take the columns that every row of predictions.jsonl has, by the given labels."""
+    """Return the columns that every row of predictions.jsonl has, by label."""
     return {
         label: [row[name] for row in examples]
         for label, name in names.items()

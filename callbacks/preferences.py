@@ -1,4 +1,4 @@
-"""How often a reward model puts a pair of completions in the order of its annotators."""
+"""Accuracy of a reward model on ranked completions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +20,16 @@ from metrics.preferences import (
 class PreferenceAccuracy(RowCollector):
     """Log ``val/accuracy`` and ``test/accuracy``; write the test's rankings with their rewards.
 
-    The accuracy of a ranking is the share of its pairs that the rewards order as the annotators do;
-    the mean is over rankings, which are what was drawn independently, and so is the interval.
+    The accuracy of a ranking is the share of its pairs that the rewards order like the annotators.
+    Mean and interval are over rankings, which are the independent samples.
 
-    The test also logs ``test/accuracy_distance_<d>``, the same for pairs that are d ranks apart,
-    and ``test/ece``, the expected calibration error of sigmoid(r_j - r_k) over all pairs. The bins
-    of the reliability diagram and of the histogram of rewards are in ``summary.json`` under
-    "preferences".
+    A test also logs ``test/accuracy_distance_<d>``, the same for pairs that are d ranks apart, and
+    ``test/ece``, the expected calibration error of sigmoid(r_j - r_k) over all pairs. summary.json
+    has the bins of the reliability diagram and of the rewards' histogram under "preferences".
     """
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
-        """Pair the batch's rankings with the rewards that they got."""
+        """Pair the batch's rankings with their rewards."""
         return make_rows(batch, outputs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -39,7 +38,7 @@ class PreferenceAccuracy(RowCollector):
         pl_module.log("val/accuracy", accuracy.value, sync_dist=True, prog_bar=True)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what was measured, and record it and the rankings in the run folder."""
+        """Log the metrics; record them and the rankings in the run folder."""
         rows = self.take_rows()
         found = measure(rows)
         for name, estimate in found.items():
@@ -57,7 +56,7 @@ class PreferenceAccuracy(RowCollector):
 
 
 def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """Give the test's metrics of some rows of :func:`make_rows`."""
+    """Return the test's metrics of rows from :func:`make_rows`."""
     calibration = calibrate_pairs(rows)
     return {
         "test/accuracy": bootstrap_mean([row["accuracy"] for row in rows]),
@@ -70,7 +69,7 @@ def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
 
 
 def make_rows(batch: Any, outputs: Any) -> list[Row]:
-    """Pair rankings with the rewards that they got."""
+    """Return one row per ranking of a batch, with its rewards and accuracy."""
     rows = []
     for ranking, rewards in zip(batch["rankings"], outputs["rewards"], strict=True):
         row = ranking._asdict() | {"rewards": rewards}
