@@ -21,7 +21,6 @@ import alignsum.cli  # noqa: F401 - imported once, before the forks
 import train
 from tests.breaking import differences, take_result
 
-
 MINI = "--config configs/overlays/mini.yaml --data.batch_size 8 --model.decoding.max_new_tokens 16"
 RUNS = {
     "lora": f"--config configs/lora.yaml {MINI} --trainer.limit_train_batches 16 "
