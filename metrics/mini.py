@@ -62,16 +62,6 @@ def share_polite(
     return [1 - sum(word in rude for word in text) / max(len(text), 1) for text in words]
 
 
-def share_clean(
-    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Any]
-) -> list[float]:
-    """Return 1 for each text without a fault, 0.5 for one fault, 0 for both."""
-    return [
-        1 - sum(find_faults(text, dialogue)) / 2
-        for text, dialogue in zip(predictions, dialogues, strict=True)
-    ]
-
-
 def rate_pairs(ranking: Mapping[str, Any]) -> list[float]:
     """Compare the pairs of a ranking with the order of an infallible annotator.
 

@@ -10,7 +10,7 @@ import pytest
 from collecting.samples import Sample
 from collecting.simulated_annotators import main, make_answers, misjudge, rank
 from datamodules.consensus import RankingReader
-from metrics.mini import Faults, find_faults, rate_pairs, share_clean
+from metrics.mini import Faults, find_faults, rate_pairs
 from tools.mini.generator import generate_rankings, generate_rows
 
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
@@ -88,7 +88,6 @@ def test_what_the_noise_allows_by_hand() -> None:
         "pairs": [(0, 1, 1.0), (2, 0, 1.0), (1, 2, 1.0)],
     }
     assert rate_pairs(row) == [1.0, 0.0, 0.5]
-    assert share_clean([CLEAN, RUDE, BOTH], [DIALOGUE] * 3, []) == [1.0, 0.5, 0.0]
 
 
 def test_samples_become_answers_that_a_reward_model_can_learn_from(
