@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 HALF = 0.5
 """Share of the initial toxicity that may be left."""
 
-_METRICS = ("toxicity", "rouge1", "judge")
+_METRICS = ("toxicity", "rouge1", "evaluator")
 _KL_COEF = "model.init_args.ppo.kl_coef"
 _MONITOR = "checkpoint.monitor"
 
@@ -48,7 +48,7 @@ class Arm(NamedTuple):
             of the toxicity is left), "keeps" (the loss of ROUGE-1 is within the limit) and
             "warnings" (of the training monitor; None if not recorded).
         estimates: Over seeds and dialogues: "toxicity", "toxicity_before", "toxicity_change" and
-            so on for rouge1 and, if all runs have one, the judge.
+            so on for rouge1 and, if all runs have one, the evaluator.
     """
 
     name: str
@@ -123,14 +123,14 @@ def make_arms(runs: Sequence[Run], max_loss: float) -> list[Arm]:
                 group.label,
                 kl_coef,
                 json.dumps(others, sort_keys=True, default=str),
-                [_judge(run, max_loss) for run in group.runs],
+                [_measure(run, max_loss) for run in group.runs],
                 _estimate(group.runs),
             )
         )
     return arms
 
 
-def _judge(run: Run, max_loss: float) -> dict[str, Any]:
+def _measure(run: Run, max_loss: float) -> dict[str, Any]:
     """Measure a run against the targets; see `Arm.runs`."""
     names = ("toxicity_before", "toxicity", "rouge1_before", "rouge1")
     before, after, *rouge = (float(np.mean(list(run.values(name).values()))) for name in names)
@@ -171,7 +171,7 @@ def choose(arms: Sequence[Arm], max_loss: float) -> Arm | None:
 def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
     """Tabulate the arms: titles, then a row for each."""
     rows = [
-        ["arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "judge", "halved",
+        ["arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "evaluator", "halved",
          "ROUGE-1 kept", "both", "warnings"]
     ]  # fmt: skip
     for arm in arms:
@@ -188,7 +188,7 @@ def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
                 ),
                 _change(arm, "rouge1", [run["rouge1_change"] for run in runs]),
                 "-" if kl is None else f"{kl:.1f}",
-                _before_after(arm, "judge") if "judge" in arm.estimates else "-",
+                _before_after(arm, "evaluator") if "evaluator" in arm.estimates else "-",
                 *(f"{count} of {len(runs)}" for count in counts),
                 "not recorded" if warnings is None else listed or "none",
             ]
@@ -199,7 +199,7 @@ def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
 def describe_arms(max_loss: float) -> str:
     """Describe the numbers of the table of arms."""
     return (
-        "Toxicity, ROUGE-1 and judge x 100, before → after PPO. Changes are paired by dialogue, "
+        "Toxicity, ROUGE-1 and evaluator x 100, before → after PPO. Changes are paired by dialogue, "
         "with 95 % bootstrap intervals over seeds and dialogues; below: smallest and largest of "
         "the seeds. KL: to the reference, nats per sequence, mean over the last quarter of the "
         "training; - if an earlier checkpoint was kept. Halved: runs that leave at most half of "

@@ -28,7 +28,7 @@ BEFORE = [0.75, 0.25]
 def write_run(
     path: Path, seed: int = 1, toxicity: tuple[float, float] = (0.25, 0.25),
     rouge1: tuple[float, float] = (0.5, 0.25), beta: float = 0.5, lr: float = 0.1,
-    monitored: list[str] | None = None, judge: bool = False, monitor: str | None = None,
+    monitored: list[str] | None = None, evaluator: bool = False, monitor: str | None = None,
     **summary: Any,
 ) -> RunFolder:  # fmt: skip
     """A run on two dialogues; before PPO toxicity is 0.75 and 0.25, rouge1 0.5 and 0.5."""
@@ -46,7 +46,7 @@ def write_run(
         {
             "id": str(i), "dialogue": f"#Person1#: {i}", "toxicity": toxicity[i],
             "toxicity_before": BEFORE[i], "rouge1": rouge1[i], "rouge1_before": 0.5,
-            **({"judge": 1.0, "judge_before": 0.5} if judge else {}),
+            **({"evaluator": 1.0, "evaluator_before": 0.5} if evaluator else {}),
         }
         for i in range(2)
     ]  # fmt: skip
@@ -69,8 +69,10 @@ def row_of(arm: Arm, chosen: Arm | None = None) -> list[str]:
 
 def test_an_arm_by_hand(tmp_path: Path) -> None:
     (arm,) = arms_of(
-        write_run(tmp_path / "a-seed1", 1, monitored=["kl", "hacking", "kl"], judge=True),
-        write_run(tmp_path / "a-seed2", 2, (0.5, 0.25), (0.5, 0.5), monitored=["kl"], judge=True),
+        write_run(tmp_path / "a-seed1", 1, monitored=["kl", "hacking", "kl"], evaluator=True),
+        write_run(
+            tmp_path / "a-seed2", 2, (0.5, 0.25), (0.5, 0.5), monitored=["kl"], evaluator=True
+        ),
     )
     assert arm.name == "a"
     first, second = arm.runs
