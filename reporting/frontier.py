@@ -171,8 +171,8 @@ def choose(arms: Sequence[Arm], max_loss: float) -> Arm | None:
 def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
     """Tabulate the arms: titles, then a row for each."""
     rows = [
-        ["arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "evaluator", "halved",
-         "ROUGE-1 kept", "both", "warnings"]
+        ["arm", "seeds", "toxicity", "toxicity change", "ROUGE-1 change", "KL", "evaluator",
+         "halved", "ROUGE-1 kept", "both", "warnings"]
     ]  # fmt: skip
     for arm in arms:
         runs, warnings, kl = arm.runs, arm.warnings, arm.kl
@@ -199,7 +199,7 @@ def tabulate_arms(arms: Sequence[Arm], chosen: Arm | None) -> list[list[str]]:
 def describe_arms(max_loss: float) -> str:
     """Describe the numbers of the table of arms."""
     return (
-        "Toxicity, ROUGE-1 and evaluator x 100, before → after PPO. Changes are paired by dialogue, "
+        "Toxicity, ROUGE-1 and evaluator x 100, before → after. Changes are paired by dialogue, "
         "with 95 % bootstrap intervals over seeds and dialogues; below: smallest and largest of "
         "the seeds. KL: to the reference, nats per sequence, mean over the last quarter of the "
         "training; - if an earlier checkpoint was kept. Halved: runs that leave at most half of "
