@@ -1,14 +1,11 @@
 """Run a command: ``python -m alignsum COMMAND``, or ``alignsum COMMAND`` once installed."""
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
-from common.exits import run, start_log, suggest
+from common.exits import suggest
 
 # As in train.py: read by OpenMP when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -49,18 +46,8 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"error: there is no command {name}{suggest(name, COMMANDS)}\n" if name else ""
         sys.stderr.write(text + hint)
         return 2
-    module: Any = importlib.import_module(f"alignsum.commands.{name}")
-    if hasattr(module, "main"):
-        return int(module.main(arguments[1:]) or 0)
-    from jsonargparse import ArgumentParser  # commands without a main yet
-
-    function = getattr(module, name)
-    about = (function.__doc__ or "").partition("\n\n    Args:")[0]
-    parser = ArgumentParser(prog=f"alignsum {name}", description=about)
-    module.add_arguments(parser)
-    start_log()
-    settings = parser.parse_args(arguments[1:]).as_dict()
-    return run(partial(function, **settings), logging.getLogger(name))
+    code: int = importlib.import_module(f"alignsum.commands.{name}").main(arguments[1:])
+    return code
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from alignsum.__main__ import COMMANDS
 from common.exits import GateError, Lines, StoppedBySignal, run, suggest
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +83,6 @@ def test_suggest_names_the_closest_option_or_none() -> None:
     assert suggest("zzz", ["batch_size", "source"]) == ""
 
 
-COMMANDS = (
-    "demo", "compare", "score", "toxicity", "frontier", "predict", "merge", "rank", "sweep",
-)  # fmt: skip
 SLOW_TO_IMPORT = ("torch", "lightning", "transformers", "matplotlib", "sklearn", "datasets")
 
 
@@ -104,12 +102,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert done.returncode == 0, done.stderr
     help_text, _, loaded = done.stdout.rpartition("loaded")
     assert "usage" in help_text
-    if command not in HEAVY_HELP:
-        assert loaded.strip() == ""
-
-
-HEAVY_HELP = {"compare", "score", "toxicity", "frontier", "predict", "merge"}
-"""Commands whose help still imports a slow package; to be emptied."""
+    assert loaded.strip() == ""
 
 
 def test_waiting_threads_do_not_spin_unless_the_user_wants_it() -> None:

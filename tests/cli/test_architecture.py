@@ -1,0 +1,156 @@
+"""Rules about the source code itself: public APIs only, and imports in one direction."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LAYERS = (
+    "common", "metrics", "datamodules", "lightning_modules", "reporting", "callbacks",
+    "collecting", "alignsum", "train",
+)  # fmt: skip
+"""Packages from the bottom to the top; each imports only itself and those before it."""
+
+PUBLIC_UNDERSCORES = {"_fields", "_replace", "_asdict", "_make", "_exit"}
+"""Documented names of namedtuples and `os._exit`."""
+
+# Offenders that existed when these tests were written. Remove a line when it is fixed; add none.
+KNOWN_PRIVATE: dict[str, set[str]] = {
+    "lightning_modules/kernels.py": {"_attn_implementation"},
+    "lightning_modules/linear.py": {"_dynamo", "_linear_pointwise", "_reorder_linear_weight"},
+    "lightning_modules/switching.py": {"_adapters_disabled"},
+}
+KNOWN_LONG = {"lightning_modules/base.py"}
+KNOWN_UPWARD: set[tuple[str, str]] = set()
+
+
+def sources() -> list[Path]:
+    files = [ROOT / "train.py"]
+    for package in LAYERS[:-1]:
+        files += sorted((ROOT / package).rglob("*.py"))
+    return files
+
+
+def find_private(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and name of each underscore name of a foreign object, by attribute or import.
+
+    Own are names of `self` and `cls`, and those that this file itself defines or sets on them.
+    """
+    tree = ast.parse(text)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign | ast.Assign)]
+            for field in fields:
+                targets = field.targets if isinstance(field, ast.Assign) else [field.target]
+                own |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if is_of_self(node) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            # On self too: an inherited name of a library is as private as another object's.
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            outside = (node.module or "").split(".")[0] not in LAYERS and not node.level
+            parts = (node.module or "").split(".") if outside else []
+            names = [*parts, *(alias.name for alias in node.names)] if outside else []
+            names = [name for name in names if name != "__future__"]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr"):
+            names = [a.value for a in node.args[1:2] if isinstance(a, ast.Constant)]
+        for name in names:
+            if is_private(name) and name not in own:
+                yield node.lineno, name
+
+
+def is_private(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and name.startswith("_")
+        and not name.startswith("__")
+        and name not in PUBLIC_UNDERSCORES
+    )
+
+
+def is_of_self(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import torch\ntorch._dynamo.reset()", ["_dynamo"]),
+        ("x._a = 1", ["_a"]),
+        ("from torch._C import Node", ["_C"]),
+        ("from torch.fx import _pytree", ["_pytree"]),
+        ("getattr(x, '_b')", ["_b"]),
+        ("setattr(x, '_b', 1)", ["_b"]),
+        ("class A(B):\n    def f(self):\n        return self._inherited", ["_inherited"]),
+        ("class A:\n    def f(self):\n        self._own = 1\n        return self._own", []),
+        ("class A:\n    def _f(self): ...\n    def g(self): self._f()", []),
+        ("point._replace(x=1); x.__class__", []),
+        ("from common.hub import _x", []),
+    ],
+)
+def test_private_names_are_found(code: str, found: list[str]) -> None:
+    assert [name for _, name in find_private(code)] == found
+
+
+def test_no_private_name_of_another_library_is_used() -> None:
+    new, left = [], set()
+    for file in sources():
+        path = str(file.relative_to(ROOT))
+        if path == "common/compat.py":
+            continue
+        for line, name in find_private(file.read_text(encoding="utf-8")):
+            if name in KNOWN_PRIVATE.get(path, ()):
+                left.add((path, name))
+            else:
+                new.append(f"{path}:{line} {name}")
+    assert new == []
+    known = {(path, name) for path, names in KNOWN_PRIVATE.items() for name in names}
+    assert known == left, "remove these lines from KNOWN_PRIVATE"
+
+
+def find_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.split(".")[0]
+
+
+def test_imports_point_one_way() -> None:
+    new, left = [], set()
+    for file in sources():
+        path = str(file.relative_to(ROOT))
+        own = LAYERS.index(path.split("/")[0].removesuffix(".py"))
+        for name in find_imports(ast.parse(file.read_text(encoding="utf-8"))):
+            if name in ("tests", "tools", "benchmarks", "examples"):
+                new.append(f"{path} imports {name}")
+            elif name in LAYERS and LAYERS.index(name) > own:
+                if (path, name) in KNOWN_UPWARD:
+                    left.add((path, name))
+                else:
+                    new.append(f"{path} imports {name}")
+    assert new == []
+    assert left == KNOWN_UPWARD, "remove these lines from KNOWN_UPWARD"
+
+
+def test_no_python_file_is_longer_than_400_lines() -> None:
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in sources()
+    }
+    assert {name for name, count in lengths.items() if count > 400} == KNOWN_LONG
+
+
+def test_the_root_has_one_python_file() -> None:
+    assert [file.name for file in ROOT.glob("*.py")] == ["train.py"]
