@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
+from lightning_modules.acceleration import accelerate
 from lightning_modules.adapters import POLICY, count_parameters
 from lightning_modules.backbones import (
     Backbone,
@@ -32,7 +33,6 @@ from lightning_modules.fsdp import (
     find_strategy_problem,
     full_state,
 )
-from lightning_modules.kernels import fuse, quicken
 from lightning_modules.optimizer_step import (
     TEST,
     TRAINING,
@@ -70,6 +70,7 @@ class BaseModule(L.LightningModule):
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
+        acceleration: Replace slow parts of the models on a CPU; see :mod:`~.acceleration`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -106,6 +107,7 @@ class BaseModule(L.LightningModule):
         warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
+        acceleration: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= warmup_fraction < 1:
@@ -124,6 +126,7 @@ class BaseModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
+        self.acceleration = acceleration
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -194,7 +197,9 @@ class BaseModule(L.LightningModule):
 
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make the model that is trained from its backbone; on the meta device too."""
-        self.model = quicken(self.attach(backbone))
+        self.model = self.attach(backbone)
+        if self.acceleration:
+            accelerate(self)
         if self.kind == "seq2seq":
             self.backbone = EncoderDecoder(self.model, self.tokenizer)
         if self.gradient_checkpointing:
@@ -211,7 +216,7 @@ class BaseModule(L.LightningModule):
             type(self).__name__, self.backbone_name, f"{trainable:,}", f"{total:,}",
             100 * trainable / total,
         )  # fmt: skip
-        optimizer = fuse(self.optimizer(self.parameter_groups()))
+        optimizer = self.optimizer(self.parameter_groups())
         self._check_resumed(optimizer)
         steps = int(self.trainer.estimated_stepping_batches)
         # transformers' own "constant" leaves the warm-up out without a word.

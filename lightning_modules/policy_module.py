@@ -16,7 +16,6 @@ from lightning_modules.adapters import (
     reference_policy,
 )
 from lightning_modules.backbones import set_dropout
-from lightning_modules.kernels import quicken
 from lightning_modules.ppo.invariants import fingerprint
 from lightning_modules.ppo.policy_kinds import PolicyKind
 from lightning_modules.summarization import Decoding, SummarizationModule
@@ -77,8 +76,6 @@ class PolicyModule(SummarizationModule):
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make policy and reference from the backbone."""
         super().assemble(backbone)
-        if self.reference is not None:
-            quicken(self.reference)
         self.shares_encoder = not encoder_is_trained(self.model)
 
     def count_parameters(self) -> tuple[int, int]:

@@ -15,8 +15,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import load_backbone, set_dropout
-from lightning_modules.kernels import quicken
 from lightning_modules.lora_adapter import LoRASettings, attach_lora
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -120,7 +120,8 @@ def make_lora(t5: str, **settings: Any) -> Any:
     model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, **settings))
     set_dropout(model, 0.0)
     move_lora(model)
-    return quicken(model).train()
+    accelerate(model)
+    return model.train()
 
 
 def name_backbone(export: Path, place: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_modules import adapters
+from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import load_backbone, set_dropout
-from lightning_modules.kernels import quicken
 from lightning_modules.lora_adapter import LoRASettings, attach_lora
 from lightning_modules.ppo import head, invariants, rollout, sampling
 from lightning_modules.ppo.invariants import BF16, FP32, GateError, StepZero, check, measure
@@ -31,7 +31,9 @@ def fresh_policy(
     set_dropout(model, 0.0)
     if dropout:
         model.get_base_model().decoder.dropout.p = dropout
-    return (quicken(model) if quick else model).train()
+    if quick:
+        accelerate(model)
+    return model.train()
 
 
 def make_prompts(t5: str) -> Prompts:
