@@ -1,4 +1,4 @@
-"""The frozen classifier that scores texts: PPO's reward, and the toxicity of every test."""
+"""A frozen classifier that scores texts: PPO's reward, and the toxicity of every test."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +12,19 @@ from datamodules.encoding import encode_texts
 from lightning_modules.backbones import set_dropout
 
 FORMAT = "alignsum_reward"
-"""Name in an exported config under which stands how the model is to be asked, and its scale."""
+"""Entry of an exported config: which input a reward model expects, and its scale."""
 
 
 class RewardScorer(nn.Module):
     """A frozen sequence classifier whose raw logit of one label is a text's reward.
 
-    The raw logit, not its softmax: near certainty the probability is flat and leaves nothing to
-    learn from, while the logit still tells good from better. A model with a single output gives
-    that output.
+    The raw logit, not its softmax: near certainty the probability is flat and nothing can be
+    learned from it, while the logit still separates good from better. For a model with a single
+    output the reward is that output.
 
     Args:
         name: Hub id, folder written by ``save_pretrained``, or ``mini``.
-        label: The label whose logit is the reward, by its name in the model's config.
+        label: Label whose logit is the reward, as the model's config names it.
         batch_size: Texts in one forward pass.
 
     Raises:
@@ -46,10 +46,10 @@ class RewardScorer(nn.Module):
         self.column = 0 if self.model.config.num_labels == 1 else self.find_column(label)
 
     def find_column(self, label: str) -> int:
-        """Give the column of a label in :meth:`all_logits`.
+        """Return the column of a label in :meth:`all_logits`.
 
         Raises:
-            ValueError: If the model has no such label; the message names those that it has.
+            ValueError: If the model has no such label; the message lists its labels.
         """
         labels = name_labels(self.model.config)
         if label.lower() not in labels:
@@ -65,10 +65,10 @@ class RewardScorer(nn.Module):
 
         Args:
             texts: B texts.
-            contexts: What each is said about, the first text of a pair; where the two are too long
-                together the longer one is cut. None scores the texts alone.
+            contexts: Dialogue of each text, the first text of a pair; if the pair is too long, the
+                longer of the two is truncated. None scores the texts alone.
         """
-        # Longest first, so that each pass is padded little and memory peaks in the first one.
+        # Longest first: each pass has little padding, and memory peaks in the first one.
         size = [len(text) for text in texts]
         if contexts is not None:
             size = [own + len(context) for own, context in zip(size, contexts, strict=True)]
@@ -83,23 +83,27 @@ class RewardScorer(nn.Module):
                 self._max_length(),
             )
             inputs = {name: values.to(self.model.device) for name, values in tokens.items()}
-            # In fp32 whatever the precision around: a reward rounded to bf16 is rounded to 1/256.
+            # Always in fp32: bf16 would round a reward to 1/256 of its size.
             with torch.autocast(self.model.device.type, enabled=False):
                 parts.append(self.model(**inputs).logits)
         logits = torch.cat(parts)
         return logits[torch.tensor(order, device=logits.device).argsort()]
 
     def _max_length(self) -> int:
-        # RoBERTa's position ids start behind the padding id, so two positions are never used.
-        return min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings - 2)
+        """Return how many tokens the tokenizer and the model's position embeddings allow."""
+        allowed = self.tokenizer.model_max_length
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        return (
+            allowed if positions is None else min(allowed, positions - lost_positions(self.model))
+        )
 
     @property
     def wants_dialogue(self) -> bool:
-        """Whether it was trained to see the dialogue beside the text, as its config says."""
+        """Whether the model was trained to see the dialogue with the text, by its config."""
         return bool(trained_with_dialogue(self.model.config))
 
     def logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
-        """Give the reward of each text: the raw logit of ``label``, fp32 [B]."""
+        """Return the reward of each text: the raw logit of ``label``, fp32 [B]."""
         return self.all_logits(texts, contexts)[:, self.column]
 
     def rate(
@@ -108,7 +112,7 @@ class RewardScorer(nn.Module):
         toxic_label: str = "hate",
         contexts: Sequence[str] | None = None,
     ) -> dict[str, list[float]]:
-        """Give each text's toxicity and reward, under these names.
+        """Compute the toxicity and the reward of each text.
 
         Args:
             texts: Texts [B].
@@ -129,23 +133,37 @@ class RewardScorer(nn.Module):
         }
 
 
+def lost_positions(model: nn.Module) -> int:
+    """Count the position embeddings of a model that no token can have.
+
+    RoBERTa and its relatives number positions from the padding id + 1, and mark their position
+    embedding with that ``padding_idx``; BERT, DeBERTa and others use all positions.
+    """
+    tables = [
+        part.padding_idx
+        for name, part in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding)
+    ]
+    return 1 + tables[0] if tables and tables[0] is not None else 0
+
+
 def name_labels(config: Any) -> dict[str, int]:
-    """Give the columns of a classifier's labels by their names in lower case."""
+    """Map the labels of a classifier, in lower case, to the columns of its output."""
     return {str(text).lower(): column for text, column in config.label2id.items()}
 
 
 def trained_with_dialogue(config: Any) -> bool | None:
-    """Whether a reward model was trained to see the dialogue; None for what is none of ours."""
+    """Whether a reward model was trained to see the dialogue; None if RewardModel did not train it."""
     return getattr(config, FORMAT, {}).get("with_dialogue")
 
 
 def find_scorer_problem(name: str, label: str, with_dialogue: bool | None) -> str | None:
-    """Say why a classifier cannot be a reward, or return None where it can.
+    """Explain why a classifier cannot be a reward, or return None if it can.
 
     Args:
         name: Folder or hub id.
         label: The label whose logit is the reward.
-        with_dialogue: Whether it is to see the dialogue; None leaves that to the model.
+        with_dialogue: Whether it will see the dialogue; None leaves that to the model.
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     labels = name_labels(config)
@@ -155,7 +173,7 @@ def find_scorer_problem(name: str, label: str, with_dialogue: bool | None) -> st
     if None not in (trained, with_dialogue) and trained != with_dialogue:
         return (
             f"reward_with_dialogue: {with_dialogue}, but {name!r} was trained on completions "
-            f"{'with their dialogue' if trained else 'alone'} and has to be asked so; leave the "
-            "setting out"
+            f"{'with their dialogue' if trained else 'alone'} and must score them the same way; "
+            "leave the setting out"
         )
     return None

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+), AutoTokenizer
 
 from callbacks.export import ExportCallback
 from common.run_folder import RunFolder
@@ -18,7 +24,7 @@ from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
 from lightning_modules.preference_losses import pairwise_loss
 from lightning_modules.reward_model import RewardModel
 from lightning_modules.reward_normalization import find_bias, normalize_rewards
-from lightning_modules.reward_scorer import RewardScorer
+from lightning_modules.reward_scorer import RewardScorer, lost_positions
 from tests.batches import make_trainer, settle
 from tests.rows import write_rows
 
@@ -253,3 +259,21 @@ def test_pairs_in_the_usual_form_train_as_the_ranking_that_they_come_from(
         losses.append([value.item() for value in module.sum_losses(batch)])
     assert losses[0] == pytest.approx(losses[1])
     assert losses[0][1] == 1
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(
+    ("config", "lost"),
+    [(RobertaConfig, 2), (XLMRobertaConfig, 2), (BertConfig, 0), (DebertaV2Config, 0)],
+)
+def test_no_position_is_given_away(config: Any, lost: int) -> None:
+    model = AutoModelForSequenceClassification.from_config(
+        config(**SMALL, num_hidden_layers=1, max_position_embeddings=20)
+    )
+    assert lost_positions(model) == lost
+    longest = torch.full((1, 20 - lost), 7)
+    assert model(input_ids=longest).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, 21 - lost), 7))
