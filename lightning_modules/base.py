@@ -1,7 +1,7 @@
-"""BaseModule: what every trained model has in common, whatever it is trained for."""
+"""BaseModule: backbone, optimizer, exact steps, checkpoints and export of every method."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -11,13 +11,12 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
 from lightning_modules.acceleration import accelerate
-from lightning_modules.adapters import POLICY, count_parameters
+from lightning_modules.adapters import count_parameters
 from lightning_modules.backbones import (
     Backbone,
     EncoderDecoder,
@@ -46,6 +45,7 @@ from lightning_modules.optimizer_step import (
     trained_weights,
     zero_loss,
 )
+from lightning_modules.saving import check_optimizer, check_origin, check_weights, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +53,19 @@ Result = TypeVar("Result")
 
 
 class BaseModule(L.LightningModule):
-    """A pretrained backbone, the part of it that is trained, and what a run keeps of that.
+    """A pretrained backbone of which a part is trained.
 
-    A subclass overrides :meth:`sum_losses` and :meth:`attach`, the one place that says what the
-    method trains: there parameters are frozen, freed or added, and everything else (optimizer,
-    counts, checkpoints) follows their ``requires_grad``. The backbone is loaded in
-    ``configure_model``, once the Trainer has checked everything else, so that building the module
-    costs nothing.
+    A subclass overrides :meth:`sum_losses`, and :meth:`attach`, which decides what is trained: it
+    freezes, unfreezes or adds parameters, and everything else (optimizer, counts, checkpoints)
+    follows their ``requires_grad``. The backbone is loaded in ``configure_model``, after the
+    Trainer has checked everything else, so that constructing a module is cheap.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
         optimizer: Builds the optimizer from the trained parameters.
-        schedule: Course of the learning rate after the warm-up, over the whole fit.
-        warmup_fraction: Share of the steps in which the learning rate rises from 0.
-        warmup_steps: The same as a number of steps, in place of the share.
+        schedule: Schedule of the learning rate after the warm-up, over the whole fit.
+        warmup_fraction: Fraction of the steps in which the learning rate rises from 0.
+        warmup_steps: The same as a number of steps, instead of the fraction.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
@@ -77,26 +76,22 @@ class BaseModule(L.LightningModule):
     """
 
     kind: ClassVar[Literal["seq2seq", "classifier"]] = "seq2seq"
-    """What the backbone is."""
+    """Kind of the backbone."""
 
     needs_training: ClassVar[bool] = True
-    """Whether the method is of use only once it was trained."""
+    """Whether the method needs a fit before a test makes sense."""
 
     generates: ClassVar[bool] = False
-    """Whether its evaluation steps give texts, for callbacks to score."""
+    """Whether evaluation steps return texts for callbacks to score."""
 
     seed = 0
     """Seed of the run; a resumed run takes that of its checkpoint."""
 
-    half_updated = False
-    """True from the first weight update of a batch until the batch ends; no checkpoint is written
-    meanwhile."""
-
     _step: StepSums
     """Losses of the optimizer step in progress."""
 
-    _saved_group: frozenset[str] = frozenset()
-    """Names of the settings of the optimizer in the checkpoint that was loaded."""
+    _saved_settings: frozenset[str] = frozenset()
+    """Names of the optimizer settings in the checkpoint that was loaded."""
 
     def __init__(
         self,
@@ -114,7 +109,7 @@ class BaseModule(L.LightningModule):
             raise ValueError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}")
         if warmup_steps is not None and (warmup_steps < 0 or warmup_fraction):
             raise ValueError(
-                "warmup_steps must be 0 or more, and stands in place of warmup_fraction: got "
+                "warmup_steps must be 0 or more, and replaces warmup_fraction: got "
                 f"warmup_steps {warmup_steps} and warmup_fraction {warmup_fraction}"
             )
         if dropout is not None and not 0 <= dropout < 1:
@@ -136,10 +131,10 @@ class BaseModule(L.LightningModule):
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
-        """List, before anything is loaded, what cannot work; None stands for what can.
+        """List configuration problems before anything is loaded; None is no problem.
 
         Args:
-            init_args: Settings of this module as they were parsed.
+            init_args: Parsed settings of this module.
             trainer: Settings of the Trainer.
         """
         name = hub.resolve_model(init_args.backbone, cls.kind)
@@ -152,10 +147,10 @@ class BaseModule(L.LightningModule):
             find_strategy_problem(strategy),
         ]
 
-    # What a subclass says -----------------------------------------------------------------------
+    # Overridden by methods ----------------------------------------------------------------------
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Make the model to train from the backbone; trained parameters need gradients."""
+        """Build the model from the backbone; its trained parameters require gradients."""
         raise NotImplementedError
 
     def load_backbone(self) -> PreTrainedModel:
@@ -196,7 +191,7 @@ class BaseModule(L.LightningModule):
         self.assemble(self.load_backbone())
 
     def assemble(self, backbone: PreTrainedModel) -> None:
-        """Make the model that is trained from its backbone; on the meta device too."""
+        """Build the model from its backbone, also on the meta device."""
         self.model = self.attach(backbone)
         if self.acceleration:
             accelerate(self)
@@ -204,12 +199,12 @@ class BaseModule(L.LightningModule):
             self.backbone = EncoderDecoder(self.model, self.tokenizer)
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
-        # from_pretrained leaves a model in eval mode and Lightning keeps modes as it finds them:
-        # without this, dropout would never be on, nor gradient checkpointing.
+        # from_pretrained returns a model in eval mode, and Lightning keeps modes as they are:
+        # without this neither dropout nor gradient checkpointing would ever be on.
         self.model.train()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over the trained parameters, and its schedule by steps."""
+        """Build the optimizer of the trained parameters, and its schedule by steps."""
         trainable, total = self.count_parameters()
         logger.info(
             "%s on %s trains %s of %s parameters (%.2f %%)",
@@ -217,41 +212,31 @@ class BaseModule(L.LightningModule):
             100 * trainable / total,
         )  # fmt: skip
         optimizer = self.optimizer(self.parameter_groups())
-        self._check_resumed(optimizer)
+        check_optimizer(optimizer, self._saved_settings)
         steps = int(self.trainer.estimated_stepping_batches)
-        # transformers' own "constant" leaves the warm-up out without a word.
+        # The "constant" of transformers silently ignores the warm-up.
         name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
         warmup = self.warmup_steps
         if warmup is None:
             warmup = round(self.warmup_fraction * steps)
         elif warmup >= steps:
-            logger.warning("warmup_steps %d: this fit ends at step %d, in it", warmup, steps)
+            logger.warning("the fit ends at step %d, within warmup_steps %d", steps, warmup)
         scheduler = get_scheduler(name, optimizer, warmup, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _check_resumed(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse to go on with the state of another kind of optimizer.
-
-        Raises:
-            ValueError: If the checkpoint's lacks settings that this one goes by.
-        """
-        known = self._saved_group
-        if known and (missing := [name for name in optimizer.defaults if name not in known]):
-            raise ValueError(
-                f"model.optimizer: {type(optimizer).__name__} goes by {', '.join(missing)}, which "
-                "the checkpoint's optimizer had not: it was another one. Resume with the run's own "
-                "(config.yaml in its folder has it), or start a new run from its export"
-            )
+    def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over the trained parameters with their names."""
+        return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Give the trained parameters in the groups that the optimizer takes."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        """Return the trained parameters in groups, as the optimizer takes them."""
+        return [{"params": [weight for _, weight in self.trained_parameters()]}]
 
     def count_parameters(self) -> tuple[int, int]:
-        """Count the parameters that are trained, and all that the model has."""
+        """Count the trained parameters, and all of them."""
         return count_parameters(self.model)
 
     @property
@@ -339,11 +324,6 @@ class BaseModule(L.LightningModule):
             torch.nn.utils.clip_grad_value_(trained_weights(optimizer), gradient_clip_val)
         elif gradient_clip_val:
             clip_by_norm(optimizer, gradient_clip_val, norm)
-        self.half_updated = True
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note that the weights stand between two batches again."""
-        self.half_updated = False
 
     # Evaluation ---------------------------------------------------------------------------------
 
@@ -382,52 +362,32 @@ class BaseModule(L.LightningModule):
     # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only trained weights: frozen ones are where the backbone's name says."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        """Keep only the trained weights; the frozen ones are in the backbone's own files."""
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
-        checkpoint["alignsum"] = self._origin()
+        checkpoint["state_dict"] = {name: state[name] for name, _ in self.trained_parameters()}
+        checkpoint["alignsum"] = self.origin
         checkpoint["seed"] = self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that is not of this method, backbone and shape.
+        """Refuse a checkpoint of another method, backbone or shape; restore the seed.
 
         Raises:
-            ValueError: If it belongs to another method or backbone, or lacks trained weights.
+            ValueError: If it is one.
         """
-        origin, mine = dict(checkpoint.get("alignsum", {})), self._origin()
-        old, new = str(origin.get("backbone")), mine["backbone"]
-        if old != new and hub.is_gone(old):
-            hub.warn_of_move("the checkpoint", old, new)
-            origin["backbone"] = new
-        if origin != mine:
-            raise ValueError(
-                f"this checkpoint is of {origin or 'another program'}, this run is {mine}; a "
-                "checkpoint resumes or tests its own run. To start from another run's result, "
-                "name its export folder (model.backbone or model.adapter)"
-            )
+        check_origin(checkpoint, self.origin)
+        check_weights(checkpoint, self.trained_parameters())
         self.seed = checkpoint["seed"]
         for state in checkpoint.get("optimizer_states", [])[:1]:
-            self._saved_group = frozenset(state["param_groups"][0])
-        own = {n: tuple(p.shape) for n, p in self.named_parameters() if p.requires_grad}
-        its = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-        if differing := {name for name in own | its if own.get(name) != its.get(name)}:
-            raise ValueError(
-                f"the checkpoint and this model train different weights ({len(differing)} of them, "
-                f"such as {min(differing)}); use the settings in the run folder's config.yaml"
-            )
+            self._saved_settings = frozenset(state["param_groups"][0])
 
-    def _origin(self) -> dict[str, str]:
-        """Say whose checkpoint it is, the backbone by its full path however it was spelled."""
+    @property
+    def origin(self) -> dict[str, str]:
+        """Method and backbone, by its full path however it was spelled, of this run."""
         backbone = hub.resolve_model(self.backbone_name, self.kind)
         return {"method": type(self).__name__, "backbone": backbone}
 
     def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the model in the Hugging Face format, for a plain ``from_pretrained``.
-
-        An adapter's folder holds the trained adapter alone and names its backbone; a full model
-        comes with its tokenizer. Call it on every rank: sharded weights are gathered, and rank 0
-        writes.
+        """Write the model; call it on every rank: sharded weights are gathered, rank 0 writes.
 
         Returns:
             Entries for the run's summary.
@@ -440,12 +400,6 @@ class BaseModule(L.LightningModule):
             saved = self.model.state_dict().keys()
             state = full_state(((n, tensors[n]) for n in saved), keep=is_first)
         with self.gathered():  # PEFT computes a soft prompt to save it
-            if is_first and isinstance(self.model, PeftModel):
-                # The adapters never touch the embeddings; PEFT would ask the hub whether they did.
-                self.model.save_pretrained(
-                    path, selected_adapters=[POLICY], save_embedding_layers=False, state_dict=state
-                )
-            elif is_first:
-                self.model.save_pretrained(path, state_dict=state)
-                self.tokenizer.save_pretrained(path)
+            if is_first:
+                save_model(self.model, self.tokenizer, path, state)
         return {}

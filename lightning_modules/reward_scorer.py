@@ -153,7 +153,7 @@ def name_labels(config: Any) -> dict[str, int]:
 
 
 def trained_with_dialogue(config: Any) -> bool | None:
-    """Whether a reward model was trained to see the dialogue; None if RewardModel did not train it."""
+    """Whether a reward model was trained to see the dialogue; None if it does not say."""
     return getattr(config, FORMAT, {}).get("with_dialogue")
 
 

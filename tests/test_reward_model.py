@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     DebertaV2Config,
     RobertaConfig,
     XLMRobertaConfig,
-), AutoTokenizer
+)
 
 from callbacks.export import ExportCallback
 from common.run_folder import RunFolder
