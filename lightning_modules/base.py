@@ -206,11 +206,8 @@ class BaseModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer of the trained parameters, and its schedule by steps."""
         trainable, total = self.count_parameters()
-        logger.info(
-            "%s on %s trains %s of %s parameters (%.2f %%)",
-            type(self).__name__, self.backbone_name, f"{trainable:,}", f"{total:,}",
-            100 * trainable / total,
-        )  # fmt: skip
+        share = f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)"
+        logger.info("%s on %s trains %s", type(self).__name__, self.backbone_name, share)
         optimizer = self.optimizer(self.parameter_groups())
         check_optimizer(optimizer, self._saved_settings)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -294,7 +291,7 @@ class BaseModule(L.LightningModule):
         accumulate = self.trainer.accumulate_grad_batches
 
         def closure() -> Any:
-            loss = None if optimizer_closure is None else optimizer_closure()
+            loss = optimizer_closure() if optimizer_closure else None
             if accumulate > 1:
                 factor = accumulate * self._step.gradient_factor()
                 for gradient in gradients(optimizer):
