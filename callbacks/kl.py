@@ -1,7 +1,6 @@
 """The KL divergence between the policy and its reference, from the rollouts of PPO."""
 
 import logging
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -102,6 +101,4 @@ def ppo_step(outputs: Any) -> Any:
     """Return what PPO's training step hands over, or None if the batch was skipped."""
     if not outputs:
         return None
-    step = SimpleNamespace(**outputs)
-    step.rollout, step.scores = step.experience.rollout, step.score
-    return step
+    return outputs["step"]

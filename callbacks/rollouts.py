@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.kl import ppo_step
 from common.run_folder import RolloutFiles, write_lines
 from lightning_modules import PPOPolicy
 from lightning_modules.ppo.records import to_records
@@ -45,9 +46,10 @@ class RolloutWriter(Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a batch after its update, unless it was skipped."""
-        if not outputs or outputs["batch"] % self.every:
+        step = ppo_step(outputs)
+        if step is None or step.batch % self.every:
             return
-        prompts = pl_module.decode(outputs["experience"].rollout.prompts.input_ids)
+        prompts = pl_module.backbone.decode(step.rollout.prompts.input_ids)
         vocabulary = pl_module.tokenizer.convert_ids_to_tokens
-        path = RolloutFiles(trainer.default_root_dir).rows(outputs["batch"], trainer.global_rank)
-        write_lines(path, to_records(outputs, batch["ids"], prompts, vocabulary))
+        path = RolloutFiles(trainer.default_root_dir).rows(step.batch, trainer.global_rank)
+        write_lines(path, to_records(step, batch["ids"], prompts, vocabulary))

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
 from lightning_modules.acceleration import accelerate
-from lightning_modules.adapters import count_parameters
 from lightning_modules.backbones import (
     Backbone,
     EncoderDecoder,
@@ -45,6 +44,7 @@ from lightning_modules.optimizer_step import (
     trained_weights,
     zero_loss,
 )
+from lightning_modules.policies.adapters import count_parameters
 from lightning_modules.saving import check_optimizer, check_origin, check_weights, save_model
 
 logger = logging.getLogger(__name__)

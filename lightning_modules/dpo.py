@@ -1,5 +1,6 @@
 """DPO: a policy trained on preferred completions directly, without a reward model."""
 
+import logging
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -7,13 +8,16 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.dpo import ComparisonBatch
-from lightning_modules.adapters import reference_policy
-from lightning_modules.policy_module import PolicyModule
-from lightning_modules.ppo.invariants import GateError
-from lightning_modules.ppo.policy_kinds import LoRAPolicy, PolicyKind
-from lightning_modules.ppo.token_scores import Encoded, Prompts, encode, score_tokens
+from lightning_modules.backbones import Decoding, Prompts, Sampling
+from lightning_modules.policies.gate import GateError, count_mask_errors, pass_gate
+from lightning_modules.policies.kinds import LoRAPolicy, PolicyKind
+from lightning_modules.policies.module import PolicyModule
 from lightning_modules.preference_losses import dpo_loss
-from lightning_modules.summarization import Decoding
+
+logger = logging.getLogger(__name__)
+
+GATE_TOKENS = 16
+"""Longest response that the gate samples."""
 
 START_TOLERANCE = 1e-4
 """Largest difference of a token's log-probability between policy and reference at the start."""
@@ -88,6 +92,7 @@ class DPO(PolicyModule):
             )
         self.beta = beta
         self.label_smoothing = label_smoothing
+        self.gate_passed = False
 
     # The loss -----------------------------------------------------------------------------------
 
@@ -106,19 +111,46 @@ class DPO(PolicyModule):
                     name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]),
                     sync_dist=True,
                 )  # fmt: skip
-            if self.training and self.global_step == 0:
-                check_start(scores.ratios)
         loss = self.loss(scores, batch)
         return loss, loss.new_tensor(len(batch["ids"]))
 
     def score(self, batch: ComparisonBatch) -> Scores:
         """Score the completions of a batch under the policy and under the reference."""
-        with torch.no_grad(), reference_policy(self.model, self.reference) as start:
-            encoded, reference = score_completions(start, batch)
-        # Where nothing in the encoder is trained, its output serves both.
-        known = encoded if self.shares_encoder else None
-        _, policy = score_completions(self.model, batch, known)
+        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+        responses, mask = self.backbone.strip_prefix(batch["responses"], batch["mask"])
+        with torch.no_grad(), self.open_reference() as start:
+            context = start.read(prompts)
+            reference = start.score(context.rows(batch["owner"]), responses, mask).logprobs
+        if self.backbone.trains_context:
+            context = self.backbone.read(prompts)
+        policy = self.backbone.score(context.rows(batch["owner"]), responses, mask).logprobs
         return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
+
+    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Any:
+        """Pass the gate before the first update; then see :class:`BaseModule`."""
+        if self.global_step == 0 and not self.gate_passed:
+            with self.gathered(), torch.no_grad():
+                if batch["ids"]:
+                    self.pass_gate(batch)
+            self.gate_passed = True
+        return super().training_step(batch, batch_idx)
+
+    def pass_gate(self, batch: ComparisonBatch) -> None:
+        """Check what must hold before the first update, on sampled and on given completions.
+
+        Raises:
+            GateError: If policy and reference differ, or scores are not the model's own.
+        """
+        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+        settings = Sampling(min(GATE_TOKENS, self.decoding.max_new_tokens))
+        found = pass_gate(self.backbone, self.open_reference, prompts, settings, 4, self.is_exact)
+        check_start(self.score(batch).ratios)
+        if errors := count_mask_errors(batch["responses"], batch["mask"], self.backbone.eos_id):
+            raise GateError(
+                f"DPO stopped before its first update: mask_errors {errors}, the mask of the "
+                "completions is not y1..EOS"
+            )
+        logger.info("DPO passed its gate: %s", found)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
         """Sum the losses of a batch, those of each dialogue weighing 1: a scalar."""
@@ -180,25 +212,6 @@ class DPO(PolicyModule):
         for name, value in values.items():
             shown = f"{stage}/{name}" == "val/accuracy"
             self.log_mean(f"{stage}/{name}", value, count, add_dataloader_idx=False, prog_bar=shown)
-
-
-def score_completions(
-    model: Any, batch: ComparisonBatch, encoded: Encoded | None = None
-) -> tuple[Encoded, Tensor]:
-    """Encode the B prompts, and give the log-probabilities of all completions' tokens.
-
-    Args:
-        model: The encoder-decoder, with the adapter of the wanted policy active.
-        batch: The completions.
-        encoded: Its encoder's output for the prompts, where that is known.
-
-    Returns:
-        The encoder's output; and log-probabilities in nats, 0 on padding, [N, T].
-    """
-    if encoded is None:
-        encoded = encode(model, Prompts(batch["input_ids"], batch["attention_mask"]))
-    rows, mask = encoded.rows(batch["owner"]), batch["mask"]
-    return encoded, score_tokens(model, rows, batch["responses"], mask, temperature=1.0).logprobs
 
 
 def check_start(ratios: Tensor) -> None:

@@ -13,8 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from common import hub
 from common.run_folder import expand
-from lightning_modules.adapters import POLICY, load_adapters, merge_adapter, read_adapter_config
 from lightning_modules.backbones import load_backbone
+from lightning_modules.policies.adapters import (
+    POLICY,
+    load_adapters,
+    merge_adapter,
+    read_adapter_config,
+)
 
 logger = logging.getLogger(__name__)
 

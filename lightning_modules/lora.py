@@ -7,16 +7,16 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.adapters import find_adapter_problem
 from lightning_modules.backbones import sketch_backbone
-from lightning_modules.lora_adapter import (
+from lightning_modules.policies.adapters import find_adapter_problem
+from lightning_modules.policies.lora import (
     LoRASettings,
     attach_lora,
     continue_lora,
     find_shape_problem,
+    find_target_problem,
 )
 from lightning_modules.summarization import SummarizationModule
-from lightning_modules.targets import find_target_problem
 
 
 class LoRA(SummarizationModule):

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.soft_prompt_adapter import Start, attach_soft_prompt, find_start_problem
+from lightning_modules.policies.soft_prompt import Start, attach_soft_prompt, find_start_problem
 from lightning_modules.summarization import SummarizationModule
 
 

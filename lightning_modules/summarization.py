@@ -33,25 +33,15 @@ class SummarizationModule(BaseModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Measure the loss and generate the summaries that callbacks score."""
-        return self.evaluation_step(batch, "val")
+        return evaluate(self, batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Measure the loss and generate the summaries that callbacks score."""
-        return self.evaluation_step(batch, "test")
+        return evaluate(self, batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Generate a summary for each dialogue."""
         return self.generate(batch)
-
-    def evaluation_step(self, batch: Batch, stage: Literal["val", "test"]) -> dict[str, Any]:
-        """Give ``{"loss": scalar, "predictions": one text a row}`` and log ``<stage>/loss``.
-
-        The loss is the mean over the reference's tokens, of all batches and ranks together.
-        """
-        loss_sum, tokens = self.token_loss(batch)
-        loss = loss_sum / tokens
-        self.log_mean(f"{stage}/loss", loss, int(tokens))
-        return {"loss": loss, "predictions": self.generate(batch)}
 
     def token_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum the cross-entropy over the labels that are not padding, and count them."""
@@ -72,3 +62,19 @@ def generate_texts(
     """Generate a text for each of B prompts [B, S]."""
     batch = {"input_ids": input_ids, "attention_mask": attention_mask}
     return EncoderDecoder(model, tokenizer).generate(batch, decoding)
+
+
+def evaluate(module: Any, batch: Batch, stage: Literal["val", "test"]) -> dict[str, Any]:
+    """Return ``{"loss": scalar, "predictions": one text per row}`` and log ``<stage>/loss``.
+
+    The loss is the mean over the references' tokens, over all batches and ranks.
+
+    Args:
+        module: A module with a backbone and settings of decoding.
+        batch: Dialogues with references.
+        stage: Prefix of the metric's name.
+    """
+    loss_sum, tokens = module.backbone.token_loss(batch)
+    loss = loss_sum / tokens
+    module.log_mean(f"{stage}/loss", loss, int(tokens))
+    return {"loss": loss, "predictions": module.generate(batch)}

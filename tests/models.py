@@ -15,9 +15,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from common.hub import load_tokenizer
 from lightning_modules.acceleration import accelerate
-from lightning_modules.backbones import load_backbone, set_dropout
-from lightning_modules.lora_adapter import LoRASettings, attach_lora
+from lightning_modules.backbones import EncoderDecoder, load_backbone, set_dropout
+from lightning_modules.policies.lora import LoRASettings, attach_lora
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -122,6 +123,12 @@ def make_lora(t5: str, **settings: Any) -> Any:
     move_lora(model)
     accelerate(model)
     return model.train()
+
+
+def wrap(model: Any) -> EncoderDecoder:
+    """A tiny T5, with or without an adapter, behind the backbone interface."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return EncoderDecoder(model, load_tokenizer(base.name_or_path))
 
 
 def name_backbone(export: Path, place: Path) -> None:

@@ -14,7 +14,6 @@ from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.fsdp import full
 from lightning_modules.ppo.rollout import Rollout
-from lightning_modules.ppo.token_scores import Prompts
 from tests.models import move_lora
 
 MAT = "the cat sat on the mat"
@@ -51,7 +50,7 @@ class FixedRollouts(PPOPolicy):
         super().load_model()
         move_lora(self.model)
 
-    def roll_out(self, prompts: Prompts) -> Rollout:
+    def rollout(self, batch: Any) -> Rollout:
         """Read them."""
         rollout: Rollout = torch.load(self.folder / "rollout.pt", weights_only=False)
         return rollout.rows(torch.tensor(self.shares[self.global_rank]))
@@ -67,7 +66,7 @@ class FixedRollouts(PPOPolicy):
         kept = {
             "gradients": self.gradients,
             "weights": {name: full(p).detach() for name, p in trained.items()},
-            "figures": outputs["figures"],
+            "figures": outputs["step"].metrics,
             "loop": self._loop_state(),
         }
         torch.save(kept, self.folder / f"{self.global_rank}.pt")

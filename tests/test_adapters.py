@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 import train
 from lightning_modules import LoRA
-from lightning_modules.adapters import use_adapter
 from lightning_modules.backbones import load_backbone
-from lightning_modules.lora_adapter import LoRASettings, attach_lora
-from lightning_modules.targets import match_targets
+from lightning_modules.policies.adapters import use_adapter
+from lightning_modules.policies.lora import LoRASettings, attach_lora, match_targets
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import save_tied_t5
 from tests.test_modules import ADAPTERS, DECODING, adamw

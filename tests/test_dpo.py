@@ -14,10 +14,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from datamodules import DialogSumDataModule, DPODataModule, Plain
 from datamodules.consensus import Ranking
 from lightning_modules import DPO
-from lightning_modules.adapters import reference_policy
 from lightning_modules.dpo import Scores, check_start
-from lightning_modules.ppo.invariants import GateError
-from lightning_modules.ppo.policy_kinds import (
+from lightning_modules.policies.gate import GateError
+from lightning_modules.policies.kinds import (
     FullPolicy,
     LoRAPolicy,
     MergedPolicy,
@@ -269,8 +268,8 @@ def test_a_fit_and_a_test_log_and_generate_before_and_after(t5: str, tmp_path: P
     dialogues, pairs = data.test_dataloader()
     output = module.test_step(next(iter(dialogues)), 0)
     assert len(output["predictions"]) == len(output["predictions_before"]) == 3
-    with reference_policy(module.model, module.reference) as start:
-        assert output["predictions_before"] == module.backbone.with_model(start).generate(
+    with module.open_reference() as start:
+        assert output["predictions_before"] == start.generate(
             next(iter(dialogues)), module.decoding
         )
     module.log = lambda *_, **__: None  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ import torch
 from lightning_modules import DPO, InContext, LoRA
 from lightning_modules.backbones import head_is_tied
 from lightning_modules.exports import load_exported
-from lightning_modules.ppo.policy_kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
+from lightning_modules.policies.kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import name_backbone
 from tests.test_modules import DECODING, METHODS, adamw

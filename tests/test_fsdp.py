@@ -7,7 +7,7 @@ import torch
 
 from lightning_modules.backbones import load_backbone
 from lightning_modules.fsdp import Shards, full
-from lightning_modules.lora_adapter import LoRASettings, attach_lora
+from lightning_modules.policies.lora import LoRASettings, attach_lora
 from tests.launching import last_words, run_ranks
 
 

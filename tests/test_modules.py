@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
-from lightning_modules.adapters import count_parameters
-from lightning_modules.lora_adapter import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import count_parameters
+from lightning_modules.policies.lora import LoRASettings, attach_lora
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.hub import load_tokenizer
 from lightning_modules import SoftPrompt
 from lightning_modules.backbones import load_backbone
-from lightning_modules.soft_prompt_adapter import draw_common_tokens
+from lightning_modules.policies.soft_prompt import draw_common_tokens
 from tests.batches import loader, make_batch, make_trainer
 from tests.test_modules import DECODING, adamw
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from alignsum.commands import merge
 from lightning_modules import LoRA, SoftPrompt
-from lightning_modules.adapters import load_adapters, merge_adapter, use_adapter
 from lightning_modules.backbones import head_is_tied, load_backbone
 from lightning_modules.exports import load_exported, merge_export
+from lightning_modules.policies.adapters import load_adapters, merge_adapter, use_adapter
 from tests.batches import make_batch, settle
 from tests.models import save_tied_t5
 from tests.test_adapters import logits, shake

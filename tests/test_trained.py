@@ -18,8 +18,8 @@ from lightning_modules import (
     RewardModel,
     SoftPrompt,
 )
-from lightning_modules.adapters import count_parameters
-from lightning_modules.ppo.policy_kinds import LoRAPolicy
+from lightning_modules.policies.adapters import count_parameters
+from lightning_modules.policies.kinds import LoRAPolicy
 from tests.batches import settle
 
 # The tiny T5 is 32 wide, with 2 encoder layers of one attention and 2 decoder layers of two, so

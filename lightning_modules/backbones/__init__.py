@@ -4,6 +4,7 @@ from lightning_modules.backbones.decoding import Decoding
 from lightning_modules.backbones.dropout import find_noise, set_dropout
 from lightning_modules.backbones.encoder_decoder import (
     EncoderDecoder,
+    context_modules,
     find_soft_prompt_problem,
 )
 from lightning_modules.backbones.interface import (
@@ -23,11 +24,10 @@ from lightning_modules.backbones.loading import (
     record_head,
     sketch_backbone,
 )
-from lightning_modules.backbones.plain import plain_logprobs
 
 __all__ = [
     "Backbone", "Context", "Decoding", "EncoderDecoder", "Prompts", "Samples", "Sampling",
-    "TokenScores", "checkpoint_activations", "find_model_type", "find_noise",
+    "TokenScores", "checkpoint_activations", "context_modules", "find_model_type", "find_noise",
     "find_precision_problem", "find_soft_prompt_problem", "head_is_tied", "load_backbone",
-    "plain_logprobs", "record_head", "set_dropout", "sketch_backbone",
+    "record_head", "set_dropout", "sketch_backbone",
 ]  # fmt: skip

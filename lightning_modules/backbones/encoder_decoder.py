@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -27,6 +27,7 @@ from lightning_modules.backbones.interface import (
     ValueHead,
     select_rows,
 )
+from lightning_modules.backbones.plain import plain_distribution
 from lightning_modules.backbones.sampling import entropy_of, sample_responses
 
 
@@ -164,6 +165,12 @@ class EncoderDecoder(Backbone):
         loss_sum = F.cross_entropy(logits.float(), labels[places], reduction="sum")
         return loss_sum, places.sum()
 
+    def plain_distribution(
+        self, prompts: Prompts, responses: Int[Tensor, "B T"], temperature: float = 1.0
+    ) -> Float[Tensor, "B T V"]:
+        """Return log pi(. | y_<t) by one call of the model, without the code of :meth:`score`."""
+        return plain_distribution(self.model, prompts, responses, self.prefix, temperature)
+
     def strip_prefix(
         self, responses: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
     ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
@@ -282,6 +289,11 @@ def _head_at(model: Any, places: Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def context_modules(model: Any) -> tuple[nn.Module, ...]:
+    """Return the parts of a model that its context depends on: encoder and input embedding."""
+    return model.get_encoder(), model.get_input_embeddings()
 
 
 def find_soft_prompt_problem(model: Any) -> str | None:

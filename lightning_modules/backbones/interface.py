@@ -152,6 +152,12 @@ class Backbone(ABC):
             The sum in nats (fp32 scalar) and the number of tokens in it (scalar).
         """
 
+    @abstractmethod
+    def plain_distribution(
+        self, prompts: Prompts, responses: Int[Tensor, "B T"], temperature: float = 1.0
+    ) -> Float[Tensor, "B T V"]:
+        """Return log pi(. | y_<t) by one call of the model, without the code of :meth:`score`."""
+
     @property
     @abstractmethod
     def trains_context(self) -> bool:

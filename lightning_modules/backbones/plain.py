@@ -3,28 +3,26 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_modules.backbones.interface import Prompts
 
 
 @torch.no_grad()
-def plain_logprobs(
+def plain_distribution(
     model: Any,
     prompts: Prompts,
     responses: Int[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
     prefix: list[int],
     temperature: float = 1.0,
-) -> Float[Tensor, "B T"]:
-    """Read log-probabilities from ``model(input_ids, attention_mask, decoder_input_ids).logits``.
+) -> Float[Tensor, "B T V"]:
+    """Return log pi(. | y_<t) by ``model(input_ids, attention_mask, decoder_input_ids).logits``.
 
     Args:
         model: A transformers or PEFT model; for an adapter, with the wanted one active.
         prompts: One for each response.
         responses: Token ids after the decoder's prefix, [B, T].
-        mask: True at the tokens that count, [B, T].
         prefix: Tokens that every decoder input starts with, the start token first.
         temperature: Divides the logits.
     """
@@ -34,6 +32,4 @@ def plain_logprobs(
         attention_mask=prompts.attention_mask,
         decoder_input_ids=torch.tensor(rows, device=responses.device),
     ).logits
-    after = logits[:, len(prefix) - 1 :].float() / temperature
-    picked = torch.take_along_dim(after.log_softmax(-1), responses[..., None], dim=-1)
-    return picked[..., 0].masked_fill(~mask, 0.0)
+    return (logits[:, len(prefix) - 1 :].float() / temperature).log_softmax(dim=-1)

@@ -42,12 +42,6 @@ class PPOConfig:
         ratio_guard: A minibatch whose mean ratio passes this is skipped, and counted.
         stop_kl: End the epochs over a batch after one in which KL(old, new) a token, in nats,
             passed this on the mean; None makes all epochs.
-        reuse_sampler: Take log-probabilities and values from the passes that the tokens were drawn
-            in. None does so where the run computes in fp32, in which they equal those of the
-            training passes to rounding.
-        compile_decoding: Backend of ``torch.compile`` for the decoding step of rollouts, with a
-            cache of fixed size: ``inductor`` fuses its kernels and captures them as a CUDA graph,
-            ``cudagraphs`` only captures them. None decodes as the model is.
 
     Raises:
         ValueError: If values are out of range; all of them in one message.
@@ -78,8 +72,6 @@ class PPOConfig:
     max_grad_norm: float = 1.0
     ratio_guard: float = 10.0
     stop_kl: float | None = None
-    reuse_sampler: bool | None = None
-    compile_decoding: str | None = None
 
     def __post_init__(self) -> None:
         above_zero = (

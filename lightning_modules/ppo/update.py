@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from lightning_modules.backbones import Backbone
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.kl import k2
 from lightning_modules.ppo.losses import policy_loss, value_loss
 from lightning_modules.ppo.rollout import Rollout
-from lightning_modules.ppo.token_scores import encode, score_tokens
 from lightning_modules.ppo.value_head import ValueHead
 
 
@@ -54,11 +55,11 @@ class Sums(NamedTuple):
 class Update(NamedTuple):
     """What came out of an update.
 
-    figures: means over tokens, to be logged. logprobs: log pi(y_t) as the last epoch found it, just
+    metrics: means over tokens, to be logged. logprobs: log pi(y_t) as the last epoch found it, just
     before its step on that minibatch, [B, T]; exp of its difference to the rollout's is the ratio.
     """
 
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     logprobs: Tensor
 
 
@@ -106,29 +107,24 @@ def minibatches(
 
 
 def minibatch_loss(
-    model: Any, value_head: ValueHead | None, part: Experience, config: PPOConfig
-) -> tuple[Tensor, Sums, Tensor]:
-    """Score some rollouts under the policy as it is now, and sum the losses over their tokens.
+    backbone: Backbone, value_head: ValueHead | None, part: Experience, config: PPOConfig
+) -> tuple[Float[Tensor, ""], Sums, Float[Tensor, "B T"]]:
+    """Score some rollouts under the current policy, and sum the losses over their tokens.
 
     Args:
-        model: The policy.
+        backbone: The policy.
         value_head: If there is one.
         part: The rollouts.
         config: Settings.
 
     Returns:
-        The sum of all losses, a scalar with gradient: to be divided by the tokens of the whole
-        minibatch over all ranks. The sums by themselves. And log pi(y_t) without gradient, [B, T].
+        The sum of all losses, a scalar with gradient, to be divided by the tokens of the whole
+        minibatch over all ranks; the single sums; and log pi(y_t) without gradient, [B, T].
     """
     rollout, mask = part.rollout, part.rollout.mask
-    encoded = rollout.encoded or encode(model, rollout.prompts)
-    new = score_tokens(
-        model,
-        encoded.rows(rollout.owner),
-        rollout.responses,
-        mask,
-        config.temperature,
-        value_head,
+    context = backbone.read(rollout.prompts) if rollout.context is None else rollout.context
+    new = backbone.score(
+        context.rows(rollout.owner), rollout.responses, mask, config.temperature, value_head
     )
     policy = policy_loss(new.logprobs, rollout.logprobs, part.advantages, mask, config.clip)
     loss = policy.loss

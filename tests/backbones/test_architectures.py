@@ -14,7 +14,6 @@ from lightning_modules.backbones import (
     Sampling,
     find_noise,
     load_backbone,
-    plain_logprobs,
     record_head,
     set_dropout,
 )
@@ -46,9 +45,8 @@ def test_scorer_and_sampler_follow_the_plain_forward_pass(name: str) -> None:
     scored = backbone.score(
         context, drawn.responses, mask, 0.8, value_head=lambda h: h.sum(-1), with_entropy=True
     )
-    plain = plain_logprobs(
-        backbone.model, prompts, drawn.responses, mask, backbone.prefix, temperature=0.8
-    )
+    chances = backbone.plain_distribution(prompts, drawn.responses, temperature=0.8)
+    plain = chances.gather(2, drawn.responses[..., None])[..., 0] * mask
     assert (scored.logprobs - plain).abs().max() < 1e-4
     if name not in UNCACHED:
         for sampled, given in zip(drawn[1:], scored, strict=True):

@@ -18,11 +18,10 @@ from callbacks.kl import KLCallback
 from callbacks.monitor import PPOMonitor
 from common.run_folder import RunFolder
 from lightning_modules import PPOPolicy
+from lightning_modules.backbones import Prompts
+from lightning_modules.policies.kinds import LoRAPolicy
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.rollout import Rollout
-from lightning_modules.ppo.token_scores import Prompts
-from lightning_modules.ppo.update import Experience
 from tests.batches import loader, make_batch, make_trainer
 from tests.conftest import adamw
 from tests.ppo.test_policy import DECODING
@@ -63,10 +62,8 @@ def step(
         prompts, torch.arange(len(kl)), mask.long(), mask, mask[:, 0], logprobs, reference,
         numbers, numbers,
     )  # fmt: skip
-    return {
-        "score": torch.tensor(score or [1.0, 3.0]),
-        "experience": Experience(rollout, numbers, None, 0.0),
-    }
+    scores = torch.tensor(score or [1.0, 3.0])
+    return {"step": SimpleNamespace(rollout=rollout, scores=scores)}
 
 
 class Watched:

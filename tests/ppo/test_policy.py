@@ -13,22 +13,21 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
 from lightning_modules import PPOPolicy
-from lightning_modules.adapters import reference_policy
+from lightning_modules.backbones import Backbone, Prompts
+from lightning_modules.policies.gate import GateError
+from lightning_modules.policies.kinds import (
+    FullPolicy,
+    LoRAPolicy,
+    MergedPolicy,
+    SoftPromptPolicy,
+)
 from lightning_modules.ppo import losses
 from lightning_modules.ppo import policy_kinds as kinds_module
 from lightning_modules.ppo import rollout as rollout_module
 from lightning_modules.ppo import update as update_module
 from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.invariants import GateError
-from lightning_modules.ppo.policy_kinds import (
-    FullPolicy,
-    LoRAPolicy,
-    MergedPolicy,
-    SoftPromptPolicy,
-)
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
-from lightning_modules.ppo.token_scores import Prompts, encode, score_tokens
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
 
@@ -137,12 +136,10 @@ def test_learning_rate_zero_keeps_every_log_ratio_at_zero(
 
 
 @pytest.mark.parametrize(
-    ("precision", "reuse_sampler", "passes"),
+    ("precision", "passes"),
     [
-        ("32-true", None, 1),  # the reference's
-        ("bf16-mixed", None, 2),  # and the policy's over what it has drawn
-        ("32-true", False, 2),
-        ("bf16-mixed", True, 1),
+        ("32-true", 1),  # the reference's
+        ("bf16-mixed", 2),  # and the policy's over what it has drawn
     ],
 )
 def test_what_the_sampler_computed_is_reused_in_fp32_only(
@@ -151,7 +148,6 @@ def test_what_the_sampler_computed_is_reused_in_fp32_only(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     precision: str,
-    reuse_sampler: bool | None,
     passes: int,
 ) -> None:
     made: list[Any] = []
@@ -161,7 +157,7 @@ def test_what_the_sampler_computed_is_reused_in_fp32_only(
         "score_in_chunks",
         lambda *each, **more: made.append(0) or real(*each, **more),
     )
-    module = settle(make_policy(t5, roberta, ppo=replace(PPO, reuse_sampler=reuse_sampler)))
+    module = settle(make_policy(t5, roberta, ppo=PPO))
     module.gate_passed = True
     make_trainer(tmp_path, precision=precision).fit(module, loader(make_batch(t5)))
     assert len(made) == passes
@@ -182,16 +178,15 @@ def test_every_kind_learns_and_its_reference_stays(
     module = settle(make_kind(kind, optimizer=adamw(0.02)))
     batch = make_batch(t5)
 
-    def read(model: Any) -> torch.Tensor:
+    def read(backbone: Backbone) -> torch.Tensor:
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        encoded = encode(model, prompts)
         ones = torch.ones(6, 5, dtype=torch.bool)
         tokens = torch.arange(30).reshape(6, 5) + 40
         with torch.no_grad():
-            return score_tokens(model, encoded, tokens, ones, 1.0).logprobs
+            return backbone.score(backbone.read(prompts), tokens, ones).logprobs
 
-    before = read(module.model)
-    with reference_policy(module.model, module.reference) as reference:
+    before = read(module.backbone)
+    with module.open_reference() as reference:
         torch.testing.assert_close(read(reference), before, atol=1e-5, rtol=0)
     frozen = {n: p.clone() for n, p in module.named_parameters() if not p.requires_grad}
     trained = {n: p.clone() for n, p in module.named_parameters() if p.requires_grad}
@@ -202,8 +197,8 @@ def test_every_kind_learns_and_its_reference_stays(
     assert all(not torch.equal(own[name], value) for name, value in trained.items()) or (
         kind.startswith("full")
     )
-    assert (read(module.model) - before).abs().max() > 0.01
-    with reference_policy(module.model, module.reference) as reference:
+    assert (read(module.backbone) - before).abs().max() > 0.01
+    with module.open_reference() as reference:
         torch.testing.assert_close(read(reference), before, atol=1e-5, rtol=0)
     assert logged(trainer)["objective/kl"] != 0
 
@@ -227,9 +222,9 @@ def test_every_kind_exports_what_plain_libraries_load(
     assert isinstance(plain, PeftModel) == ("LoRA" in kind or "soft" in kind)
     module.eval()
     trained = module.generate(batch)
-    assert module.generate(batch, plain.eval()) == trained
-    with reference_policy(module.model, module.reference) as reference:
-        assert module.generate(batch, reference) != trained
+    assert module.backbone.with_model(plain.eval()).generate(batch, module.decoding) == trained
+    with module.open_reference() as reference:
+        assert reference.generate(batch, module.decoding) != trained
 
 
 @pytest.mark.parametrize("kind", ["decoder LoRA", "full decoder"])
@@ -239,6 +234,7 @@ def test_a_frozen_encoder_runs_once_for_all_roles_and_epochs(
     passes: list[int] = []
     module = settle(make_kind(kind))
     module.gate_passed = True  # which looks for itself
+    assert module.backbone.pad_is_token  # which reads a prompt of its own, once
     first = module.model.get_encoder().block[0]
     first.register_forward_hook(lambda *_: passes.append(1))
     make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
@@ -306,7 +302,7 @@ def test_reference_stays_the_trained_adapter(
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}  # type: ignore[literal-required]
     with torch.no_grad():
         expected = sft.eval()(**inputs).logits
-        with reference_policy(module.model):
+        with module.open_reference():
             torch.testing.assert_close(module.model(**inputs).logits, expected)
         assert not torch.allclose(module.model(**inputs).logits, expected, atol=1e-3)
 
@@ -500,9 +496,9 @@ PPO_SETTINGS = {field.name for field in fields(PPOConfig)}
 
 
 def test_no_setting_was_forgotten() -> None:
-    """What changes no result has its own tests: cuts of a step, reused passes, compiling."""
+    """What changes no result has its own test: cuts of a step."""
     changed = {name for _, change in SETTINGS for name in change}
-    assert changed >= PPO_SETTINGS - {"microbatch_size", "reuse_sampler", "compile_decoding"}
+    assert changed >= PPO_SETTINGS - {"microbatch_size"}
 
 
 def make_outcome(t5: str, roberta: str, folder: Path, **settings: Any) -> torch.Tensor:

@@ -15,9 +15,9 @@ import train
 from callbacks.rollouts import RolloutWriter
 from common.run_folder import RolloutFiles, write_lines
 from lightning_modules import PPOPolicy
+from lightning_modules.policies.kinds import LoRAPolicy
 from lightning_modules.ppo.advantages import GRPO
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.records import PER_TOKEN, to_records
 from lightning_modules.ppo.reward_terms import FunctionReward
 from tests.batches import loader, make_batch, make_trainer
@@ -65,7 +65,7 @@ class Keep(L.Callback):
         self.steps: list[Any] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        self.steps.append(outputs)
+        self.steps.append(outputs["step"])
 
 
 def fit(
@@ -92,16 +92,16 @@ def test_every_number_is_written_exactly(case: str, t5: str, roberta: str, tmp_p
     keep, _ = fit(t5, roberta, tmp_path, precision=PRECISION.get(case), **CASES[case])
     for number, step in enumerate(keep.steps):
         rows = read_rows(RolloutFiles(tmp_path).rows(number))
-        rollout = step["experience"].rollout
+        rollout = step.rollout
         wrote = {
             "logprobs": rollout.logprobs, "ref_logprobs": rollout.ref_logprobs,
-            "entropy": rollout.entropy, "rewards": step["rewards"],
-            "advantages": step["experience"].advantages, "response_tokens": rollout.responses,
+            "entropy": rollout.entropy, "rewards": step.rewards,
+            "advantages": step.advantages, "response_tokens": rollout.responses,
         }  # fmt: skip
         for name, tensor in wrote.items():
             read = torch.tensor([value for row in rows for value in row[name]])
             assert torch.equal(read.to(tensor.dtype), tensor[rollout.mask]), name
-        assert torch.equal(torch.tensor([row["score"] for row in rows]), step["score"])
+        assert torch.equal(torch.tensor([row["score"] for row in rows]), step.scores)
         assert [row["batch"] for row in rows] == [number] * len(rows)
         assert list(rows[0]["terms"]) == ["reward_model", "long"]
 
@@ -118,10 +118,8 @@ def test_a_line_is_a_rollout_that_people_can_read(t5: str, roberta: str, tmp_pat
     batch = make_batch(t5)
     assert [row["id"] for row in rows] == [f"row_{i}" for i in range(6) for _ in range(3)]
     assert [row["prompt"] for row in rows[::3]] == batch["dialogues"]
-    assert [row["response"] for row in rows] == step["texts"]
-    for row, mask, finished in zip(
-        rows, step["experience"].rollout.mask, step["experience"].rollout.finished, strict=True
-    ):
+    assert [row["response"] for row in rows] == step.texts
+    for row, mask, finished in zip(rows, step.rollout.mask, step.rollout.finished, strict=True):
         length = int(mask.sum())
         assert len(row["response_tokens"]) == length
         assert row["finished"] == bool(finished) == (row["response_tokens"][-1] == 1)
@@ -149,11 +147,11 @@ def test_the_last_epochs_ratios_are_in_the_records(t5: str, roberta: str, tmp_pa
             torch.tensor([number for row in rows for number in row[name]])
             for name in ("logprobs", "new_logprobs")
         )
-        assert len(new) == int(step["experience"].rollout.mask.sum())
+        assert len(new) == int(step.rollout.mask.sum())
         assert torch.allclose(new, old, atol=1e-5) == (epochs == 1)
         means.append(float((new - old).exp().mean()))
     # What is logged is the mean over both epochs.
-    logged = float(step["figures"]["ppo/policy/ratio"])
+    logged = float(step.metrics["ppo/policy/ratio"])
     assert sum(means) / 2 == pytest.approx(logged, abs=1e-5)
 
 

@@ -1,31 +1,30 @@
 """Tokens and their log-probabilities: what was sampled is what is scored."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_modules.adapters import reference_policy
-from lightning_modules.backbones import load_backbone, set_dropout
-from lightning_modules.lora_adapter import LoRASettings, attach_lora
-from lightning_modules.ppo import rollout as rollout_module
-from lightning_modules.ppo.rollout import response_mask, roll_out
-from lightning_modules.ppo.sampling import Samples, Sampling, sample
-from lightning_modules.ppo.token_scores import (
-    Encoded,
+from lightning_modules.backbones import (
+    Backbone,
     Prompts,
-    encode,
-    score_in_chunks,
-    score_tokens,
-    shift_right,
+    Samples,
+    Sampling,
+    load_backbone,
+    set_dropout,
 )
+from lightning_modules.policies.adapters import reference_backbone, use_adapter
+from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.ppo.rollout import Rollout, response_mask, score_in_chunks
+from lightning_modules.ppo.rollout import roll_out as roll_out_with
 from lightning_modules.ppo.value_head import ValueHead
 from tests.batches import make_batch
-from tests.models import move_lora
+from tests.models import move_lora, wrap
 
 EOS = 1
-SETTINGS = Sampling(max_new_tokens=9, temperature=0.7, eos_id=EOS, pad_id=0)
+SETTINGS = Sampling(max_new_tokens=9, temperature=0.7)
 
 
 def likely_to_end(model: Any) -> Any:
@@ -65,8 +64,23 @@ def slow_logprobs(model: Any, prompt: Tensor, response: Tensor, temperature: flo
     return result
 
 
-def test_shift_right_by_hand() -> None:
-    assert shift_right(torch.tensor([[5, 6, 1], [7, 1, 0]]), 0).tolist() == [[0, 5, 6], [0, 7, 1]]
+def roll_out(model: Any, *given: Any, **settings: Any) -> Rollout:
+    backbone = wrap(model)
+    return roll_out_with(backbone, partial(reference_backbone, backbone), *given, **settings)
+
+
+def test_decoder_input_is_the_start_token_and_the_tokens_before(
+    policy: Any, prompts: Prompts
+) -> None:
+    backbone, seen = wrap(policy), []
+    hook = backbone.base.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    responses = torch.tensor([[5, 6, 1], [7, 1, 0]])
+    mask, _ = response_mask(responses, EOS)
+    backbone.score(backbone.read(prompts.rows(torch.tensor([0, 1]))), responses, mask)
+    hook.remove()
+    assert seen[0].tolist() == [[0, 5, 6], [0, 7, 1]]
 
 
 def test_mask_covers_exactly_y1_to_eos() -> None:
@@ -86,8 +100,8 @@ def test_mask_covers_exactly_y1_to_eos() -> None:
     assert finished.tolist() == [True, True, False, True, True, True]
 
 
-def draw(policy: Any, encoded: Encoded, settings: Sampling = SETTINGS) -> Samples:
-    return sample(policy.get_base_model(), encoded.hidden, encoded.attention_mask, settings)
+def draw(backbone: Backbone, context: Any, settings: Sampling = SETTINGS) -> Samples:
+    return backbone.sample(context, settings)
 
 
 @torch.no_grad()
@@ -105,7 +119,7 @@ def test_logprobs_match_the_slow_version(
         prompt, response = prompts.input_ids[row][real], made.responses[row, :n]
         expected = torch.tensor(slow_logprobs(policy, prompt, response, 0.7))
         torch.testing.assert_close(made.logprobs[row, :n], expected, atol=1e-5, rtol=0)
-        with reference_policy(policy):
+        with use_adapter(policy, None):
             expected = torch.tensor(slow_logprobs(policy, prompt, response, 0.7))
         torch.testing.assert_close(made.ref_logprobs[row, :n], expected, atol=1e-5, rtol=0)
         assert not made.logprobs[row, n:].any()
@@ -120,8 +134,9 @@ def test_logprobs_do_not_depend_on_the_batch(policy: Any, prompts: Prompts) -> N
     for rows in (torch.tensor([3]), torch.tensor([4, 0]), torch.tensor([5, 2, 1])):
         part = made.rows(rows)
         assert part.prompts.input_ids.shape[1] == part.prompts.attention_mask.sum(1).max()
-        encoded = encode(policy, part.prompts).rows(part.owner)
-        alone = score_tokens(policy, encoded, part.responses, part.mask, SETTINGS.temperature)
+        backbone = wrap(policy)
+        context = backbone.read(part.prompts).rows(part.owner)
+        alone = backbone.score(context, part.responses, part.mask, SETTINGS.temperature)
         gap = (alone.logprobs - made.logprobs[rows, : part.mask.shape[1]]).abs().max()
         assert gap < 1e-5
 
@@ -137,7 +152,7 @@ def test_entropy_and_values_match_their_definitions(
     output = policy(
         input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
-        decoder_input_ids=shift_right(made.responses, 0),
+        decoder_input_ids=torch.nn.functional.pad(made.responses[:, :-1], (1, 0)),
         output_hidden_states=True,
     )
     entropy = torch.distributions.Categorical(logits=output.logits / 0.7).entropy() * made.mask
@@ -158,31 +173,30 @@ def test_reference_is_the_backbone_alone_for_a_fresh_lora(
     made = roll_out(policy, prompts, SETTINGS)
     backbone = likely_to_end(load_backbone(t5))
     said = (made.responses, made.mask, SETTINGS.temperature)
-    alone = score_tokens(backbone, encode(backbone, prompts), *said)
+    alone = wrap(backbone).score(wrap(backbone).read(prompts), *said)
     torch.testing.assert_close(made.ref_logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
     assert (made.logprobs - made.ref_logprobs).abs().max() > 0.01
-    with reference_policy(policy):
+    with use_adapter(policy, None):
         pass
-    again = score_tokens(policy, encode(policy, prompts), *said)
+    again = wrap(policy).score(wrap(policy).read(prompts), *said)
     torch.testing.assert_close(again.logprobs, made.logprobs)
 
 
 @torch.no_grad()
-def test_samples_of_a_prompt_share_its_encoder_pass(
-    policy: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_a_prompt_share_its_encoder_pass(policy: Any, prompts: Prompts) -> None:
     rows: list[int] = []
-    real = rollout_module.encode
-    monkeypatch.setattr(
-        rollout_module,
-        "encode",
-        lambda model, some, *also, **other: (
-            rows.append(len(some.input_ids)) or real(model, some, *also, **other)
-        ),
+    hook = (
+        policy.get_base_model()
+        .get_encoder()
+        .register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
     )
     torch.manual_seed(4)
     made = roll_out(policy, prompts, SETTINGS, samples=3)
-    assert rows == [6, 6]  # policy and reference, whatever the number of samples
+    hook.remove()
+    assert [count for count in rows if count > 1] == [
+        6,
+        6,
+    ]  # policy and reference
     assert made.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
     assert len({tuple(row) for row in made.responses[:3].tolist()}) == 3
     for row in (0, 4, 17):
@@ -202,7 +216,7 @@ def test_samples_of_a_prompt_share_its_encoder_pass(
 @torch.no_grad()
 def test_no_token_is_lost_when_the_limit_is_hit(policy: Any, prompts: Prompts) -> None:
     torch.manual_seed(5)
-    responses = draw(policy, encode(policy, prompts)).responses
+    responses = draw(wrap(policy), wrap(policy).read(prompts)).responses
     assert responses.shape[1] == 9
     mask, finished = response_mask(responses, EOS)
     assert (mask.sum(dim=1)[~finished] == 9).all()
@@ -217,13 +231,13 @@ def test_rows_that_have_ended_are_dropped_and_change_nothing(policy: Any, prompt
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     torch.manual_seed(8)
-    drawn = draw(policy, encode(policy, prompts), SETTINGS._replace(max_new_tokens=40))
+    drawn = draw(wrap(policy), wrap(policy).read(prompts), SETTINGS._replace(max_new_tokens=40))
     handle.remove()
     mask, finished = response_mask(drawn.responses, EOS)
     assert sizes[0] == 6 and sizes[-1] <= 3 and finished.sum() >= 4
     assert not drawn.responses[~mask].any()
     scores = score_in_chunks(
-        policy, encode(policy, prompts), torch.arange(6), drawn.responses, mask, 0.7, chunk=2
+        wrap(policy), wrap(policy).read(prompts), torch.arange(6), drawn.responses, mask, 0.7, 2
     )
     torch.testing.assert_close(drawn.logprobs, scores.logprobs, atol=1e-5, rtol=0)
 
@@ -237,7 +251,7 @@ def test_only_the_tokenizers_eos_ends_a_response(
     monkeypatch.setattr(config, "eos_token_id", [EOS, *range(60, 200)])
     monkeypatch.setattr(config, "suppress_tokens", list(range(10, 250)))
     torch.manual_seed(5)
-    responses = draw(policy, encode(policy, prompts)).responses
+    responses = draw(wrap(policy), wrap(policy).read(prompts)).responses
     mask, finished = response_mask(responses, EOS)
     assert (mask.sum(dim=1)[~finished] == 9).all()
     assert (responses[~finished] != 0).all()
@@ -249,10 +263,10 @@ def test_first_tokens_are_drawn_from_the_softmax(policy: Any, prompts: Prompts) 
     draws, temperature = 20_000, 0.7
     torch.manual_seed(6)
     one = Prompts(prompts.input_ids[:1], prompts.attention_mask[:1])
-    encoded = encode(policy, one).rows(torch.zeros(2000, dtype=torch.long))
-    settings = Sampling(max_new_tokens=1, temperature=temperature, eos_id=EOS, pad_id=0)
+    encoded = wrap(policy).read(one).rows(torch.zeros(2000, dtype=torch.long))
+    settings = Sampling(max_new_tokens=1, temperature=temperature)
     tokens = torch.cat(
-        [draw(policy, encoded, settings).responses[:, 0] for _ in range(draws // 2000)]
+        [draw(wrap(policy), encoded, settings).responses[:, 0] for _ in range(draws // 2000)]
     )
     start = torch.zeros(1, 1, dtype=torch.long)
     logits = policy(

@@ -13,11 +13,11 @@ import torch
 
 import train
 from common.run_folder import RolloutFiles
+from lightning_modules.backbones import Prompts
+from lightning_modules.policies.kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.policy_kinds import FullPolicy, LoRAPolicy, PolicyKind
 from lightning_modules.ppo.reward_terms import FunctionReward
 from lightning_modules.ppo.rollout import roll_out
-from lightning_modules.ppo.token_scores import Prompts
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.breaking import without_clocks
 from tests.launching import last_words, run_ranks
@@ -102,7 +102,12 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     maker = settle(FixedRollouts(tmp_path, [], **settings))
     prompts = Prompts(batch["input_ids"], batch["attention_mask"])
     rollout = roll_out(
-        maker.model, prompts, maker.sampling, maker.value_head, maker.reference, reuse_sampler=True
+        maker.backbone,
+        maker.open_reference,
+        prompts,
+        maker.sampling,
+        maker.value_head,
+        reuse_sampler=True,
     )
     start = {name: p.detach().clone() for name, p in maker.named_parameters() if p.requires_grad}
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_modules import PPOPolicy
-from lightning_modules.adapters import reference_policy
+from lightning_modules.policies.kinds import LoRAPolicy
 from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
 from lightning_modules.ppo.config import PPOConfig
-from lightning_modules.ppo.policy_kinds import LoRAPolicy
 from lightning_modules.ppo.reward_terms import FunctionReward
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import move_lora
@@ -214,7 +213,7 @@ def read(module: Any, prompt: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def read_rows(module: Any, outputs: Any) -> list[Row]:
-    rollout = outputs["experience"].rollout
+    rollout = outputs["step"].rollout
     rows = []
     for i, owner in enumerate(rollout.owner.tolist()):
         prompt = rollout.prompts.input_ids[owner]
@@ -222,9 +221,9 @@ def read_rows(module: Any, outputs: Any) -> list[Row]:
         tokens = rollout.responses[i].tolist()
         tokens = tokens[: tokens.index(1) + 1] if 1 in tokens else tokens
         old, values = read(module, prompt, tokens)
-        with reference_policy(module.model):
+        with module.open_reference():
             reference, _ = read(module, prompt, tokens)
-        text = outputs["texts"][i]
+        text = outputs["step"].texts[i]
         rows.append(Row(prompt, tokens, text, old.tolist(), reference.tolist(), values.tolist()))
     return rows
 

@@ -10,21 +10,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from common.hub import reading
-from lightning_modules.adapters import (
+from lightning_modules.backbones import context_modules
+from lightning_modules.policies.adapters import (
     POLICY,
     find_adapter_problem,
     load_adapters,
     merge_adapter,
     read_adapter_config,
+    settle_backbone,
 )
-from lightning_modules.lora_adapter import LoRASettings, attach_lora, attach_trained_lora
-from lightning_modules.soft_prompt_adapter import (
+from lightning_modules.policies.lora import LoRASettings, attach_lora, attach_trained_lora
+from lightning_modules.policies.soft_prompt import (
     Start,
     attach_soft_prompt,
     attach_soft_prompt_reference,
     find_start_problem,
 )
-from lightning_modules.switching import settle_backbone
 
 
 class PolicyKind(ABC):
@@ -200,7 +201,7 @@ class FullPolicy(PolicyKind):
         model.requires_grad_(True)
         shared: dict[int, Any] = {}
         if not self.train_encoder:
-            for part in (model.get_encoder(), model.get_input_embeddings()):
+            for part in context_modules(model):
                 part.requires_grad_(False)
                 # deepcopy takes what it finds here for copies that it has made already.
                 shared |= {id(p): p for p in part.parameters()}

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from lightning_modules.ppo import figures
+from lightning_modules.backbones import Prompts
+from lightning_modules.ppo import metrics
 from lightning_modules.ppo.advantages import Credit
-from lightning_modules.ppo.policy import adamw
 from lightning_modules.ppo.rollout import Rollout
-from lightning_modules.ppo.token_scores import Prompts
 from lightning_modules.ppo.update import Sums
 from lightning_modules.ppo.value_head import ValueHead
+from lightning_modules.ppo_policy import adamw
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
@@ -35,7 +35,7 @@ def make_rollout() -> Rollout:
 
 def test_what_ppo_is_after_by_hand() -> None:
     scores, shaped = torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])
-    found = figures.objective(make_rollout(), scores, shaped, beta=0.5)
+    found = metrics.objective(make_rollout(), scores, shaped, beta=0.5)
     kl = math.log(4) / 2  # of 0 and log 4
     # exp(-d) - 1 + d: 1/2 - 1 + log 2, 2 - 1 - log 2 and 0, together 1/2; and 1/4 - 1 + log 4.
     k3 = (0.5 + 0.25 - 1 + math.log(4)) / 2
@@ -52,18 +52,18 @@ def test_what_ppo_is_after_by_hand() -> None:
 def test_estimates_and_losses_are_means_over_real_tokens() -> None:
     advantages = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]])
     returns = torch.tensor([[2.0, 3.0, 4.0], [5.0, 0.0, 0.0]])
-    found = figures.estimates(make_rollout(), Credit(advantages, returns))
+    found = metrics.estimates(make_rollout(), Credit(advantages, returns))
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {
             "ppo/advantages/mean": 3.0, "ppo/returns/mean": 3.5,
             "ppo/val/explained_variance": 1.0,  # each is off by 1: a constant explains the rest
         }
     )  # fmt: skip
-    assert list(figures.estimates(make_rollout(), Credit(advantages, None))) == [
+    assert list(metrics.estimates(make_rollout(), Credit(advantages, None))) == [
         "ppo/advantages/mean"
     ]
     sums = Sums(*torch.tensor([-8.0, 4.4, 1.0, 0.4, 2.0, 0.8, 4.0]))
-    found = figures.losses(sums) | figures.start(sums)
+    found = metrics.losses(sums) | metrics.start(sums)
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {
             "ppo/policy/loss": -2.0, "ppo/policy/ratio": 1.1, "ppo/policy/clipfrac": 0.25,

@@ -1,4 +1,4 @@
-"""Exported adapters on one backbone: load them, switch between them, merge one into the weights."""
+"""Adapters on one backbone: load, switch and merge them; find the reference among them."""
 
 import json
 import warnings
@@ -8,10 +8,75 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from torch import nn
 from transformers import PreTrainedModel
 
-from common.hub import reading, resolve_model, warn_of_move
-from lightning_modules.backbones import record_head
+from common.hub import is_gone, reading, resolve_model, warn_of_move
+from lightning_modules.backbones import Backbone, record_head
+
+POLICY = "default"
+"""Name of the adapter that is trained; PEFT writes the one of this name at a folder's top."""
+
+REFERENCE = "reference"
+"""Name of the frozen adapter that a policy started from."""
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Count the trained parameters and all of them; one that is shared counts once."""
+    parameters = list(model.parameters())
+    return (
+        sum(p.numel() for p in parameters if p.requires_grad),
+        sum(p.numel() for p in parameters),
+    )
+
+
+def find_adapter_problem(path: str, backbone: str, kind: str = "LORA") -> str | None:
+    """Say why an exported adapter cannot start a run on this backbone; None where it can.
+
+    One whose backbone was a folder that is not on this machine can start on whatever backbone is
+    named; see :func:`~.switching.settle_backbone`.
+
+    Args:
+        path: The adapter's export folder.
+        backbone: The backbone of the run.
+        kind: What PEFT calls the kind of adapter that is wanted.
+    """
+    config = read_adapter_config(path)
+    if config is None:
+        return (
+            f"adapter: {path!r} is no exported adapter (no adapter_config.json in it); "
+            "name the export folder of a run, such as runs/lora/export"
+        )
+    if config.get("peft_type") != kind:
+        return f"adapter: {path!r} is a {config.get('peft_type')} adapter; here {kind} is wanted"
+    made_on, wanted = str(config.get("base_model_name_or_path")), resolve_model(backbone)
+    if resolve_model(made_on) == wanted or is_gone(made_on):
+        return None
+    return (
+        f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}. If it "
+        "is the same model in another place, say so: write that place as base_model_name_or_path "
+        f"into {str(Path(path, 'adapter_config.json'))!r}"
+    )
+
+
+@contextmanager
+def reference_backbone(backbone: Backbone, reference: Any = None) -> Iterator[Backbone]:
+    """Open a block in which the reference policy can be called through the backbone interface.
+
+    The reference is a model of its own if there is one, else the frozen adapter that the policy
+    started from or, for a policy that started from nothing, the backbone with adapters off. The
+    policy is active again afterwards.
+
+    Args:
+        backbone: The policy.
+        reference: A frozen model of its own, for a policy that is not an adapter.
+    """
+    if reference is not None:
+        yield backbone.with_model(reference)
+        return
+    model = backbone.model
+    with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None) as start:
+        yield backbone.with_model(start)
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
@@ -126,71 +191,62 @@ def fitting(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def use_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
-    """Let a model compute with one of its adapters inside a ``with`` block, or with none of them.
+def use_adapter(model: PeftModel, name: str | None) -> Iterator[Any]:
+    """Open a block in which a model computes with one of its adapters, or with none of them.
 
-    Forward and ``generate`` follow alike, which PEFT's ``disable_adapter()`` does not bring about
-    for soft prompts: with it ``generate`` goes on with the prompt. Blocks may be nested. What was
-    active and what was trained is so again after the block; inside it nothing is trained.
+    Forward and ``generate`` of the yielded model follow alike, which PEFT's ``disable_adapter()``
+    does not achieve for soft prompts. Blocks may be nested. Afterwards the same adapter is active
+    and the same weights are trained as before; inside nothing is trained.
 
     Args:
         model: A backbone with adapters.
         name: The adapter to compute with; None is the backbone alone.
+
+    Yields:
+        The model to compute with.
 
     Raises:
         ValueError: If the model has no adapter of this name.
     """
     if name is not None and name not in model.peft_config:
         raise ValueError(f"there is no adapter {name!r}; there are {', '.join(model.peft_config)}")
-    switch = _switch_prompt if model.active_peft_config.is_prompt_learning else _switch_lora
     trained = {id(p) for p in model.parameters() if p.requires_grad}
+    switch = _switch_prompt if model.active_peft_config.is_prompt_learning else _switch_lora
     try:
-        with switch(model, name):
-            yield
+        with switch(model, name) as active:
+            yield active
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
 
 
 @contextmanager
-def _switch_lora(model: PeftModel, name: str | None) -> Iterator[None]:
-    tuner = model.base_model
-    before, active, off = model.active_adapter, tuner.active_adapters, model._adapters_disabled
+def _switch_lora(model: PeftModel, name: str | None) -> Iterator[Any]:
+    tuner, before = model.base_model, model.active_adapter
+    was_enabled = model.get_model_status().enabled is True
     try:
-        model._adapters_disabled = name is None
         if name is None:
             tuner.disable_adapter_layers()
         else:
             tuner.enable_adapter_layers()
             model.set_adapter(name, inference_mode=True)
-        yield
+        yield model
     finally:
-        # Several may have been active together: PeftModel.set_adapter takes one name only.
         tuner.enable_adapter_layers()
-        tuner.set_adapter(active, inference_mode=True)
-        if off:
+        model.set_adapter(before, inference_mode=True)
+        if not was_enabled:
             tuner.disable_adapter_layers()
-        model.active_adapter, model._adapters_disabled = before, off
 
 
 @contextmanager
-def _switch_prompt(model: PeftModel, name: str | None) -> Iterator[None]:
-    # Methods set on the instance go before those of its class; PEFT sets forward in this way.
+def _switch_prompt(model: PeftModel, name: str | None) -> Iterator[Any]:
     before = model.active_adapter
-    methods = {key: model.__dict__.pop(key, None) for key in ("forward", "generate")}
     try:
-        if name is None:
-            base = model.get_base_model()
-            model.forward, model.generate = base.forward, base.generate
-        else:
-            model.active_adapter = name
-        yield
+        if name is not None:
+            model.set_adapter(name, inference_mode=True)
+        yield model.get_base_model() if name is None else model
     finally:
-        model.active_adapter = before
-        for key, method in methods.items():
-            model.__dict__.pop(key, None)
-            if method is not None:
-                model.__dict__[key] = method
+        model.set_adapter(before, inference_mode=True)
 
 
 def merge_adapter(model: PeftModel, name: str | None = None) -> PreTrainedModel:

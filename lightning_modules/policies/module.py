@@ -1,27 +1,28 @@
 """PolicyModule: a policy that is trained away from a frozen reference, by whatever method."""
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from common.imports import instantiate
 from datamodules.batching import Batch
-from lightning_modules.adapters import (
+from lightning_modules.backbones import Backbone, Decoding, set_dropout
+from lightning_modules.base import BaseModule
+from lightning_modules.policies.adapters import (
     REFERENCE,
     count_parameters,
-    encoder_is_trained,
-    reference_policy,
+    reference_backbone,
 )
-from lightning_modules.backbones import set_dropout
-from lightning_modules.ppo.invariants import fingerprint
-from lightning_modules.ppo.policy_kinds import PolicyKind
-from lightning_modules.summarization import Decoding, SummarizationModule
+from lightning_modules.policies.gate import fingerprint
+from lightning_modules.policies.kinds import PolicyKind
+from lightning_modules.summarization import evaluate
 
 
-class PolicyModule(SummarizationModule):
+class PolicyModule(BaseModule):
     """A policy and the reference that it started from, on one backbone wherever adapters allow it.
 
     Every dropout is 0, so that all passes see one function. A test generates with both. A
@@ -38,6 +39,8 @@ class PolicyModule(SummarizationModule):
         ValueError: If a setting is out of range, or the adapter does not fit the backbone.
     """
 
+    generates: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: str,
@@ -46,14 +49,13 @@ class PolicyModule(SummarizationModule):
         decoding: Decoding | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, decoding, **kwargs)
+        super().__init__(backbone, **kwargs)
         if problem := policy.find_problem(adapter, backbone):
             raise ValueError(problem)
         self.policy = policy
         self.adapter = None if adapter is None else str(Path(adapter).resolve())
+        self.decoding = decoding or Decoding()
         self.reference: nn.Module | None = None
-        self.shares_encoder = False
-        """Whether nothing in the encoder is trained, so that its output serves all."""
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -76,27 +78,46 @@ class PolicyModule(SummarizationModule):
     def assemble(self, backbone: PreTrainedModel) -> None:
         """Make policy and reference from the backbone."""
         super().assemble(backbone)
-        self.shares_encoder = not encoder_is_trained(self.model)
 
     def count_parameters(self) -> tuple[int, int]:
         """Count policy, reference and what else is trained; a reward model is no part of these."""
         return count_parameters(self)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def open_reference(self) -> AbstractContextManager[Backbone]:
+        """Open a block in which the reference policy can be called."""
+        return reference_backbone(self.backbone, self.reference)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the run computes in fp32 or better."""
+        return str(self.trainer.precision).startswith(("32", "64"))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Measure the loss on references, and generate the summaries that callbacks score."""
+        return evaluate(self, batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """Generate with the policy, and with the reference for the comparison before and after."""
-        return super().test_step(batch, batch_idx) | {
-            "predictions_before": self.generate_before(batch, batch_idx)
-        }
+        found = evaluate(self, batch, "test")
+        return found | {"predictions_before": self.generate_before(batch, batch_idx)}
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
+        """Generate a summary for each dialogue."""
+        return self.generate(batch)
+
+    def generate(self, batch: Batch) -> list[str]:
+        """Generate one summary for each row of a batch, with the settings of ``decoding``."""
+        return self.backbone.generate(batch, self.decoding)
 
     def generate_before(self, batch: Batch, batch_idx: int) -> list[str]:
         """Generate one summary for each row of a test batch with the reference.
 
         It draws the same random numbers as the policy did, so that where texts are sampled the two
-        differ by what was learnt and not by chance.
+        differ by what was learned and not by chance.
         """
         self.seed_test_batch(batch_idx)
-        with reference_policy(self.model, self.reference) as start:
-            return self.backbone.with_model(start).generate(batch, self.decoding)
+        with self.open_reference() as start:
+            return start.generate(batch, self.decoding)
 
     # What a run leaves --------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 All but times and speed are over the rows, or the tokens, of all ranks together.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,6 +98,11 @@ def estimates(
     parts["ppo/returns/mean"] = over_tokens(credit.returns, mask)
     explained = explained_variance(rollout.values, credit.returns, mask, sum_over_ranks)
     return unite(parts, sum_over_ranks) | {"ppo/val/explained_variance": explained}
+
+
+def total(steps: Sequence[Sums]) -> Sums:
+    """Add up the sums of several optimizer steps."""
+    return Sums(*torch.stack([torch.stack(list(each)) for each in steps]).sum(dim=0))
 
 
 def losses(sums: Sums) -> dict[str, Tensor]:

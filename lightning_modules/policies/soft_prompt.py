@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.hub import load_tokenizer
-from lightning_modules.adapters import POLICY, REFERENCE
+from lightning_modules.backbones import find_soft_prompt_problem
+from lightning_modules.policies.adapters import POLICY, REFERENCE
 
 Start = Literal["random", "vocabulary", "text"]
 """Where the vectors of a soft prompt start."""
@@ -45,6 +46,8 @@ def attach_soft_prompt(
     if backbone.get_input_embeddings().weight.is_meta:
         # There a model is only counted, and its tokenizer need not be at hand.
         init = "random"
+    elif problem := find_soft_prompt_problem(backbone):
+        raise ValueError(problem)
     is_text = init == "text"
     config = PromptTuningConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,

@@ -1,0 +1,212 @@
+"""The gate before the first update: measure what must hold at step 0, or stop the run.
+
+A wrong reference, a dropout left on, a mask off by one, a filtered sampler or a head applied
+wrongly gives no error and often a falling loss. Each shows in one of these figures before anything
+has been learned, whatever the architecture.
+"""
+
+import hashlib
+from math import isfinite
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_modules.backbones import Backbone, Prompts, Sampling, find_noise
+from lightning_modules.fsdp import full
+from lightning_modules.ppo.kl import k1, per_sequence
+from lightning_modules.ppo.rollout import Reference, roll_out
+
+GATE_ROWS = 8
+"""Prompts that the gate looks at."""
+
+
+class GateFigures(NamedTuple):
+    """What the gate measures on a few sampled responses; see :func:`measure`.
+
+    plain_gap: largest difference of a token's log-probability between the scorer and the model's
+    own ``model(input_ids, attention_mask, decoder_input_ids).logits``, nats; 0 wanted. kl: largest
+    absolute sequence KL (k1) between policy and reference, nats; 0 wanted. log_ratio: largest
+    |log pi - log pi_old| of a token when the tokens are scored again in minibatches, as the update
+    does; 0 wanted. mask_errors: tokens where the mask differs from a plain reading of y1..EOS.
+    sampler_gap: largest difference between the log-probability that a token was drawn with and that
+    of the scorer, nats. filtering: evidence that the sampler leaves unlikely tokens out, as
+    -log of the probability that an unfiltered one draws tokens this likely; see :func:`filtering`.
+    """
+
+    plain_gap: float
+    kl: float
+    log_ratio: float
+    mask_errors: int
+    sampler_gap: float
+    filtering: float
+
+
+class Tolerance(NamedTuple):
+    """Largest figures that pass; see :class:`GateFigures`.
+
+    In fp32 passes differ by rounding only. Under autocast to bf16 or fp16, cached decoding and
+    minibatches of another shape round differently, up to a few hundredths of a nat per token.
+    """
+
+    plain_gap: float = 1e-3
+    kl: float = 1e-3
+    log_ratio: float = 1e-4
+    sampler_gap: float = 1e-3
+    filtering: float = 20.0
+
+
+FP32 = Tolerance()
+BF16 = Tolerance(plain_gap=0.2, log_ratio=0.2, sampler_gap=0.3)
+
+
+class GateError(RuntimeError):
+    """Training would start from something that the algorithm does not assume."""
+
+
+@torch.no_grad()
+def measure(
+    backbone: Backbone,
+    reference: Reference,
+    prompts: Prompts,
+    settings: Sampling,
+    minibatch_size: int = 4,
+) -> GateFigures:
+    """Measure the gate's figures on a few prompts.
+
+    Args:
+        backbone: The policy, in the mode in which it trains.
+        reference: Opens the reference policy.
+        prompts: A few prompts.
+        settings: How to sample.
+        minibatch_size: Rows that the update scores together.
+    """
+    count = len(prompts.input_ids)
+    drawn = roll_out(backbone, reference, prompts, settings, reuse_sampler=True, chunk=count)
+    mask, temperature = drawn.mask, settings.temperature
+    scored = backbone.score(backbone.read(prompts), drawn.responses, mask, temperature).logprobs
+    chances = backbone.plain_distribution(prompts, drawn.responses, temperature)
+    plain = chances.gather(2, drawn.responses[..., None])[..., 0]
+    gaps = []
+    for rows in torch.arange(count, device=mask.device).split(minibatch_size):
+        part = drawn.rows(rows)
+        context = backbone.read(part.prompts).rows(part.owner)
+        again = backbone.score(context, part.responses, part.mask, temperature).logprobs
+        gaps.append((again - scored[rows, : again.shape[1]]).abs().max())
+    return GateFigures(
+        plain_gap=float((scored - plain)[mask].abs().max()),
+        kl=float(per_sequence(k1(scored, drawn.ref_logprobs), mask).abs().max()),
+        log_ratio=float(torch.stack(gaps).max()),
+        mask_errors=count_mask_errors(drawn.responses, mask, backbone.eos_id),
+        sampler_gap=float((drawn.logprobs - scored).abs().max()),
+        filtering=filtering(plain[mask], chances[mask]),
+    )
+
+
+def count_mask_errors(responses: Tensor, mask: Tensor, eos_id: int) -> int:
+    """Count where a mask differs from y1..EOS, read row by row in the plainest way."""
+    wrong = 0
+    for tokens, marks in zip(responses.tolist(), mask.tolist(), strict=True):
+        end = tokens.index(eos_id) + 1 if eos_id in tokens else len(tokens)
+        wrong += sum(mark != (t < end) for t, mark in enumerate(marks))
+    return wrong
+
+
+def filtering(logprobs: Float[Tensor, " N"], chances: Float[Tensor, "N V"]) -> float:
+    """Return evidence that sampled tokens are likelier than their distributions allow, in nats.
+
+    The surprise -log p of a token has the entropy as its mean and is never below 0, so that a sum
+    of surprises hardly falls far below the sum of the entropies. Bernstein's inequality (Freedman's
+    for martingales): P(lead >= s) <= exp(-s^2 / 2 / (v + h s / 3)), with v the sum of the variances
+    and h the largest entropy.
+
+    Args:
+        logprobs: log p of the sampled tokens.
+        chances: log p of all tokens at the same places.
+    """
+    surprise = -chances.double().clamp_min(-1e4)
+    weights = chances.double().exp()
+    entropy = (weights * surprise).sum(dim=-1)
+    variance = float(((weights * surprise.square()).sum(dim=-1) - entropy.square()).sum())
+    lead = float((entropy + logprobs.double()).sum())
+    spread = variance + float(entropy.max()) * lead / 3
+    return lead**2 / 2 / spread if lead > 0 and spread > 0 else 0.0
+
+
+def check(figures: GateFigures, tolerance: Tolerance, noise: list[str] | None = None) -> None:
+    """Stop the run where a figure is off.
+
+    Args:
+        figures: What was measured.
+        tolerance: What passes.
+        noise: Dropouts and similar that are on; named where they explain a figure.
+
+    Raises:
+        GateError: With every figure, and the usual cause of each that is off.
+    """
+    on = f"; on are {', '.join((noise or [])[:5])}" if noise else ""
+    causes = {
+        "plain_gap": "the scorer does not compute what the model's own forward pass computes on "
+        "the same rows, so its log-probabilities are not this model's",
+        "kl": "the reference is not the policy's starting point (the reference of a trained "
+        "adapter is that adapter, frozen)",
+        "log_ratio": f"two passes of one policy differ (dropout is on, or outputs depend on the "
+        f"rest of the batch){on}",
+        "sampler_gap": "tokens are drawn from one distribution and scored under another (a filter, "
+        "another temperature, or cached passes that differ from full ones)",
+        "filtering": "the sampler leaves unlikely tokens out (top-k, top-p, a lower temperature)",
+    }
+    failed = [
+        f"{name} {value:.3g} > {limit:g}: {causes[name]}"
+        for name, limit in tolerance._asdict().items()
+        if not (isfinite(value := getattr(figures, name)) and value <= limit)
+    ]
+    if figures.mask_errors:
+        failed.append(f"mask_errors {figures.mask_errors}: the mask is not y1..EOS")
+    if failed:
+        raise GateError(
+            "training stopped before its first update.\n- " + "\n- ".join(failed) + f"\n{figures}"
+        )
+
+
+def pass_gate(
+    backbone: Backbone,
+    reference: Reference,
+    prompts: Prompts,
+    settings: Sampling,
+    minibatch_size: int,
+    is_exact: bool,
+) -> GateFigures:
+    """Measure on the first prompts of a batch, and stop the run where a figure is off.
+
+    Args:
+        backbone: The policy.
+        reference: Opens the reference policy.
+        prompts: Of the first batch.
+        settings: How to sample.
+        minibatch_size: Rows that the update scores together.
+        is_exact: Whether the run computes in fp32 or better.
+
+    Raises:
+        GateError: With the figures.
+    """
+    few = prompts.rows(torch.arange(min(GATE_ROWS, len(prompts.input_ids))))
+    found = measure(backbone, reference, few, settings, minibatch_size)
+    check(found, FP32 if is_exact else BF16, find_noise(backbone.base))
+    return found
+
+
+def fingerprint(model: Any, reference: Any) -> str:
+    """Hash the weights of the reference, to recognize it again.
+
+    Args:
+        model: The policy; its frozen weights count.
+        reference: A model of its own for the reference, or None.
+    """
+    digest = hashlib.sha256()
+    for name, weights in (model if reference is None else reference).named_parameters():
+        if not weights.requires_grad:
+            digest.update(name.encode())
+            digest.update(full(weights).detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

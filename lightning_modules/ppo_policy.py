@@ -1,0 +1,407 @@
+"""PPOPolicy: rollout, rewards, advantages, update; see docs/ppo.md."""
+
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from datamodules.batching import Batch
+from lightning_modules.backbones import Decoding, Prompts, Sampling
+from lightning_modules.optimizer_step import clip_by_norm, gradient_norm, stop_if_not_finite
+from lightning_modules.policies.gate import pass_gate
+from lightning_modules.policies.kinds import LoRAPolicy, PolicyKind
+from lightning_modules.policies.module import PolicyModule
+from lightning_modules.ppo import metrics
+from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
+from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
+from lightning_modules.ppo.reward_terms import (
+    ClassifierReward,
+    RewardTerm,
+    Texts,
+    find_reward_problems,
+    name_terms,
+    weigh,
+)
+from lightning_modules.ppo.rewards import shape_rewards
+from lightning_modules.ppo.rollout import Rollout, roll_out
+from lightning_modules.ppo.step import PPOStep
+from lightning_modules.ppo.update import (
+    Experience,
+    Sums,
+    Update,
+    minibatch_loss,
+    minibatches,
+    plan_cut,
+)
+from lightning_modules.ppo.value_head import ValueHead
+
+logger = logging.getLogger(__name__)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """Build AdamW with the epsilon that PPO's implementations share (N+ details): 1e-5."""
+    return torch.optim.AdamW(parameters, lr=1e-4, eps=1e-5, weight_decay=0.0)
+
+
+class PPOPolicy(PolicyModule):
+    """A policy trained by PPO for what it is rewarded for, held near its starting point.
+
+    Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
+    dropout is 0, so that rollout and update see one function. A gate measures this before the first
+    update.
+
+    Ziegler et al. 2019; Ouyang et al. 2022; Huang et al. 2024, "The N+ Implementation Details of
+    RLHF with PPO".
+
+    Args:
+        backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
+        reward_model: The classifier that scores summaries: hub id, folder, or ``mini``; None where
+            ``extra_rewards`` are all.
+        reward_label: Label whose raw logit is the reward.
+        reward_with_dialogue: Let it see the dialogue too; see :class:`ClassifierReward`.
+        extra_rewards: Further terms of the reward by the names under which they are logged.
+        adapter: Export folder of an adapter to start from; None starts afresh.
+        policy: What of the backbone is trained.
+        advantage: How advantages are estimated.
+        ppo: Settings of the loop.
+        optimizer: Builds the optimizer from the trained parameters.
+        value_lr: Learning rate of the value head; None takes the policy's.
+        schedule: Course of the learning rate over the batches of rollouts.
+        warmup_fraction: Share of the batches in which the learning rate rises from 0.
+        decoding: How summaries are generated in validation, test and predict.
+
+    Raises:
+        ValueError: If a setting is out of range, or the adapter does not fit the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        reward_model: str | None,
+        reward_label: str = "nothate",
+        reward_with_dialogue: bool | None = None,
+        extra_rewards: Mapping[str, RewardTerm] | None = None,
+        adapter: str | None = None,
+        policy: PolicyKind = LoRAPolicy(),  # noqa: B008 - never changed
+        advantage: AdvantageEstimator = GAE(),  # noqa: B008 - never changed
+        ppo: PPOConfig | None = None,
+        optimizer: OptimizerCallable = adamw,
+        value_lr: float | None = None,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_fraction: float = 0.0,
+        decoding: Decoding | None = None,
+    ) -> None:
+        super().__init__(
+            backbone, policy, adapter, decoding, optimizer=optimizer, schedule=schedule,
+            warmup_fraction=warmup_fraction,
+        )  # fmt: skip
+        self.ppo = ppo or PPOConfig()
+        if value_lr is not None and not value_lr > 0:
+            raise ValueError(f"value_lr must be above 0, got {value_lr}")
+        if self.ppo.samples < advantage.least_samples:
+            raise ValueError(
+                f"advantage: {type(advantage).__name__} compares the rollouts to one prompt with "
+                f"each other; set model.ppo.samples to {advantage.least_samples} or more"
+            )
+        self.advantage = advantage
+        self.value_lr = value_lr
+        self.value_head: ValueHead | None = None
+        self.terms = name_terms(reward_model, reward_label, reward_with_dialogue, extra_rewards)
+        self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
+        self.shaping = self.ppo.score_shaping()
+        self.sampling = Sampling(self.ppo.max_new_tokens, self.ppo.temperature)
+        self.batches_done = 0
+        self.gate_passed = False
+        # Several optimizer steps per batch of rollouts, where Lightning would take one.
+        self.automatic_optimization = False
+        self._at_batch_start: dict[str, Any] | None = None
+
+    @classmethod
+    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
+        """List, before anything is loaded, what cannot work; None stands for what can."""
+        problems = super().find_problems(init_args, trainer)
+        problems += find_reward_problems(init_args)
+        if str(trainer.precision) in ("16", "16-mixed"):
+            problems.append(
+                f"trainer.precision: PPO clips its gradients itself, which {trainer.precision} "
+                "scales; use bf16-mixed or 32-true"
+            )
+        if trainer.max_steps not in (-1, None):
+            problems.append(
+                "trainer.max_steps counts PPO's optimizer steps, many for each batch of rollouts; "
+                "set trainer.max_epochs and trainer.limit_train_batches, which count batches"
+            )
+        if trainer.gradient_clip_val is not None or trainer.accumulate_grad_batches != 1:
+            problems.append(
+                "PPO takes its optimizer steps itself: in place of trainer.gradient_clip_val and "
+                "trainer.accumulate_grad_batches set model.ppo.max_grad_norm and microbatch_size"
+            )
+        return problems
+
+    # Construction -------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load backbone, adapters and reward models once."""
+        if self.model is not None:
+            return
+        super().configure_model()
+        for term in self.terms.values():
+            if isinstance(term, ClassifierReward):
+                term.load()
+
+    def assemble(self, backbone: PreTrainedModel) -> None:
+        """Build policy, reference and value head from the backbone."""
+        super().assemble(backbone)
+        if self.advantage.uses_values:
+            self.value_head = ValueHead(self.backbone.hidden_size)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the weights of policy and value head as two groups, each with its own rate."""
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.model.parameters() if p.requires_grad]}
+        ]
+        if self.value_head is not None:
+            value: dict[str, Any] = {"params": list(self.value_head.parameters())}
+            groups.append(value if self.value_lr is None else value | {"lr": self.value_lr})
+        return groups
+
+    # One training step: rollout, rewards, advantages, update -------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Any:
+        """Sample responses, reward them, estimate advantages, and update in minibatches.
+
+        Returns:
+            ``{"step": PPOStep}``; Lightning accepts nothing but tensors and mappings here.
+        """
+        self._at_batch_start = self._loop_state()
+        beta, times = self.kl_coef.beta, [time.perf_counter()]
+        rollout = self.rollout(batch)
+        times.append(time.perf_counter())
+        texts = self.read_texts(rollout, batch)
+        terms = self.score(texts, batch)
+        scores = weigh(self.terms, terms)
+        shaped = self.shaping(
+            scores, rollout.finished, rollout.mask.sum(dim=1), self.sum_over_ranks
+        )
+        times.append(time.perf_counter())
+        rewards = self.rewards(shaped, rollout)
+        credit, experience = self.advantages(rewards, rollout)
+        update = self.update(experience, batch["ids"])
+        times.append(time.perf_counter())
+
+        found = metrics.objective(rollout, scores, shaped, beta, terms, self.sum_over_ranks)
+        found |= metrics.estimates(rollout, credit, self.sum_over_ranks) | update.metrics
+        found |= metrics.speed(rollout, times)
+        for name, value in found.items():
+            shown = name in ("objective/reward", "objective/kl")
+            self.log(name, value, on_step=True, prog_bar=shown, sync_dist=True)
+        self.adapt_kl_coef(rollout)
+        step = PPOStep(
+            self.batches_done, rollout._replace(context=None), list(texts.summaries), terms, scores,
+            shaped, rewards, experience.advantages, experience.returns, update.logprobs, beta,
+            found,
+        )  # fmt: skip
+        self.batches_done += 1
+        self._at_batch_start = None
+        return {"step": step}
+
+    def rollout(self, batch: Batch) -> Rollout:
+        """Sample ``ppo.samples`` responses to each prompt and score them; first pass the gate.
+
+        Raises:
+            GateError: If something does not hold that must hold before the first update.
+        """
+        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+        with self.gathered():
+            if not self.gate_passed:
+                found = pass_gate(
+                    self.backbone, self.open_reference, prompts, self.sampling,
+                    self.ppo.minibatch_size, self.is_exact,
+                )  # fmt: skip
+                logger.info("PPO passed its gate: %s", found)
+                self.gate_passed = True
+            return roll_out(
+                self.backbone, self.open_reference, prompts, self.sampling, self.value_head,
+                samples=self.ppo.samples,
+                reuse_sampler=self.is_exact,
+                chunk=self.ppo.microbatch_size or self.ppo.minibatch_size,
+            )  # fmt: skip
+
+    def read_texts(self, rollout: Rollout, batch: Batch) -> Texts:
+        """Decode the B summaries, each with the dialogue and references of its prompt."""
+        owner = rollout.owner.tolist()
+        tokens = rollout.responses.masked_fill(~rollout.mask, self.backbone.pad_id)
+        return Texts(
+            self.backbone.decode(tokens),
+            [batch["dialogues"][row] for row in owner],
+            [batch["references"][row] for row in owner],
+        )
+
+    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
+        """Score the summaries by each reward term, before its weight: [B] each.
+
+        Raises:
+            FloatingPointError: If a score, on any rank, is not finite.
+        """
+        scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
+        sums = {f"the reward {name}": self.sum_over_ranks(s.sum()) for name, s in scores.items()}
+        bad = (~torch.isfinite(torch.stack(list(scores.values())))).any(dim=0).nonzero()
+        ids = [batch["ids"][row // self.ppo.samples] for row in bad.flatten().tolist()]
+        content = {"texts": texts._asdict(), "scores": scores, "ids": batch["ids"]}
+        stop_if_not_finite(self, sums, ids, content)
+        return scores
+
+    def rewards(self, shaped: Tensor, rollout: Rollout) -> Tensor:
+        """Compute each token's reward, [B, T]: the KL penalty, plus the score on the last one."""
+        beta = 0.0 if self.ppo.kl_in_loss else self.kl_coef.beta
+        penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
+        rewards = shape_rewards(shaped, penalty, rollout.mask, beta)
+        if self.ppo.whiten_rewards:
+            rewards = whiten(rewards, rollout.mask, True, self.sum_over_ranks)
+        return rewards
+
+    def advantages(self, rewards: Tensor, rollout: Rollout) -> tuple[Credit, Experience]:
+        """Estimate advantages and returns, and collect what the update learns from."""
+        credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
+        advantages = credit.advantages
+        if self.advantage.whiten:
+            advantages = whiten(advantages, rollout.mask, False, self.sum_over_ranks)
+        beta = self.kl_coef.beta if self.ppo.kl_in_loss else 0.0
+        return credit, Experience(rollout, advantages, credit.returns, beta)
+
+    def update(self, experience: Experience, ids: list[str]) -> Update:
+        """Take one optimizer step per minibatch and epoch, then advance the learning rate.
+
+        Args:
+            experience: A batch of rollouts with advantages.
+            ids: Ids of its prompts, for error messages.
+
+        Raises:
+            FloatingPointError: If a loss or gradient is not finite.
+        """
+        rollout, config = experience.rollout, self.ppo
+        source = np.random.SeedSequence((self.seed, self.global_rank, self.batches_done))
+        generator = torch.Generator().manual_seed(int(source.generate_state(1)[0]))
+        most, least = self.extremes_over_ranks(len(rollout.owner))
+        cut = plan_cut(most, least, config.minibatch_size, config.microbatch_size)
+        logprobs = rollout.logprobs.clone()
+        steps: list[Sums] = []
+        skipped = epochs = 0
+        for epoch in minibatches(rollout.owner, cut, config.epochs, generator):
+            for parts in epoch:
+                sums, stepped = self.update_minibatch(experience, parts, logprobs, ids)
+                steps.append(sums)
+                skipped += not stepped
+            epochs += 1
+            done = metrics.total(steps[-len(epoch) :])
+            if config.stop_kl is not None and done.approx_kl / done.tokens > config.stop_kl:
+                break
+        self.half_updated = True
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
+        found = metrics.losses(metrics.total(steps)) | metrics.start(steps[0]) | counts
+        return Update(found, logprobs)
+
+    def update_minibatch(
+        self,
+        experience: Experience,
+        parts: tuple[Tensor, ...],
+        logprobs: Tensor,
+        ids: list[str],
+    ) -> tuple[Sums, bool]:
+        """Take one optimizer step on a minibatch.
+
+        Args:
+            experience: The whole batch.
+            parts: Row indices of each micro-batch.
+            logprobs: [B, T]; these rows of it are set to log pi(y_t) before the step.
+            ids: Ids of the prompts of the whole batch.
+
+        Returns:
+            The sums over the minibatch's tokens on all ranks, and whether the step was taken: it is
+            not if the mean ratio exceeds the guard.
+
+        Raises:
+            FloatingPointError: If the loss or gradient is not finite on any rank; the weights are
+                unchanged.
+        """
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        rows = torch.cat(parts)
+        tokens = self.sum_over_ranks(experience.rollout.mask[rows].sum())
+        total = torch.zeros(len(Sums._fields), device=self.device)
+        for part in parts:
+            loss, sums, found = self.as_forward(
+                partial(
+                    minibatch_loss, self.backbone, self.value_head, experience.rows(part), self.ppo
+                )
+            )
+            # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
+            self.manual_backward(loss * self.trainer.world_size / tokens)
+            total += torch.stack(sums)
+            logprobs[part, : found.shape[1]] = found
+        means = Sums(*self.sum_over_ranks(total))
+        norm = gradient_norm(optimizer)
+        values = {
+            "PPO's loss": means.loss + means.value_loss + means.kl_loss,
+            "the gradient's norm": norm,
+        }
+        names = [ids[row] for row in experience.rollout.owner[rows].tolist()]
+        stop_if_not_finite(self, values, names, experience.rows(rows))
+        stepped = bool(means.ratio / means.tokens <= self.ppo.ratio_guard)
+        if stepped:
+            clip_by_norm(optimizer, self.ppo.max_grad_norm, norm)
+            self.half_updated = True
+            optimizer.step()
+        return means, stepped
+
+    def extremes_over_ranks(self, rows: int) -> tuple[int, int]:
+        """Return the largest and the smallest number of rows that a rank has."""
+        if self.trainer.world_size == 1:
+            return rows, rows
+        count = torch.tensor(rows, device=self.device)
+        reduce = self.trainer.strategy.reduce
+        most, least = (int(reduce(count.clone(), reduce_op=op)) for op in ("max", "min"))
+        return most, least
+
+    def adapt_kl_coef(self, rollout: Rollout) -> None:
+        """Move the coefficient towards its target by the KL of this batch over all ranks."""
+        kl = per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask)
+        count = kl.new_tensor(len(kl))
+        total, rows = self.sum_over_ranks(torch.stack([kl.sum(), count])).tolist()
+        self.kl_coef.update(total / rows, int(rows))
+
+    # What a run leaves --------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the loop itself remembers: of a batch that is under way, from before it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ppo"] = self._at_batch_start or self._loop_state()
+
+    def _loop_state(self) -> dict[str, Any]:
+        moments = self.shaping.moments
+        return {
+            "kl_coef": self.kl_coef.beta,
+            "gate_passed": self.gate_passed,
+            "batches_done": self.batches_done,
+            "moments": [moments.count, moments.mean, moments.squares],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the loop where it was."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["ppo"]
+        self.kl_coef.beta = state["kl_coef"]
+        self.gate_passed = state["gate_passed"]
+        self.batches_done = state["batches_done"]
+        moments = self.shaping.moments
+        moments.count, moments.mean, moments.squares = state["moments"]
