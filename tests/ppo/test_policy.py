@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from lightning_modules import PPOPolicy
 from lightning_modules.backbones import Backbone, Prompts
+from lightning_modules.policies import kinds as kinds_module
 from lightning_modules.policies.gate import GateError
 from lightning_modules.policies.kinds import (
     FullPolicy,
@@ -22,7 +23,6 @@ from lightning_modules.policies.kinds import (
     SoftPromptPolicy,
 )
 from lightning_modules.ppo import losses
-from lightning_modules.ppo import policy_kinds as kinds_module
 from lightning_modules.ppo import rollout as rollout_module
 from lightning_modules.ppo import update as update_module
 from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
