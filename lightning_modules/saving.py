@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from common import hub
-from lightning_modules.adapters import POLICY
+from lightning_modules.policies.adapters import POLICY
 
 
 def check_origin(checkpoint: Mapping[str, Any], own: Mapping[str, str]) -> None:
