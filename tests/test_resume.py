@@ -383,3 +383,15 @@ def test_early_stopping_is_off_unless_asked_for_and_wants_a_metric(
             fit("lora", tmp_path / "refused", *settings)
         assert stop.value.code == 2
         assert "checkpoint.monitor" in capsys.readouterr().err
+
+
+def test_run_without_checkpoints_and_progress_bar(fit: Fit, tmp_path: Path) -> None:
+    plain = ["--trainer.enable_checkpointing", "false", "--trainer.enable_progress_bar", "false"]
+    fit("lora", tmp_path / "run", *plain, "--trainer.max_epochs", "1")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.export.is_dir()
+    assert not list(folder.checkpoints.glob("*"))
+    with pytest.raises(SystemExit):  # nothing to save, and the step is finished all the same
+        fit("lora", tmp_path / "stopped", *plain, *break_off("on_before_backward", 2, "sigterm"))
+    losses = [row["train/loss"] for row in RunFolder(tmp_path / "stopped").read_metrics_csv()]
+    assert len(losses) == 2
