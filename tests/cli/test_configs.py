@@ -49,7 +49,7 @@ def test_the_shipped_files_are_found() -> None:
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
-        "ddp", "debug", "fsdp", "mini", "real_text", "rollouts", "wandb", "zero2", "zero3",
+        "ddp", "debug", "fsdp", "mini", "mlflow", "real_text", "rollouts", "tensorboard", "wandb",
     }  # fmt: skip
 
 
@@ -154,6 +154,19 @@ def test_an_overlay_gives_each_class_its_section(tmp_path: Path) -> None:
             "trainer": {"precision": "32-true", "devices": 2},
             "model": {"init_args": {"r": 2}},
         }
+
+
+def test_shipped_configs_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    prepared = prepare_configs(["fit", "--config", "configs/ppo.yaml"])
+    assert Path(prepared[-1]) == ROOT / "configs" / "ppo.yaml"
+    assert "shipped config" in caplog.text
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "ppo.yaml").write_text("seed_everything: 1\n")
+    assert prepare_configs(["fit", "-c", "configs/ppo.yaml"])[-1] == "configs/ppo.yaml"
 
 
 def test_an_overlay_without_the_class_is_refused(tmp_path: Path) -> None:
