@@ -265,7 +265,7 @@ def test_a_reference_that_is_not_the_start_stops_the_run(
 
     monkeypatch.setattr(kinds_module, "attach_trained_lora", without_reference)
     module = make_policy(t5, roberta, adapter=trained_adapter)
-    with pytest.raises(GateError, match="KL to the reference"):
+    with pytest.raises(GateError, match="reference is not the policy"):
         make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
 
 

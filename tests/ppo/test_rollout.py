@@ -234,7 +234,7 @@ def test_rows_that_have_ended_are_dropped_and_change_nothing(policy: Any, prompt
     drawn = draw(wrap(policy), wrap(policy).read(prompts), SETTINGS._replace(max_new_tokens=40))
     handle.remove()
     mask, finished = response_mask(drawn.responses, EOS)
-    assert sizes[0] == 6 and sizes[-1] <= 3 and finished.sum() >= 4
+    assert max(sizes) == 6 and sizes[-1] <= 3 and finished.sum() >= 4
     assert not drawn.responses[~mask].any()
     scores = score_in_chunks(
         wrap(policy), wrap(policy).read(prompts), torch.arange(6), drawn.responses, mask, 0.7, 2
