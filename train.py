@@ -26,14 +26,15 @@ options       (defaults and types: python train.py fit --config configs/lora.yam
   --overwrite true                     replace the run in the folder, or its test results
   --data.source NAME                   hub id, folder, file or mini
   --data.batch_size N                  rows per batch
+  --data.prompt "Summarize: {dialogue}"  words around the dialogue, or a prompt style
   --model.backbone NAME                hub id, folder or mini
   --model.adapter runs/lora/export     DPO and PPO: start from an exported adapter
-  --model.optimizer.init_args.lr X     learning rate
+  --lr X                               learning rate
   --model.decoding.max_new_tokens N    length of generated summaries
   --trainer.max_epochs N               epochs
   --trainer.precision P                32-true, bf16-mixed, ...
   --trainer.devices N                  number of devices
-  --seed_everything N                  random seed
+  --seed N                             random seed
   --toxicity.model NAME                toxicity classifier; null for none
 all options: python train.py fit --help; of one class: python train.py fit --model.help LoRA
 
@@ -65,10 +66,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # Imported late: a mistyped config or --help is answered before torch is imported.
     import logging
 
-    from alignsum.overlays import prepare_configs
+    from alignsum.overlays import expand_short_options, prepare_configs
     from common import exits
 
-    arguments = list(sys.argv[1:] if args is None else args)
+    arguments = expand_short_options(sys.argv[1:] if args is None else args)
     exits.start_log()
     log = logging.getLogger("train")
     if arguments[:1] in (["-h"], ["--help"]):

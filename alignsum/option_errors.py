@@ -15,7 +15,6 @@ from common.exits import suggest
 _NONE = "- Expected a <class 'NoneType'>"
 _NOISE = ("Does not validate", "- Does not validate", "Subtypes: ", "Errors:", _NONE)
 _PACKAGES: dict[str, Any] = {"model": lightning_modules, "data": datamodules}
-_SHORT = {"lr": "model.optimizer.init_args.lr", "seed": "seed_everything", "output_dir": "run_dir"}
 
 
 def explain(message: str, arguments: Sequence[str], parser: Any) -> str:
@@ -50,9 +49,7 @@ def find_suggestions(arguments: Sequence[str], parser: Any) -> list[str]:
     for option in options:
         name = option.removeprefix("--").replace(".init_args", "").rstrip("+")
         top = ".".join(name.split(".")[:2])
-        if name in _SHORT:
-            found.append(f"{option}: did you mean --{_SHORT[name]}?")
-        elif not known & {top, name} and name not in ("config", *_PACKAGES):
+        if not known & {top, name} and name not in ("config", *_PACKAGES):
             hint = suggest(top, known)
             found += [f"{option}: there is no such setting{hint}"] if hint else []
     return found

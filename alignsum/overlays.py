@@ -7,6 +7,7 @@ a section ``per_model``: the entry for the command's model class is merged over 
 file, the other entries are dropped.
 """
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,28 @@ SECTION = "per_model"
 SHIPPED = Path(__file__).resolve().parents[1]
 """The folder with ``configs/``: the repository, or site-packages."""
 
+SHORT_OPTIONS = {"--lr": "--model.optimizer.init_args.lr", "--seed": "--seed_everything"}
+
 _CONFIG_FLAGS = ("--config", "-c")
 _NEVER_NULL = ("model", "data", "trainer", "checkpoint", "toxicity", "rouge", "samples", SECTION)
+
+
+def expand_short_options(args: Sequence[str]) -> list[str]:
+    """Replace ``--lr``, ``--seed`` and a text as ``--data.prompt`` by the settings they stand for.
+
+    Args:
+        args: A command line. ``--data.prompt "Summarize: {dialogue}"`` becomes a ``Template``.
+    """
+    expanded: list[str] = []
+    for argument in args:
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--"):
+            option, equals, value = "", "", argument
+        is_prompt = "--data.prompt" in (option, *expanded[-1:])
+        if is_prompt and "{dialogue}" in value and "class_path" not in value:
+            value = json.dumps({"class_path": "Template", "init_args": {"template": value}})
+        expanded.append(SHORT_OPTIONS.get(option, option) + equals + value)
+    return expanded
 
 
 def prepare_configs(args: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lightning_modules.base import BaseModule
 logger = logging.getLogger(__name__)
 
 
-def find_folder_problems(command: str, settings: Any, folder: RunFolder) -> list[str]:
+def find_folder_problems(command: str | None, settings: Any, folder: RunFolder) -> list[str]:
     """List what forbids a command to write to its run folder.
 
     Args:
@@ -50,7 +50,7 @@ def find_folder_problems(command: str, settings: Any, folder: RunFolder) -> list
 
 
 def choose_weights(
-    command: str, settings: Any, folder: RunFolder, model_type: type[BaseModule]
+    command: str | None, settings: Any, folder: RunFolder, model_type: type[BaseModule]
 ) -> list[str]:
     """Set `ckpt_path` to the checkpoint that the command starts from; list what forbids that."""
     if command == "fit" and settings.resume:
@@ -70,8 +70,8 @@ def choose_weights(
         path = Path(settings.ckpt_path)
         if not path.exists():
             return [f"--ckpt_path {path}: there is no such file"]
-        problem = find_checkpoint_problem(path) if path.is_file() else None
-        return [problem] if problem else []
+        damage = find_checkpoint_problem(path) if path.is_file() else None
+        return [damage] if damage else []
     if command == "fit":
         return []
     kept = [folder.checkpoints / f"{name}.ckpt" for name in ("best", "last")]

@@ -28,7 +28,7 @@ def test_weights_gradients_and_moments_are_counted(t5: str) -> None:
     assert full["weights"].size == full["gradients"].size == 4 * total
     assert full["optimizer state"].size == 8 * total
     lora = make("lora", "--model.backbone", t5, "--model.r", "4")
-    trained = 12 * 2 * 4 * 32  # q and v of 6 attentions, A and B of [4, 32]
+    trained = 24 * 2 * 4 * 32  # q, k, v and o of 6 attentions, A and B of [4, 32]
     assert lora["weights"].size == 4 * (total + trained)
     assert lora["gradients"].size == 4 * trained
     assert lora["optimizer state"].size == 8 * trained
@@ -82,7 +82,8 @@ def test_ppo_counts_minibatches_the_reward_model_and_the_cache(t5: str) -> None:
     name = "activations saved for the backward pass"
     assert larger[name].size == pytest.approx(2 * items[name].size, rel=0.02)
     cache = "keys and values of the decoder"
-    assert items[cache].size == larger[cache].size == 2 * 4 * 2 * 32 * (512 + 64) * 32
+    rollouts = 32 * 4  # of each prompt 4
+    assert items[cache].size == larger[cache].size == 2 * 4 * 2 * rollouts * (512 + 64) * 32
 
 
 def test_the_peak_is_that_of_the_largest_phase() -> None:

@@ -30,7 +30,7 @@ PROCESS = 670 * 2**20
 
 @dataclass(frozen=True)
 class Item:
-    """Memory that one thing takes: what, in bytes, and in which phase (None: throughout)."""
+    """Memory that one thing takes, in bytes, and the phase that needs it (None: all)."""
 
     what: str
     size: float
@@ -76,9 +76,9 @@ def read_config(args: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     from alignsum.cli import AlignsumCLI
-    from alignsum.overlays import prepare_configs
+    from alignsum.overlays import expand_short_options, prepare_configs
 
-    arguments, text = ["fit", *args, "--print_config"], io.StringIO()
+    arguments, text = ["fit", *expand_short_options(args), "--print_config"], io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
             AlignsumCLI(arguments, prepare_configs(arguments))
@@ -92,7 +92,7 @@ def make_plan(config: dict[str, Any]) -> list[Item]:
     """List what takes memory in a run.
 
     Raises:
-        AlignsumError: If the method or its data have no plan.
+        AlignsumError: If there is no plan for the method.
     """
     name = config["model"]["class_path"].rpartition(".")[2]
     if name not in ("FullFT", "LoRA", "SoftPrompt", "PPOPolicy"):
@@ -124,7 +124,7 @@ def make_plan(config: dict[str, Any]) -> list[Item]:
 
 
 def runs_on_cpu(accelerator: str) -> bool:
-    """Whether a Trainer with this accelerator computes on the CPU."""
+    """Return whether a Trainer with this accelerator computes on the CPU."""
     import torch
 
     is_auto = accelerator == "auto" and not torch.accelerator.is_available()
@@ -147,7 +147,7 @@ def read_shapes(name: str, config: dict[str, Any]) -> Shapes:
 
 
 def build_model(name: str, settings: dict[str, Any]) -> Any:
-    """Build the backbone and its adapter on the meta device; sets which weights are trained."""
+    """Build the backbone and its adapter on the meta device; freeze what is not trained."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
@@ -170,7 +170,7 @@ def build_model(name: str, settings: dict[str, Any]) -> Any:
             )
     if name == "SoftPrompt":
         model.requires_grad_(False)
-        # The prompt's own rows; the gradient to them passes through the whole frozen model.
+        # Its gradient passes through the whole frozen model.
         model.soft_prompt = torch.nn.Parameter(
             torch.empty(settings["virtual_tokens"], backbone.d_model, device="meta")
         )
@@ -183,9 +183,9 @@ def build_model(name: str, settings: dict[str, Any]) -> Any:
 
 
 def has_own_head(path: str, backbone: Any) -> bool:
-    """Whether a backbone's output head is a matrix of its own, as FLAN-T5's is.
+    """Return whether the output head shares no weights with the embedding, as in FLAN-T5.
 
-    The weights file decides where it is local: configurations of T5 can say the opposite.
+    A local weights file decides, since the configurations of T5 can be wrong about it.
     """
     from safetensors import safe_open
 
@@ -231,7 +231,7 @@ def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if id(storage) not in weights:
-            kept[id(storage)] = storage  # kept alive, so that its id stays its own
+            kept[id(storage)] = storage  # kept alive, so that its id is not reused
         return tensor
 
     ids = torch.zeros(rows, source, dtype=torch.long, device="meta")
@@ -288,7 +288,7 @@ def plan_rewards(settings: dict[str, Any], shapes: Shapes) -> list[Item]:
 
 
 def find_peak(items: Sequence[Item]) -> tuple[str, float]:
-    """Return the phase that needs most, and its bytes with what is there throughout."""
+    """Return the phase that needs most, and its bytes including what all phases need."""
     base = sum(item.size for item in items if item.phase is None)
     phases = {item.phase for item in items if item.phase is not None}
     sizes = {p: base + sum(item.size for item in items if item.phase == p) for p in phases}

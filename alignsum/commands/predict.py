@@ -166,7 +166,7 @@ def read_dialogues(settings: Namespace) -> list["Row"]:
 def read_blocks(path: Path, column: str) -> list[tuple[int, Record]]:
     """Read (number of the first line, record) of the texts between blank lines."""
     numbered = enumerate(path.read_text("utf-8-sig", "surrogateescape").split("\n"), start=1)
-    blocks = []
+    blocks: list[tuple[int, Record]] = []
     for has_text, lines in itertools.groupby(numbered, lambda line: bool(line[1].strip())):
         if has_text:
             numbers, texts = zip(*lines, strict=True)

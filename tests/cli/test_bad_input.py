@@ -40,7 +40,7 @@ CASES: dict[str, Bad] = {
     "a mistyped command": Bad("train fti", ("did you mean fit",)),
     "no method": Bad("train fit", ("model", "data")),
     "a mistyped option": Bad(f"{LORA} --data.bacth_size 3", ("data.batch_size",)),
-    "a short option": Bad(f"{LORA} --lr 3", ("--model.optimizer.init_args.lr",)),
+    "a word for a rate": Bad(f"{LORA} --lr many", ("lr", "many", "float")),
     "a word for a number": Bad(f"{LORA} --trainer.max_epochs many", ("max_epochs", "many", "int")),
     "a mistyped class": Bad(f"{LORA} --model LORA", ("LORA", "LoRA")),
     "a foreign class": Bad(

@@ -44,6 +44,26 @@ def test_a_whole_number_of_batches_stays_one(tmp_path: Path) -> None:
     assert "limit_test_batches: 1\n" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    ["--data.prompt=Shorten: {dialogue}", '--data.prompt={"class_path": "Template", "init_args": '
+     '{"template": "Shorten: {dialogue}"}}'],
+)  # fmt: skip
+def test_short_options(prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (
+        ["--lr", "0.5", "--seed", "7", *prompt.split("=")],
+        ["--lr=0.5", "--seed=7", prompt],
+    ):
+        with pytest.raises(SystemExit):
+            train.main(["fit", "--config", "configs/lora.yaml", *options, "--print_config"])
+        parsed = yaml.safe_load(capsys.readouterr().out)
+        assert parsed["seed_everything"] == 7
+        assert parsed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
+        style = parsed["data"]["init_args"]["prompt"]
+        assert style["class_path"].endswith("Template")
+        assert style["init_args"]["template"] == "Shorten: {dialogue}"
+
+
 def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",

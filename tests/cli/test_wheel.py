@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHIPPED = (
     "alignsum", "callbacks", "collecting", "common", "datamodules", "lightning_modules", "metrics",
-    "prediction", "reporting", "configs", "assets",
+    "reporting", "configs", "assets",
 )  # fmt: skip
 NOT_SHIPPED = ("tests", "tools", "benchmarks", "docs", "examples")
 
