@@ -27,10 +27,6 @@ class AlignsumError(Exception):
     """An error that its message explains: users see the message and no traceback."""
 
 
-class GateError(AlignsumError):
-    """The policy or its reference is not what the algorithm assumes before the first update."""
-
-
 class StoppedBySignal(Exception):
     """A signal ended the run, on all ranks at the same step.
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from common.exits import AlignsumError
 from lightning_modules.backbones import Backbone, Prompts, Sampling, find_noise
 from lightning_modules.fsdp import full
 from lightning_modules.ppo.kl import k1, per_sequence
@@ -61,7 +62,7 @@ FP32 = Tolerance()
 BF16 = Tolerance(plain_gap=0.2, log_ratio=0.2, sampler_gap=0.3)
 
 
-class GateError(RuntimeError):
+class GateError(AlignsumError):
     """Training would start from something that the algorithm does not assume."""
 
 

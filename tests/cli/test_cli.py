@@ -26,7 +26,6 @@ from tests.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-MINI = str(CONFIGS / "overlays" / "mini.yaml")
 
 ROWS = [
     {
@@ -59,7 +58,7 @@ Fails = Callable[..., str]
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must be refused; give what it said."""
+    """Run a command that must be refused; return what it printed."""
 
     def run(*arguments: str) -> str:
         capsys.readouterr()
@@ -202,11 +201,12 @@ def test_overwrite_removes_the_run_and_nothing_else(base: list[str], tmp_path: P
     assert RunFolder(tmp_path / "run").export.is_dir()
 
 
-def test_resume_goes_on_where_the_run_stopped(
+def test_resume_starts_a_run_and_continues_one(
     base: list[str], tmp_path: Path, fails: Fails
 ) -> None:
-    assert "no checkpoint" in fails("fit", *base, "--resume", "auto")
-    train.main(["fit", *base])
+    assert "gone.ckpt" in fails("fit", *base, "--resume", str(tmp_path / "gone.ckpt"))
+    assert not (tmp_path / "run").exists()
+    train.main(["fit", *base, "--resume", "auto"])
     train.main(["fit", *base, "--trainer.max_epochs", "3", "--resume", "auto"])
     rows = RunFolder(tmp_path / "run").read_metrics_csv()
     assert [int(row["epoch"]) for row in rows if row.get("val/loss")] == [0, 1, 2]

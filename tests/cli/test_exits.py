@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from alignsum.__main__ import COMMANDS
-from common.exits import GateError, Lines, StoppedBySignal, run, suggest
+from common.exits import Lines, StoppedBySignal, run, suggest
+from lightning_modules.policies.gate import GateError
 
 ROOT = Path(__file__).parents[2]
 LOG = logging.getLogger("tests.exits")
