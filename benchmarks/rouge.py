@@ -4,8 +4,8 @@
 
 1,500 rows with three references each: references of DialogSum's test split (DIALOGSUM_DIR), each
 against summaries of other dialogues. "Direct" is one `RougeScorer(4 keys).score` for each pair of
-texts with the same sentence splitting, "metric" is `metrics.rouge.score_rouge`, its cache
-of words emptied before. Both run in turn, the order changing each round, because the
+texts with the same sentence splitting, "metric" is `metrics.rouge_scores.score_rouge`, its cache of
+words emptied before. Both run in turn, the order changing each round, because the
 machine drifts; both take one thread, so that processor time says what they cost on a shared
 machine too. Prints the medians and their ratio, and fails where the values differ.
 """
@@ -21,7 +21,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from benchmarks.dialogsum import read_dialogsum
 from datamodules.reading import Row
-from metrics import rouge, words
+from metrics import rouge_scores
 
 ROWS = 1500
 Examples = list[tuple[str, tuple[str, ...]]]
@@ -65,8 +65,8 @@ def time_it(
     way: Callable[[Examples, bool], Scores], examples: Examples, stem: bool, seconds: list[float]
 ) -> Scores:
     """Run one way with nothing remembered; append the seconds of processor time it took."""
-    words.tokenize.cache_clear()
-    words.stem.cache_clear()
+    rouge_scores.tokenize.cache_clear()
+    rouge_scores.stem.cache_clear()
     start = time.process_time()
     scores = way(examples, stem)
     seconds.append(time.process_time() - start)
@@ -75,14 +75,14 @@ def time_it(
 
 def score_directly(examples: Examples, use_stemmer: bool) -> Scores:
     """Mean over the references, then over the rows, by `rouge_score` alone."""
-    scorer = RougeScorer(list(words.KEYS), use_stemmer=use_stemmer)
-    totals = dict.fromkeys(words.KEYS, 0.0)
+    scorer = RougeScorer(list(rouge_scores.KEYS), use_stemmer=use_stemmer)
+    totals = dict.fromkeys(rouge_scores.KEYS, 0.0)
     for prediction, references in examples:
         for reference in references:
             scores = scorer.score(
-                rouge.split_sentences(reference), rouge.split_sentences(prediction)
+                rouge_scores.split_sentences(reference), rouge_scores.split_sentences(prediction)
             )
-            for key in words.KEYS:
+            for key in rouge_scores.KEYS:
                 totals[key] += scores[key].fmeasure / len(references)
     return {key: total / len(examples) for key, total in totals.items()}
 
@@ -90,8 +90,8 @@ def score_directly(examples: Examples, use_stemmer: bool) -> Scores:
 def score_by_metric(examples: Examples, use_stemmer: bool) -> Scores:
     """The same by our function."""
     predictions, references = zip(*examples, strict=True)
-    values = rouge.score_rouge(predictions, references, use_stemmer)
-    return {key: statistics.fmean(values[key]) for key in words.KEYS}
+    values = rouge_scores.score_rouge(predictions, references, use_stemmer)
+    return {key: statistics.fmean(values[key]) for key in rouge_scores.KEYS}
 
 
 def check(expected: Scores, found: Scores) -> None:

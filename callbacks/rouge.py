@@ -1,12 +1,9 @@
 """ROUGE of generated summaries."""
 
-from collections.abc import Sequence
-
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
-from metrics.rouge import score_rouge
-from metrics.words import BEST
+from callbacks.text_metric import Row, TextMetricCallback, add_scores, all_gather
+from metrics.rouge import Rouge
 
 
 class RougeCallback(TextMetricCallback):
@@ -22,16 +19,15 @@ class RougeCallback(TextMetricCallback):
         super().__init__()
         self.use_stemmer = use_stemmer
 
-    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Score the rows' predictions, and the texts before training if there are any."""
-        references = [row["references"] for row in rows]
-        # Also "_best" without several references: another rank may have some.
-        return score_texts(
-            rows, lambda texts: score_rouge(texts, references, self.use_stemmer, with_best=True)
-        )
-
-    def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
-        """Drop "_best" if no row has several references: it would be the same numbers."""
-        if any(len(row["references"]) > 1 for row in rows):
-            return columns
-        return {name: values for name, values in columns.items() if BEST not in name}
+    def gather_scores(self, pl_module: L.LightningModule, rows: list[Row]) -> list[Row]:
+        """Score this rank's texts, those from before training too, and gather all values."""
+        gathered = all_gather(rows)
+        columns: dict[str, list[float]] = {}
+        for text, suffix in (("prediction", ""), ("prediction_before", "_before")):
+            if gathered and text in gathered[0]:
+                rouge = Rouge(self.use_stemmer)
+                if pl_module.trainer.world_size > 1:
+                    rouge.to(pl_module.device)  # NCCL gathers nothing from the CPU
+                rouge.update([row[text] for row in rows], [row["references"] for row in rows])
+                columns |= {name + suffix: each for name, each in rouge.per_example().items()}
+        return add_scores(gathered, columns)

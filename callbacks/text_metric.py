@@ -72,6 +72,8 @@ class TextCollector(RowCollector):
 class TextMetricCallback(TextCollector, ABC):
     """Score generated texts with one value per example; subclasses implement :meth:`score`.
 
+    One that gathers the values of the ranks by itself implements :meth:`gather_scores` instead.
+
     Validation logs the means as `val/<name>`. A test logs `test/<name>`, records it in summary.json
     with n and 95 % interval, and writes the values per example to predictions.jsonl. If the module
     also returns texts from before training, columns come in pairs (`<name>`, `<name>_before`), and
@@ -82,7 +84,6 @@ class TextMetricCallback(TextCollector, ABC):
         super().__init__()
         self._last_validation: dict[str, Estimate] = {}
 
-    @abstractmethod
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score this rank's rows.
 
@@ -93,10 +94,15 @@ class TextMetricCallback(TextCollector, ABC):
         Returns:
             One value per row for each metric; the same names on every rank.
         """
+        raise NotImplementedError
 
-    def finish(self, rows: Sequence[Row], columns: Columns) -> Columns:
-        """Adjust the columns once the rows of all ranks are gathered."""
-        return columns
+    def gather_scores(self, pl_module: L.LightningModule, rows: list[Row]) -> list[Row]:
+        """Score this rank's rows, which may be none, and gather those of all ranks.
+
+        Returns:
+            The rows of rank 0, rank 1, ..., each with its values by metric in "scores".
+        """
+        return all_gather(add_scores(rows, self.score(pl_module, rows) if rows else {}))
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Turn columns into means with intervals, and pairs of columns into changes."""
@@ -148,14 +154,10 @@ class TextMetricCallback(TextCollector, ABC):
 
     def _scored(self, pl_module: L.LightningModule) -> tuple[list[Row], Columns]:
         """Score this rank's rows, and gather those of all ranks in the order of the split."""
-        columns = self.score(pl_module, self.rows) if self.rows else {}
-        for i, row in enumerate(self.rows):
-            row["scores"] = {name: values[i] for name, values in columns.items()}
-        rows = gather_rows(self.rows)
-        self.rows = []
+        rows, self.rows = order_rows(self.gather_scores(pl_module, self.rows)), []
         scores = [row.pop("scores") for row in rows]
         names = scores[0] if scores else {}
-        return rows, self.finish(rows, {name: [score[name] for score in scores] for name in names})
+        return rows, {name: [score[name] for score in scores] for name in names}
 
     def _log(
         self, pl_module: L.LightningModule, stage: str, columns: Columns
@@ -243,18 +245,29 @@ def write_predictions(trainer: L.Trainer, rows: Sequence[Row], columns: Columns)
     )
 
 
+def add_scores(rows: Sequence[Row], columns: Columns) -> list[Row]:
+    """Return the rows, each with its values by metric in "scores"."""
+    return [
+        row | {"scores": {name: values[i] for name, values in columns.items()}}
+        for i, row in enumerate(rows)
+    ]
+
+
 def gather_rows(rows: list[Row]) -> list[Row]:
-    """Gather the rows of all ranks on each of them.
+    """Gather the rows of all ranks on each of them, in the order of :func:`order_rows`."""
+    return order_rows(all_gather(rows))
 
-    Args:
-        rows: This rank's rows; may be empty.
 
-    Returns:
-        All rows ordered by "index", each index once: samplers may repeat rows to fill up ranks.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(parts, rows)
-        rows = [row for part in parts for row in part]
+def all_gather(rows: list[Row]) -> list[Row]:
+    """Gather the rows of all ranks on each of them: those of rank 0, rank 1, ..."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[list[Row]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+def order_rows(rows: Sequence[Row]) -> list[Row]:
+    """Sort rows by "index", each index once: samplers may repeat rows to fill up ranks."""
     by_index = {row["index"]: row for row in rows}
     return [by_index[index] for index in sorted(by_index)]

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from metrics.names import SPEAKER, find_unknown_names
-from metrics.rouge import make_scorer
+from metrics.rouge_scores import make_scorer
 from metrics.text_statistics import TextMetric
 
 SWAP_MARGIN = 0.02

@@ -1,99 +1,75 @@
-"""ROUGE F1 as computed by `rouge_score`, per example, with several references.
+"""ROUGE as a torchmetrics metric that collects over batches and ranks, and as a reward."""
 
-Source: Lin (2004), "ROUGE: A Package for Automatic Evaluation of Summaries". Nothing is
-re-implemented: Google's `rouge_score` computes the values, and only its tokens are cached, because
-stemming the same words again for each reference takes it longest (`python -m benchmarks.rouge`).
-"""
-
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from metrics.words import BEST, KEYS, tokenize
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+from metrics.intervals import Estimate, estimate_columns
+from metrics.rouge_scores import BEST, KEYS, score_rouge
 
-
-def split_sentences(text: str) -> str:
-    """Put each sentence on its own line, as rougeLsum expects.
-
-    A sentence ends at ".", "!" or "?" followed by white space. Abbreviations ("Mr. Hill") end one
-    too; the rule is the same for predictions and references and needs no download.
-
-    Args:
-        text: Any text; its line breaks are kept.
-
-    Returns:
-        The text with a line break after each sentence.
-    """
-    return _SENTENCE_END.sub("\n", text.strip())
+_NAMES = (*KEYS, *(key + BEST for key in KEYS))
 
 
-class CachingTokenizer:
-    """`rouge_score`'s default tokenizer with a cache.
+class Rouge(Metric):
+    """Collect the ROUGE of each example, over batches and over all ranks.
+
+    `compute`, `per_example` and `estimates` gather the values of all ranks, so each rank must call
+    them. A rank without examples must call `update` with empty lists. The results have "<key>_best"
+    only if any example has several references, because otherwise it is the same number.
 
     Args:
-        use_stemmer: See :func:`tokenize`.
-    """
-
-    def __init__(self, use_stemmer: bool) -> None:
-        self.use_stemmer = use_stemmer
-
-    def tokenize(self, text: str) -> tuple[str, ...]:
-        """See :func:`tokenize`."""
-        return tokenize(text, self.use_stemmer)
-
-
-def make_scorer(keys: Sequence[str], use_stemmer: bool = True) -> Any:
-    """Return a `rouge_score` scorer with our tokenizer."""
-    from rouge_score.rouge_scorer import RougeScorer  # imported late: nltk takes a second
-
-    return RougeScorer(list(keys), tokenizer=CachingTokenizer(use_stemmer))
-
-
-def score_rouge(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    use_stemmer: bool = True,
-    with_best: bool | None = None,
-) -> dict[str, list[float]]:
-    """Compute the ROUGE F1 of each prediction.
-
-    Args:
-        predictions: One text per example [B].
-        references: At least one text per example [B].
         use_stemmer: Compare Porter stems instead of words.
-        with_best: Whether to return the best reference's value too; None does if any example has
-            several references, because otherwise it is the same number.
-
-    Returns:
-        For each of `KEYS` B fractions of 1, the mean over the references, and as "<key>_best" the
-        best of them.
-
-    Raises:
-        ValueError: The lengths differ, or an example has no reference.
+        **settings: See `torchmetrics.Metric`.
     """
-    if isinstance(predictions, str) or len(predictions) != len(references):
-        raise ValueError(
-            f"{len(predictions)} predictions against {len(references)} lists of references: "
-            "pass a list of predictions and one list of references for each of them."
-        )
-    if bad := [texts for texts in references if isinstance(texts, str) or not texts]:
-        raise ValueError(f"Each example needs a list of at least one reference, got {bad[0]!r}.")
-    scorer = make_scorer(KEYS, use_stemmer)
-    if with_best is None:
-        with_best = any(len(texts) > 1 for texts in references)
-    values: dict[str, list[float]] = {key: [] for key in KEYS}
-    values |= {key + BEST: [] for key in KEYS if with_best}
-    for prediction, texts in zip(predictions, references, strict=True):
-        lines = split_sentences(prediction)
-        scores = [scorer.score(split_sentences(text), lines) for text in texts]
-        for key in KEYS:
-            found = [float(score[key].fmeasure) for score in scores]
-            values[key].append(sum(found) / len(found))
-            if with_best:
-                values[key + BEST].append(max(found))
-    return values
+
+    full_state_update = False
+    values: list[Tensor]
+    most_references: Tensor
+
+    def __init__(self, use_stemmer: bool = True, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.use_stemmer = use_stemmer
+        self.add_state("values", [], dist_reduce_fx="cat")
+        self.add_state("most_references", torch.tensor(0), dist_reduce_fx="max")
+
+    def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Score B predictions against their references.
+
+        Args:
+            predictions: One text per example [B].
+            references: At least one text per example [B].
+
+        Raises:
+            ValueError: As for `score_rouge`.
+        """
+        scores = score_rouge(predictions, references, self.use_stemmer, with_best=True)
+        columns = [scores[name] for name in _NAMES]
+        self.values.append(torch.tensor(columns, dtype=torch.float64, device=self.device).T)
+        most = max(map(len, references), default=0)
+        self.most_references = self.most_references.clamp(min=most)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean of each value, as a fraction of 1."""
+        return {name: column.mean() for name, column in self._columns().items()}
+
+    def per_example(self) -> dict[str, list[float]]:
+        """Return the values of each example, those of rank 0 first, in the order of the updates."""
+        with self.sync_context():
+            return {name: column.tolist() for name, column in self._columns().items()}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Return each mean with the number of examples and its bootstrap interval."""
+        return estimate_columns(self.per_example())
+
+    def _columns(self) -> dict[str, Tensor]:
+        """Return the collected values by name, float64 [N] each."""
+        names = _NAMES if self.most_references > 1 else KEYS
+        columns = dim_zero_cat(self.values).T
+        return dict(zip(names, columns, strict=False))
 
 
 def rouge(

@@ -2,13 +2,13 @@
 
 Each is a function of (predictions, dialogues, references) that returns one number per example;
 callbacks, `alignsum score` and rewards use them. Words are compared as in ROUGE without a stemmer:
-lower-case letters and digits (`metrics.words.tokenize`).
+lower-case letters and digits (`metrics.rouge_scores.tokenize`).
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from metrics.words import tokenize
+from metrics.rouge_scores import tokenize
 
 Tokens = Sequence[str]
 

@@ -16,7 +16,7 @@ import numpy as np
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
-from metrics.rouge import score_rouge
+from metrics.rouge_scores import score_rouge
 from metrics.text_statistics import STATISTICS
 
 LEAD = 3

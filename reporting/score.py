@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from metrics import faithfulness, text_statistics
 from metrics.faithfulness import CHECKS
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from metrics.rouge import score_rouge
+from metrics.rouge_scores import BEST, score_rouge
 from metrics.text_statistics import STATISTICS
-from metrics.words import BEST
 from reporting.numbers import MINUS, ROUGE_LABELS, Unit, format_both, is_clear
 from reporting.prediction_files import Examples
 

@@ -14,6 +14,7 @@ from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.fsdp import full
 from lightning_modules.ppo.rollout import Rollout
+from metrics.rouge import Rouge
 from tests.models import move_lora
 
 MAT = "the cat sat on the mat"
@@ -25,7 +26,14 @@ def gather_on_a_rank(rank: int, port: int, folder: Path) -> None:
     # Uneven: rank 0 has one row, rank 1 two, and row 2 is on both as a sampler would pad.
     mine = [(2, "the cat sat")] if rank == 0 else [(1, "dog"), (0, MAT), (2, "the cat sat")]
     rows = gather_rows([{"index": index, "prediction": text} for index, text in mine])
-    torch.save(rows, folder / f"{rank}.pt")
+    rouge = Rouge()
+    if rank == 0:  # rank 1 has no example, and only this one has two references
+        rouge.update([MAT, "dog"], [[MAT], ["dogs", "cat"]])
+    else:
+        rouge.update([], [])
+    values = {key: rouge.per_example()[key] for key in ("rouge1", "rouge1_best")}
+    values["mean"] = [rouge.compute()["rouge1"].item()]
+    torch.save({"rows": rows, "rouge": values}, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 

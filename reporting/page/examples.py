@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from metrics.names import find_unknown_names
-from metrics.words import stem
+from metrics.rouge_scores import stem
 from reporting.comparison import COMPARED, Comparison
 from reporting.runs import Key, Run, is_number
 

@@ -9,7 +9,7 @@ import yaml
 
 from common.run_folder import RolloutFiles, RunFolder, write_lines, write_text
 from metrics.intervals import Estimate, bootstrap_mean, paired_change
-from metrics.words import KEYS
+from metrics.rouge_scores import KEYS
 
 METRICS = (*KEYS, "toxicity", "reward")
 REFERENCES = ["Ann asks Ben for the way.", "Ben tells Ann the way."]

@@ -12,8 +12,8 @@ from alignsum.commands.baselines import main
 from common.run_folder import RunFolder
 from datamodules.reading import DataError, Row
 from metrics.faithfulness import CHECKS
+from metrics.rouge_scores import KEYS
 from metrics.text_statistics import STATISTICS
-from metrics.words import KEYS
 from reporting.baselines import human, lead_3, score_baseline
 from reporting.comparison import Comparison
 from reporting.runs import read_runs

@@ -9,7 +9,7 @@ import pytest
 
 from alignsum.commands.score import main
 from lightning_modules.reward_scorer import RewardScorer
-from metrics.words import KEYS
+from metrics.rouge_scores import KEYS
 
 PREDICTIONS = ["the cat sat", "a dog"]
 REFERENCES = ["the cat sat on the mat", "a dog"]
