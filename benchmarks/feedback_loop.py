@@ -36,8 +36,6 @@ from reporting.numbers import format_interval, format_value
 POLICIES = ("ppo_given", "ppo", "dpo")
 SHARE = 0.9
 """Of the accuracy that the annotators allow, what a reward model has to reach."""
-PPO = ["--model.advantage", "RLOO", "--model.ppo.samples", "4", "--data.batch_size", "16"]
-"""As many rollouts and optimizer steps as the miniature's PPO by GAE."""
 ROWS = {"validation": 100, "test": 300}
 """Dialogues that are ranked beside those of the train split."""
 COMPLETIONS = 16
@@ -69,8 +67,8 @@ def make_steps(root: Path, seed: int, options: argparse.Namespace) -> list[Step]
     return [
         *steps,
         make_run(root, "reward", "reward", seed, [*source, *demo.FEW_RANKINGS]),
-        make_run(root, "ppo_given", "ppo", seed, [*start, *PPO]),
-        make_run(root, "ppo", "ppo", seed, [*start, *PPO, *reward]),
+        make_run(root, "ppo_given", "ppo", seed, start),
+        make_run(root, "ppo", "ppo", seed, [*start, *reward]),
         make_run(root, "dpo", "dpo", seed, [*start, *source]),
     ]
 

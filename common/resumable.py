@@ -5,7 +5,6 @@ settings are never mixed. Lines are only appended, so a killed process leaves co
 most one incomplete line at the end, which is removed.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,13 +62,3 @@ def open_output(output: Path, identity: Mapping[str, Any], done: int) -> Iterato
 
 def _settings_file(output: Path) -> Path:
     return output.with_name(f"{output.name}.settings.json")
-
-
-def hash_files(folder: Path) -> str:
-    """Hash the names and contents of the files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from common.resumable import hash_files
 from common.run_folder import RunFolder, expand
 from datamodules.batching import LengthBatchSampler, pad
 from datamodules.dialogsum import DialogSumDataModule
@@ -68,6 +67,16 @@ class ExportedRun:
             **asdict(self.decoding),
             **sampling,
         }
+
+
+def hash_files(folder: Path) -> str:
+    """Hash the names and contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def hash_rows(rows: Sequence[Row]) -> str:
