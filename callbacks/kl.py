@@ -69,7 +69,7 @@ class KLCallback(Callback):
 class Moments(NamedTuple):
     """Number, sum and sum of squares of values over all ranks; they add up over batches."""
 
-    count: float = 0.0
+    number: float = 0.0
     total: float = 0.0
     squares: float = 0.0
 
@@ -89,12 +89,12 @@ class Moments(NamedTuple):
     @property
     def mean(self) -> float:
         """Return the mean."""
-        return self.total / self.count
+        return self.total / self.number
 
     @property
     def std(self) -> float:
         """Return the biased standard deviation."""
-        return max(0.0, self.squares / self.count - self.mean**2) ** 0.5
+        return max(0.0, self.squares / self.number - self.mean**2) ** 0.5
 
 
 def ppo_step(outputs: Any) -> Any:

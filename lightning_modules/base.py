@@ -126,7 +126,7 @@ class BaseModule(L.LightningModule):
         self.strict_loading = False
         self.model: Any = None
         self.tokenizer: Any = None
-        self.backbone: Backbone | None = None
+        self.backbone: Backbone  # set in configure_model
         self.shards: Shards | None = None
 
     @classmethod

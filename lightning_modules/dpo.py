@@ -96,9 +96,7 @@ class DPO(PolicyModule):
 
     # The loss -----------------------------------------------------------------------------------
 
-    def sum_losses(  # type: ignore[override] # it learns from comparisons, not from references
-        self, batch: ComparisonBatch
-    ) -> tuple[Tensor, Tensor]:
+    def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
         """Sum the losses, those of each dialogue weighing 1; count the dialogues.
 
         Raises:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from common.hub import reading, resolve_model
+from common.hub import Kind, reading, resolve_model
 from lightning_modules.backbones.dropout import set_dropout
 
 _FP16 = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
@@ -40,7 +40,7 @@ def find_precision_problem(precision: str | int | None, model_type: str = "t5") 
     return None
 
 
-def find_model_type(name: str, kind: str = "seq2seq") -> str:
+def find_model_type(name: str, kind: Kind = "seq2seq") -> str:
     """Return the ``model_type`` of a backbone from its config alone."""
     config = AutoConfig.from_pretrained(resolve_model(name, kind), trust_remote_code=False)
     return str(config.model_type)
