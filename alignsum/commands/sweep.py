@@ -4,108 +4,156 @@
     python -m alignsum sweep configs/sweeps/lora_ranks.yaml --config configs/lora.yaml --list
     python -m alignsum sweep configs/sweeps/ppo_betas.yaml --config configs/ppo.yaml --seeds 1,2,3
 
-How a sweep file is written: ``alignsum/sweep_plan.py``. Each run has its own folder, such as
-``<out>/r4``, and the comparison is written to ``<out>/report``. Trials are recorded in an Optuna
-study, ``<out>/sweep.db``. The same command continues an interrupted sweep: finished runs are
-skipped, an interrupted fit resumes from its last checkpoint, and failed runs are repeated.
+A run's folder is named after its choices, such as ``<out>/r4``; ``<out>/report`` compares them. The
+same command continues an interrupted sweep: an Optuna study, ``<out>/sweep.db``, records the runs;
+finished ones are skipped, an interrupted fit resumes from its last checkpoint, and failed runs are
+repeated. A sweep file needs ``axes``, ``ranges`` or both; the other keys have defaults:
+
+    commands: [fit, test]      # [test] for a method that trains nothing
+    sampler: grid              # every combination; or random, or tpe
+    trials: 20                 # runs of random and tpe
+    metric: val/rouge1         # objective of a run: the best value in its metrics.csv
+    direction: maximize        # or minimize
+    axes:                      # named choices of train.py's settings
+      rank:
+        r4: {model.r: 4, model.alpha: 8}
+        r16: {model.r: 16, model.alpha: 32}
+    ranges:                    # numbers to draw, for random and tpe
+      model.optimizer.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
 """
 
 import argparse
 import hashlib
+import itertools
+import json
 import logging
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from alignsum.overlays import config_values
-from alignsum.sweep_plan import Params, Plan, find_reserved, read_plan
-from common.exits import run, start_log
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from alignsum.overlays import SHIPPED, config_values
+from common.exits import StoppedBySignal, run, start_log
 from common.run_folder import RunFolder, expand
 from common.versions import redact_arguments, show_command
 
 log = logging.getLogger("sweep")
 
-REPORT = "report"
-"""Folder of the comparison, next to the run folders."""
+Params = dict[str, Any]
+"""A run: the name of a choice on each axis, and a number for each range."""
+
+SEEDS = "--seeds"
+"""The axis of the seeds on the command line."""
 
 
+@dataclass
 class Sweep:
-    """The runs of a plan, and the Optuna study that records them.
+    """A sweep file, whose keys the module's docstring explains, and the study of its runs.
 
     A trial's user attributes are its run's name, parameters, settings and exit code. The newest
     trial of a name tells how that run stands.
 
     Args:
-        plan: What to run.
-        shared: Arguments of train.py that every run gets.
         out: Folder of the run folders and of the study.
-        seeds: Seeds of a grid; with none, the config's own seed is used.
+        shared: Arguments of train.py that every run gets.
 
     Raises:
-        ValueError: If arguments are the sweep's own, or two runs would share a folder.
+        ValueError: If the sweep is invalid.
     """
 
-    study: Any
+    out: str
+    shared: list[str]
+    axes: dict[str, dict[Any, dict[str, Any]]] = field(default_factory=dict)
+    ranges: dict[str, dict[str, int | float | bool]] = field(default_factory=dict)
+    commands: list[Literal["fit", "test"]] = field(default_factory=lambda: ["fit", "test"])
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    trials: int = 20
+    metric: str = "val/rouge1"
+    direction: Literal["maximize", "minimize"] = "maximize"
 
-    def __init__(
-        self, plan: Plan, shared: Sequence[str], out: Path, seeds: Sequence[int] = ()
-    ) -> None:
-        if own := find_reserved(shared, plan.commands):
-            raise ValueError(f"the sweep itself sets {', '.join(own)}")
-        self.plan, self.shared, self.out = plan, list(shared), out
-        grid = plan.list_grid(seeds) if seeds or plan.sampler == "grid" else []
-        self.grid = {plan.name(params): params for params in grid}
-        if len(self.grid) < len(grid) or REPORT in self.grid:
-            raise ValueError("two folders would have one name; rename a choice, or repeat no seed")
+    def __post_init__(self) -> None:
+        self.study: Any = None
+        # YAML reads a choice such as 4 as a number.
+        self.axes = {axis: {str(k): v for k, v in each.items()} for axis, each in self.axes.items()}
+        if not self.axes and not self.ranges:
+            raise ValueError("it has neither axes nor ranges")
+        if self.sampler == "grid" and self.ranges:
+            raise ValueError("a grid cannot enumerate ranges; use random or tpe")
+        if self.sampler != "grid" and SEEDS in self.axes:
+            raise ValueError(f"{SEEDS} needs a grid")
+        names = [*self.ranges]
+        for choices in self.axes.values():
+            names += {
+                name.replace(".init_args.", ".") for each in choices.values() for name in each
+            }
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two axes set {', '.join(sorted(twice))}")
+        for choice in itertools.chain(*self.axes.values()):
+            if choice == "report" or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", choice, re.ASCII):
+                raise ValueError(f"{choice!r} cannot name a folder; use letters, digits and _.+-")
+
+    def list_runs(self) -> dict[str, Params]:
+        """List the runs by name: a grid seed by seed, or what a sampler has drawn so far."""
+        if self.sampler != "grid":
+            return {name: record["params"] for name, record in self.records().items()}
+        axes = sorted(self.axes, key=lambda axis: axis != SEEDS)
+        grid = itertools.product(*(self.axes[axis] for axis in axes))
+        runs = [dict(zip(axes, names, strict=True)) for names in grid]
+        if len(named := {self.name(params): params for params in runs}) < len(runs):
+            raise ValueError("two runs would have the same name; rename a choice")
+        return named
+
+    def name(self, params: Params) -> str:
+        """Name a run after its choices and numbers."""
+        numbers = [f"{name.rpartition('.')[2]}{params[name]:.3g}" for name in self.ranges]
+        return "-".join([*(params[axis] for axis in self.axes), *numbers])
+
+    def arguments(self, params: Params) -> list[str]:
+        """Translate a run into arguments of train.py."""
+        # With as many digits as in the name, so that runs of one name are the same.
+        settings: dict[str, Any] = {name: f"{params[name]:.3g}" for name in self.ranges}
+        for axis, choices in self.axes.items():
+            settings |= choices[params[axis]]
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
+        return [*self.shared, *(f"--{name}={text}" for name, text in texts.items())]
 
     def folder(self, params: Params) -> RunFolder:
         """Return the folder of a run."""
-        return RunFolder(self.out / self.plan.name(params))
-
-    def arguments(self, params: Params) -> list[str]:
-        """Return train.py's arguments for a run, without the command."""
-        own = self.plan.arguments(params)
-        return [*self.shared, *own, "--run_dir", str(self.folder(params).path)]
+        return RunFolder(expand(self.out) / self.name(params))
 
     def settings(self, params: Params) -> dict[str, Any]:
         """Describe what decides a run's result: commands, arguments and config files."""
-        arguments = redact_arguments([*self.shared, *self.plan.arguments(params)])
+        arguments = redact_arguments(self.arguments(params))
         files = [Path(value) for _, value in config_values(arguments) if Path(value).is_file()]
         hashes = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        return {"commands": self.plan.commands, "arguments": arguments, "configs": hashes}
+        return {"commands": self.commands, "arguments": arguments, "configs": hashes}
 
     def open_study(self) -> None:
-        """Open the study, and mark the trials of a killed process as failed.
-
-        Raises:
-            ValueError: If there is a file that is no study.
-        """
+        """Open the study, and mark the trials of a killed process as failed."""
         import optuna  # deferred: --help and --list do not need it
-        from sqlalchemy.exc import DatabaseError
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / "sweep.db"
-        try:
-            self.study = optuna.create_study(
-                storage=f"sqlite:///{path}", study_name="sweep", load_if_exists=True,
-                direction=self.plan.direction,
-            )  # fmt: skip
-        except DatabaseError as error:
-            raise ValueError(f"{path} is no Optuna study ({error.orig}); remove it") from error
-        state = optuna.trial.TrialState
-        for trial in self.study.get_trials(states=(state.WAITING, state.RUNNING)):
-            begun = self.study.ask() if trial.state == state.WAITING else trial
-            self.study.tell(begun.number, state=state.FAIL)
+        path = expand(self.out) / "sweep.db"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{path}", study_name="sweep", load_if_exists=True,
+            direction=self.direction,
+        )  # fmt: skip
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state == optuna.trial.TrialState.RUNNING:
+                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        if make_sampler := samplers.get(self.plan.sampler):
+        if make_sampler := samplers.get(self.sampler):
             # Another seed after an interruption: the same one would repeat the first draws.
-            self.study.sampler = make_sampler(seed=len(self.study.get_trials()))
+            self.study.sampler = make_sampler(seed=len(trials))
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return the user attributes of the newest trial of each run, by the run's name."""
@@ -113,132 +161,140 @@ class Sweep:
         return {attributes["run"]: attributes for attributes in found if "run" in attributes}
 
     def is_complete(self, params: Params) -> bool:
-        """Whether all commands of a run succeeded, and its results still exist."""
-        record = self.records().get(self.plan.name(params), {})
-        return record.get("exit_code") == 0 and self.folder(params).summary.exists()
-
-    def known_runs(self) -> dict[str, Params]:
-        """Return the runs of the grid, or those that a sampler has drawn, by name."""
-        return self.grid or {name: each["params"] for name, each in self.records().items()}
-
-    def check(self) -> None:
-        """Refuse what cannot work before anything runs.
+        """Whether all commands of a run succeeded, and its results still exist.
 
         Raises:
-            ValueError: If runs in the folder had other settings, or train.py refuses the arguments.
+            ValueError: If a run in the folder had other settings.
         """
-        records, known = self.records(), self.known_runs()
-        problems = [
-            f"{name} holds a run with other settings; remove it, or choose another --out"
-            for name, params in known.items()
-            if self.folder(params).holds_run()
-            and records.get(name, {}).get("settings") != self.settings(params)
-        ]
-        if not problems and not (self.grid and all(map(self.is_complete, known.values()))):
-            for params in self.plan.list_examples():
-                if error := find_parse_error([self.plan.commands[0], *self.arguments(params)]):
-                    problems.append(f"{self.plan.name(params)}: {error}")
-        if problems:
-            raise ValueError("nothing was started:\n- " + "\n- ".join(problems))
+        folder, record = self.folder(params), self.records().get(self.name(params), {})
+        if folder.holds_run() and record.get("settings") != self.settings(params):
+            raise ValueError(
+                f"{folder.path} holds a run with other settings; remove it, or choose another --out"
+            )
+        return record.get("exit_code") == 0 and folder.summary.exists()
 
     def draw_trials(self) -> Iterator[tuple[Any, Params]]:
         """Yield each trial that is to be run with its parameters: known runs, then new ones."""
-        space = {} if self.grid else self.plan.make_space()
-        for params in [each for each in self.known_runs().values() if not self.is_complete(each)]:
-            self.study.enqueue_trial(params if space else {})
+        space = self.make_space() if self.sampler != "grid" else {}
+        for params in [each for each in self.list_runs().values() if not self.is_complete(each)]:
+            if space:
+                self.study.enqueue_trial(params)
             yield self.study.ask(space), params
-        for _ in range(self.plan.trials - len(self.records()) if space else 0):
+        for _ in range(self.trials - len(self.records()) if space else 0):
             trial = self.study.ask(space)
             yield trial, trial.params
 
-    def run_trial(self, trial: Any, params: Params) -> int:
-        """Run a trial's commands, and record how they ended.
+    def make_space(self) -> dict[str, Any]:
+        """Return Optuna's distribution of each axis and range."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        Returns:
-            0, or the exit code of the command that failed.
-        """
+        space = {axis: CategoricalDistribution([*choices]) for axis, choices in self.axes.items()}
+        for name, each in self.ranges.items():
+            whole = isinstance(each.get("low"), int) and isinstance(each.get("high"), int)
+            space[name] = (IntDistribution if whole else FloatDistribution)(**each)
+        return space
+
+    def run_trial(self, trial: Any, params: Params) -> int:
+        """Run a trial's commands, and record how they ended; returns the exit code."""
         from optuna.trial import TrialState
 
         complete = self.is_complete(params)  # a sampler may draw the same choices twice
-        trial.set_user_attr("run", self.plan.name(params))
+        trial.set_user_attr("run", self.name(params))
         trial.set_user_attr("params", params)
         trial.set_user_attr("settings", self.settings(params))
-        code = 0 if complete else self._run_commands(params)
+        code = 0 if complete else self.run_commands(params)
         trial.set_user_attr("exit_code", code)
-        value = None if code else read_objective(self.folder(params), self.plan)
-        if value is None:
-            self.study.tell(trial, state=TrialState.FAIL)
-        else:
-            self.study.tell(trial, value)
+        value = None if code else self.read_objective(params)
+        self.study.tell(trial, value, state=TrialState.FAIL if value is None else None)
         return code
 
-    def _run_commands(self, params: Params) -> int:
+    def run_commands(self, params: Params) -> int:
+        """Run the commands of a run that did not succeed yet; returns the exit code."""
         folder = self.folder(params)
-        for command in self.plan.commands:
+        for command in self.commands:
             if command == "fit" and folder.read_summary().get("measured") == "fit":
                 continue  # finished by an earlier call
-            resumed = command == "fit" and (folder.checkpoints / "last.ckpt").exists()
-            options = ["--resume", "auto"] if resumed else ["--overwrite", "true"]
-            arguments = [command, *self.arguments(params), *options]
-            log.info("$ %s", show_command(["python", "train.py", *arguments]))
-            if code := run_train(arguments):
+            options = ["--resume", "auto"] if command == "fit" else ["--overwrite", "true"]
+            arguments = [*self.arguments(params), "--run_dir", str(folder.path), *options]
+            if code := run_train([command, *arguments]):
                 return code
         return 0
 
+    def read_objective(self, params: Params) -> float | None:
+        """Read the best logged value of the metric, or else the one of the summary."""
+        folder, best = self.folder(params), max if self.direction == "maximize" else min
+        logged = [row[self.metric] for row in folder.read_metrics_csv() if row.get(self.metric)]
+        last = folder.read_summary().get("metrics", {}).get(self.metric, {}).get("value")
+        return best(map(float, logged)) if logged else last
 
-def read_objective(folder: RunFolder, plan: Plan) -> float | None:
-    """Read a run's best logged value of the plan's metric, or else the one of its summary."""
-    best = max if plan.direction == "maximize" else min
-    logged = [float(row[plan.metric]) for row in folder.read_metrics_csv() if row.get(plan.metric)]
-    last = folder.read_summary().get("metrics", {}).get(plan.metric, {}).get("value")
-    return best(logged) if logged else last
+
+def read_sweep(path: Path, out: str, shared: Sequence[str], seeds: Sequence[int] = ()) -> Sweep:
+    """Read a sweep file; with seeds, every combination runs with each of them.
+
+    Raises:
+        ValueError: If the file cannot be read, or is invalid.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Sweep)
+    try:
+        content = {**yaml.safe_load(path.read_text(encoding="utf-8"))}
+        if seeds:
+            axis = {f"seed{seed}": {"seed_everything": seed} for seed in seeds}
+            content["axes"] = {**content.get("axes", {}), SEEDS: axis}
+        content |= {"out": out, "shared": [*shared]}
+        return Sweep(**parser.parse_object(content).as_dict())
+    except (OSError, TypeError, ValueError, yaml.YAMLError, ArgumentError) as error:
+        raise ValueError(f"sweep file {path}: {error}") from error
 
 
-def run_train(arguments: Sequence[str], program: str | None = None) -> int:
+def run_train(arguments: Sequence[str]) -> int:
     """Run train.py in a process of its own, and return its exit code.
 
-    Ctrl-C reaches both processes: train.py saves a checkpoint, then this one stops. SIGTERM, which
-    reaches this process alone and raises SystemExit (see :func:`main`), is passed on.
+    A signal stops the run, which saves a checkpoint, and then the sweep. Ctrl-C reaches both
+    processes; SIGTERM reaches this one alone and is passed on.
+
+    Raises:
+        StoppedBySignal: After SIGTERM.
     """
-    process = subprocess.Popen([sys.executable, program or find_train(), *arguments])  # noqa: S603
+    log.info("$ %s", show_command(["python", "train.py", *arguments]))
+    process = subprocess.Popen([sys.executable, str(SHIPPED / "train.py"), *arguments])  # noqa: S603
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
-        return process.wait()
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit):
-            process.terminate()
+        code = process.wait()
+    except KeyboardInterrupt:
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+        raise StoppedBySignal(signal.SIGTERM, is_fit=False)
+    return code
 
 
-def find_train() -> str:
-    """Find train.py, in a checkout or where alignsum is installed."""
-    spec = find_spec("train")
-    assert spec is not None and spec.origin is not None  # noqa: S101 - it is part of alignsum
-    return spec.origin
+def perform(sweep: Sweep) -> int:
+    """Run a sweep and compare its runs; returns 1 if a run or the comparison failed."""
+    from alignsum.commands import compare
 
-
-def find_parse_error(arguments: Sequence[str]) -> str:
-    """Have train.py parse arguments and run nothing; returns what is wrong, or an empty text."""
-    command = [sys.executable, find_train(), *arguments, "--print_config"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    text = done.stderr.partition("error:")[2] or done.stderr
-    return text.strip() if done.returncode else ""
+    sweep.open_study()
+    failed: list[str] = []
+    for trial, params in sweep.draw_trials():
+        log.info("--- run %s", sweep.name(params))
+        if code := sweep.run_trial(trial, params):
+            failed.append(f"{sweep.name(params)} failed with exit code {code}")
+    runs = [str(sweep.folder(params).path) for params in sweep.list_runs().values()]
+    code = compare.main([*runs, "--out", f"{sweep.out}/report"])
+    for problem in failed:
+        log.error("%s; the same command repeats it", problem)
+    return int(bool(failed or code))
 
 
 def read_seeds(text: str) -> list[int]:
-    """Read seeds separated by commas.
-
-    Raises:
-        ValueError: If one is no number, or out of numpy's range.
-    """
-    seeds = [int(seed) for seed in text.split(",")]
-    if not all(0 <= seed < 2**32 for seed in seeds):
-        raise ValueError(f"seeds must be from 0 to {2**32 - 1}, got {text}")
-    return seeds
+    """Read seeds separated by commas."""
+    return [int(seed) for seed in text.split(",")]
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the sweep's own options; the others are train.py's."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="alignsum sweep",
         description=(__doc__ or "").partition("\n")[0],
@@ -246,63 +302,25 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
         "go to every run. Exit code: 0; 1 if a run failed; 2 if nothing was started.",
         allow_abbrev=False,
     )
-    parser.add_argument("sweep", type=Path, help="sweep file, before all options")
-    parser.add_argument("--out", type=Path, help="folder of the runs (default: runs/sweep_<file>)")
+    parser.add_argument("file", type=Path, help="sweep file, before all options")
     parser.add_argument(
-        "--seeds", type=read_seeds, default=[], metavar="N,N,...",
+        "--out", "--run_dir", help="folder of the runs (default: runs/sweep_<file>)"
+    )
+    parser.add_argument(
+        SEEDS, type=read_seeds, default=[], metavar="N,N,...",
         help="run every combination with each of these seeds; a later call can add some",
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
-    return parser.parse_known_args(arguments)
-
-
-def sweep(options: argparse.Namespace, shared: Sequence[str]) -> int:
-    """Run or list a sweep; returns the exit code."""
-    out = expand(options.out or Path("runs") / f"sweep_{options.sweep.stem}")
-    work = Sweep(read_plan(options.sweep), shared, out, options.seeds)
-    if options.list:
-        list_commands(work)
-        return 0
-    work.open_study()
-    work.check()
-    failed: dict[str, int] = {}
-    for trial, params in work.draw_trials():
-        log.info("--- run %s", name := work.plan.name(params))
-        if code := work.run_trial(trial, params):
-            failed[name] = code
-    code = compare([str(work.out / name) for name in work.known_runs()], out / REPORT)
-    for name, exit_code in failed.items():
-        log.error("%s failed with exit code %d; the same command repeats it", name, exit_code)
-    return int(bool(failed or code))
-
-
-def list_commands(work: Sweep) -> None:
-    """Print the commands of a grid, or examples of what a sampler may draw."""
-    for params in work.grid.values() or work.plan.list_examples():
-        arguments = work.arguments(params)
-        lines = [
-            show_command(["python", "train.py", each, *arguments]) for each in work.plan.commands
-        ]
-        sys.stdout.write("\n  ".join([work.plan.name(params), *lines]) + "\n")
-
-
-def compare(folders: Sequence[str], out: Path) -> int:
-    """Write the comparison of runs; returns its exit code."""
-    from alignsum.__main__ import main as alignsum
-
-    return alignsum(["compare", *folders, "--out", str(out)])
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        0; 1 if a run or the comparison failed; 2 if nothing was started.
-    """
-    options, shared = parse_arguments(sys.argv[1:] if args is None else args)
+    parser.add_argument("--list", action="store_true", help="print a grid's settings, run nothing")
+    options, shared = parser.parse_known_args(sys.argv[1:] if args is None else args)
     start_log()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        return run(partial(sweep, options, shared), log, "stopped; the same command continues")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+    def work() -> int:
+        out = options.out or f"runs/sweep_{options.file.stem}"
+        sweep = read_sweep(options.file, out, shared, options.seeds)
+        if not options.list:
+            return perform(sweep)
+        for name, params in sweep.list_runs().items():
+            sys.stdout.write(f"{name}: {show_command(sweep.arguments(params))}\n")
+        return 0
+
+    return run(work, log, "stopped; the same command continues")

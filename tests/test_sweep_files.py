@@ -1,0 +1,51 @@
+"""The sweep files that are shipped: their settings exist, and what they compare is comparable."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from alignsum.commands.sweep import read_sweep
+
+ROOT = Path(__file__).parent.parent
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+MINI = ROOT / "configs" / "overlays" / "mini.yaml"
+CONFIGS = {
+    "examples": ["in_context.yaml"],
+    "lora_ranks": ["lora.yaml"],
+    "ppo_betas": ["ppo.yaml", MINI],
+    "ppo_estimators": ["ppo.yaml", MINI],
+    "ppo_policies": ["ppo.yaml", MINI],
+    "prompting": ["in_context.yaml"],
+    "virtual_tokens": ["soft_prompt.yaml"],
+}
+"""The configs that each shipped sweep is written for."""
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_shipped_sweeps_parse(file: Path) -> None:
+    config = [f"--config={ROOT / 'configs' / name}" for name in CONFIGS[file.stem]]
+    made = read_sweep(file, "out", config)
+    assert len(made.list_runs()) >= 2
+    covered: set[str] = set()  # every choice once, not every combination
+    for params in made.list_runs().values():
+        if {*params.values()} - covered:
+            covered |= {*params.values()}
+            command = [made.commands[0], *made.arguments(params), "--print_config"]
+            with pytest.raises(SystemExit) as stop:
+                train.main(command)
+            assert not stop.value.code
+
+
+def test_estimators_are_compared_by_equal_rollouts_and_steps() -> None:
+    made = read_sweep(ROOT / "configs" / "sweeps" / "ppo_estimators.yaml", "out", [])
+    ppo, *others = map(made.arguments, made.list_runs().values())
+    assert ppo == []
+    of_ppo = yaml.safe_load(MINI.read_text())["per_model"]["PPOPolicy"]
+    assert "samples" not in of_ppo["model"]["init_args"]["ppo"]
+    for arguments in others:
+        values = dict(argument.split("=") for argument in arguments)
+        rollouts = int(values["--data.batch_size"]) * int(values["--model.ppo.samples"])
+        assert rollouts == of_ppo["data"]["init_args"]["batch_size"]
+        assert not any("trainer" in name or "minibatch" in name for name in values)
