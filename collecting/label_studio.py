@@ -10,16 +10,16 @@ import hashlib
 import json
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 from collecting.answer_file import AnswerFile, read_answers
 from collecting.assignments import shuffle
 from collecting.samples import Sample, read_samples
 from common.jsonl import describe_bad_rows
-from common.run_folder import write_text
+from common.run_folder import expand, write_text
 from datamodules.rankings import Answer, parse_answer
 
 log = logging.getLogger(__name__)
@@ -30,51 +30,46 @@ UNUSABLE = "unusable"
 UNPLACED = "_"
 """Label Studio's own name for what is still in the List."""
 
-_RANK = re.compile(r"rank_([1-9]\d*)")
-
 # To Label Studio ----------------------------------------------------------------------------------
 
 
 def export_tasks(
-    samples: Path,
-    output: Path,
-    answers: Path | None = None,
-    seed: int = 42,
-    overwrite: bool = False,
+    samples: str, output: str, answers: str | None = None, seed: int = 42, overwrite: bool = False
 ) -> None:
-    """Write samples, and the answers so far, as tasks, with the labelling interface next to them.
+    """Write samples, and the answers so far, as tasks for Label Studio.
+
+    Next to <output>.json, <output>.xml is written: the labelling interface to paste into the
+    project's settings.
 
     Args:
-        samples: File of samples.
-        output: JSON file to write; the interface gets the ending .xml.
-        answers: File of answers.
+        samples: File of completions, as `sample` writes it.
+        output: JSON file to write.
+        answers: File of answers; the last one of each annotator goes with its task.
         seed: Seed of the order in which the completions of a task are shown.
         overwrite: Replace existing files.
 
     Raises:
         ValueError: If a file cannot be used.
     """
-    interface = output.with_suffix(".xml")
-    if output.suffix != ".json":
+    tasks_file = expand(output)
+    interface = tasks_file.with_suffix(".xml")
+    if tasks_file.suffix != ".json":
         raise ValueError(f"output: {output} must end in .json; the interface gets .xml")
-    if there := [str(path) for path in (output, interface) if path.exists() and not overwrite]:
+    if there := [str(path) for path in (tasks_file, interface) if path.exists() and not overwrite]:
         raise ValueError(f"output: {' and '.join(there)} exist; --overwrite true replaces them")
-    found = read_samples(samples)
-    answers_to: dict[tuple[str, tuple[str, ...]], list[Answer]] = {
-        (sample.id, sample.completions): [] for sample in found
-    }
-    others = 0
-    for answer in read_answers(answers) if answers else []:
-        if (key := (answer.id, answer.completions)) in answers_to:
-            answers_to[key].append(answer)
-        else:
-            others += 1
-    if others:
+    found = read_samples(expand(samples))
+    answers_to = defaultdict(list)
+    for answer in read_answers(expand(answers)) if answers else []:
+        answers_to[answer.id, answer.completions].append(answer)
+    tasks = [
+        make_task(each, answers_to.pop((each.id, each.completions), []), seed) for each in found
+    ]
+    if answers_to:
+        others = sum(map(len, answers_to.values()))
         log.warning("%d answers are about other samples, and are left out", others)
-    tasks = [make_task(each, answers_to[each.id, each.completions], seed) for each in found]
-    write_text(output, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
+    write_text(tasks_file, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
     write_text(interface, make_interface(max(len(sample.completions) for sample in found)))
-    count = sum(map(len, answers_to.values()))
+    count = sum(len(task["annotations"]) for task in tasks)
     log.info("%d tasks with %d answers: %s, interface: %s", len(tasks), count, output, interface)
 
 
@@ -151,23 +146,25 @@ def _make_annotation(answer: Answer, letters: Mapping[int, str]) -> dict[str, An
 # From Label Studio --------------------------------------------------------------------------------
 
 
-def import_answers(source: Path, answers: Path, on_bad_row: str = "stop") -> None:
-    """Append the answers of a JSON export to a file of answers, unless it has them already.
+def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"] = "stop") -> None:
+    """Append the answers of a JSON export of Label Studio to a file of answers.
+
+    Answers that the file has already are left out, so importing twice changes nothing.
 
     Args:
-        source: The exported file.
-        answers: File of answers; it need not exist.
-        on_bad_row: "stop" at annotations that cannot be used, or "skip" and count them.
+        input: Exported file, in the format that Label Studio calls JSON.
+        answers: File of answers to append to; it need not exist.
+        on_bad_row: Stop at annotations that cannot be used, or skip and count them.
 
     Raises:
         ValueError: If a file cannot be used.
     """
     try:
-        tasks = json.loads(source.read_text(encoding="utf-8"))
+        tasks = json.loads(expand(input).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"input: {source} is not JSON ({error})") from error
+        raise ValueError(f"input: {input} is not JSON ({error})") from error
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise ValueError(f"input: {source} is not a list of tasks; export it as JSON")
+        raise ValueError(f"input: {input} is not a list of tasks; export it as JSON")
     good: list[Answer] = []
     problems: list[str] = []
     for number, task in enumerate(tasks, start=1):
@@ -175,13 +172,13 @@ def import_answers(source: Path, answers: Path, on_bad_row: str = "stop") -> Non
             if isinstance(found, Answer):
                 good.append(found)
             else:
-                problems.append(f"{source}, task {number}: {found}")
+                problems.append(f"{input}, task {number}: {found}")
     if problems:
         message = describe_bad_rows(problems, len(problems))
         if on_bad_row == "stop":
             raise ValueError(f"input: {message}\nLeave them out with --on_bad_row skip")
         log.warning("Skipped %s", message)
-    with AnswerFile(answers) as file:
+    with AnswerFile(expand(answers)) as file:
         new = [answer for answer in good if not file.contains(answer)]
         file.append(new)
     log.info("%d of %d answers are new; they are now in %s", len(new), len(good), answers)
@@ -190,72 +187,47 @@ def import_answers(source: Path, answers: Path, on_bad_row: str = "stop") -> Non
 def read_task(task: Mapping[str, Any]) -> Iterator[Answer | str]:
     """Read a task as Label Studio exports it.
 
-    Other interfaces can be read if the task has its text in ``dialogue`` or ``prompt``, the
-    completions in ``items`` (``body`` or ``title``), and a Ranker with our buckets or none.
-
     Returns:
         For each annotation its answer, or what is wrong with it.
     """
+    data = task.get("data") or {}
     try:
-        fields, positions, letters = _read_data(task)
-    except ValueError as error:
-        yield str(error)
+        by_id = {item["id"]: item for item in data["items"]}
+        items = [by_id[f"c{place}"] for place in range(len(data["items"]))]
+    except (KeyError, TypeError):
+        yield "its data has no list of items c0, c1, ..."
         return
+    fields = {
+        "id": data.get("id"), "dialogue": data.get("dialogue"),
+        "completions": [item.get("body") for item in items],
+        "sources": (task.get("meta") or {}).get("sources", []),
+    }  # fmt: skip
+    titles = [item.get("title") for item in items]
     for annotation in task.get("annotations") or []:
         try:
-            yield parse_answer(fields | _read_annotation(annotation, positions, letters))
+            yield parse_answer(fields | _read_annotation(annotation, titles))
         except ValueError as error:
             yield str(error)
 
 
-def _read_data(
-    task: Mapping[str, Any],
-) -> tuple[dict[str, Any], dict[str, int], dict[str, int]]:
-    """Return an answer's fields that the task decides, and positions by item id and by title."""
-    data = task.get("data")
-    data = data if isinstance(data, dict) else {}
-    items = data.get("items")
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise ValueError("its data has no list of items")
-    by_id = {str(item.get("id")): item for item in items}
-    if len(by_id) < len(items):
-        raise ValueError("two of its items have the same id")
-    ours = [f"c{number}" for number in range(len(items))]
-    ids = ours if by_id.keys() == set(ours) else list(by_id)
-    items = [by_id[name] for name in ids]
-    fields = {
-        "id": data.get("id", task.get("id")),
-        "dialogue": data.get("dialogue", data.get("prompt")),
-        "completions": [item.get("body") or item.get("title") for item in items],
-        "sources": (task.get("meta") or {}).get("sources", []),
-    }
-    titles = {str(item.get("title")): position for position, item in enumerate(items)}
-    return fields, {name: position for position, name in enumerate(ids)}, titles
-
-
-def _read_annotation(
-    annotation: Mapping[str, Any], positions: Mapping[str, int], letters: Mapping[str, int]
-) -> dict[str, Any]:
+def _read_annotation(annotation: Mapping[str, Any], titles: Sequence[str]) -> dict[str, Any]:
     """Return an answer's fields that the annotation decides."""
-    values: dict[str, dict[str, Any]] = {}
-    for result in annotation.get("result") or []:
-        name = "ranker" if result.get("type") == "ranker" else str(result.get("from_name"))
-        values[name] = result.get("value") or {}
-    toxic = [False] * len(positions)
-    for name in values.get("toxic", {}).get("choices", []):
-        if name not in letters:
-            raise ValueError(f"no completion is called {name!r}")
-        toxic[letters[name]] = True
+    results = annotation.get("result") or []
+    values = {str(result.get("from_name")): result.get("value") or {} for result in results}
+    toxic = values.get("toxic", {}).get("choices", [])
+    if unknown := {*toxic} - {*titles}:
+        raise ValueError(f"no completion is called {', '.join(sorted(unknown))}")
     fields: dict[str, Any] = {
-        "annotator": _find_annotator(annotation, values), "toxic": toxic,
+        "annotator": _find_annotator(annotation, values),
+        "toxic": [title in toxic for title in titles],
         "time": annotation.get("updated_at") or annotation.get("created_at") or "",
         "seconds": annotation.get("lead_time"),
-    }  # fmt: skip
+    }
     if annotation.get("was_cancelled"):
         return fields | {"skipped": True}
-    if "ranker" not in values:
+    if "ranking" not in values:
         raise ValueError("an annotation has no ranking")
-    return fields | {"ranks": read_ranks(values["ranker"].get("ranker"), positions)}
+    return fields | {"ranks": read_ranks(values["ranking"].get("ranker"), len(titles))}
 
 
 def _find_annotator(annotation: Mapping[str, Any], values: Mapping[str, Any]) -> str:
@@ -270,36 +242,31 @@ def _find_annotator(annotation: Mapping[str, Any], values: Mapping[str, Any]) ->
     return f"user {user}" if isinstance(user, int) else str(user)
 
 
-def read_ranks(ranker: Any, positions: Mapping[str, int]) -> list[int | None]:
+def read_ranks(buckets: Any, count: int) -> list[int | None]:
     """Read the value of a Ranker.
 
     Args:
-        ranker: Ids, best first; or such a list by the tag's name; or lists of ids by bucket.
-        positions: Positions of the completions by their ids.
+        buckets: Ids of items by bucket.
+        count: Number of completions.
 
     Returns:
         One rank per completion; None for the unusable ones.
 
     Raises:
-        ValueError: If it is none of these, or does not have every completion exactly once.
+        ValueError: If a bucket is not ours, or a completion is not in exactly one of them.
     """
-    if isinstance(ranker, dict) and len(ranker) == 1:
-        ((name, members),) = ranker.items()
-        if name not in (UNUSABLE, UNPLACED) and not _RANK.fullmatch(name):
-            ranker = members
-    if isinstance(ranker, list):
-        ranker = {f"rank_{rank}": [name] for rank, name in enumerate(ranker, start=1)}
-    if not isinstance(ranker, dict):
-        raise ValueError(f"a ranking must be a list of ids or buckets, got {ranker!r}")
+    if not isinstance(buckets, dict):
+        raise ValueError(f"a ranking must be lists of ids by bucket, got {buckets!r}")
     ranks: dict[str, int | None] = {}
-    for bucket, members in ranker.items():
-        match = _RANK.fullmatch(bucket)
+    for bucket, members in buckets.items():
+        match = re.fullmatch(r"rank_([1-9]\d*)", bucket)
         if match is None and bucket not in (UNUSABLE, UNPLACED):
             raise ValueError(f"bucket {bucket!r} is neither rank_1, rank_2, ... nor {UNUSABLE}")
-        for name in members if isinstance(members, list) else [str(members)]:
-            if name in ranks or name not in positions or bucket == UNPLACED:
-                raise ValueError(f"{name!r} is unplaced, placed twice, or not one of the items")
+        for name in members:
+            if name in ranks or bucket == UNPLACED:
+                raise ValueError(f"{name!r} is unplaced or placed twice")
             ranks[name] = int(match[1]) if match else None
-    if missing := positions.keys() - ranks.keys():
-        raise ValueError(f"the ranking lacks {', '.join(sorted(missing))}")
-    return [ranks[name] for name in positions]
+    expected = [f"c{place}" for place in range(count)]
+    if wrong := ranks.keys() ^ {*expected}:
+        raise ValueError(f"the ranking lacks, or should not have, {', '.join(sorted(wrong))}")
+    return [ranks[name] for name in expected]

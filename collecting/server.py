@@ -48,9 +48,24 @@ def serve(
     allowed_hosts: str = "",
     open_browser: bool = False,
 ) -> None:
-    """Serve the ranking page until Ctrl-C.
+    """Serve the page on which annotators rank, until Ctrl-C.
 
-    See ``alignsum rank serve --help`` for the arguments (``alignsum/commands/rank.py``).
+    Annotators give a name; several can work at once. An answer that the page confirms is on the
+    disk. Restarted with the same files, the server continues where it stopped.
+
+    Args:
+        samples: File of completions, as `sample` writes it.
+        answers: File that answers are appended to. Default: <samples>.answers.jsonl next to it.
+        host: Address to listen on; 0.0.0.0 is every address of this machine. There are no
+            passwords.
+        port: Port to listen on; 0 takes a free one.
+        instructions: Text file shown to annotators instead of the built-in instructions.
+        answers_per_dialogue: Rankings that a dialogue needs. Default: every annotator gets every
+            dialogue.
+        seed: Seed of the order in which completions are shown.
+        allowed_hosts: Names under which browsers may reach the page, separated by commas, besides
+            localhost, this machine's name and addresses in numbers.
+        open_browser: Open the page in this machine's browser.
 
     Raises:
         ValueError: If a file cannot be used, or a setting is out of range.

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from collecting.samples import Sample, read_samples
+from common.exits import run, start_log
 from common.run_folder import write_lines
 from datamodules.rankings import Answer
 from metrics.mini import Faults, find_faults
@@ -67,7 +68,6 @@ def make_answers(
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, annotate, and return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(
         prog="collecting.simulated_annotators",
         description="Rank completions for the miniature's dialogues with simulated annotators.",
@@ -75,32 +75,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("samples", type=Path, help="file written by `alignsum rank sample`")
     parser.add_argument("--out", type=Path, required=True, help="file of answers to write")
     parser.add_argument("--annotators", type=int, default=3, help="annotators per dialogue")
-    parser.add_argument(
-        "--noise", type=float, default=0.1, help="probability of misjudging a fault"
-    )
+    parser.add_argument("--noise", type=float, default=0.1, help="chance of misjudging a fault")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     options = parser.parse_args(arguments)
-    try:
-        _run(options)
-    except (ValueError, OSError) as error:
-        logger.error("error: %s", error)
-        return 2
-    return 0
+    start_log()
 
+    def work() -> None:
+        if options.out.exists() and not options.overwrite:
+            raise ValueError(f"{options.out} exists; --overwrite replaces it")
+        samples = read_samples(options.samples)
+        answers = make_answers(samples, options.annotators, options.noise, options.seed)
+        write_lines(options.out, (answer.to_row() for answer in answers))
+        logger.info("%d answers on %d dialogues: %s", len(answers), len(samples), options.out)
 
-def _run(options: argparse.Namespace) -> None:
-    if options.out.exists() and not options.overwrite:
-        raise ValueError(f"{options.out} exists; --overwrite replaces it")
-    if options.annotators < 1:
-        raise ValueError(f"annotators must be at least 1, got {options.annotators}")
-    samples = read_samples(options.samples)
-    answers = make_answers(samples, options.annotators, options.noise, options.seed)
-    write_lines(options.out, (answer.to_row() for answer in answers))
-    logger.info(
-        "%d answers of %d annotators on %d dialogues are in %s",
-        len(answers), options.annotators, len(samples), options.out,
-    )  # fmt: skip
+    return run(work, logger)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python -m alignsum rank export --samples runs/samples.jsonl --output runs/tasks.json
     python -m alignsum rank import --input exported.json --answers runs/samples.answers.jsonl
 
-Details: docs/feedback.md.
+Details: docs/ranking.md.
 """
 
 import logging
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from collecting import label_studio, server
 from common.exits import quieten_models, run, start_log
 from common.run_folder import expand
 
@@ -83,82 +84,11 @@ def sample(
     sampling.sample(models, rows, expand(output), completions, retries, seed, device, overwrite)
 
 
-def serve(
-    samples: str,
-    answers: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    instructions: str | None = None,
-    answers_per_dialogue: int | None = None,
-    seed: int = 42,
-    allowed_hosts: str = "",
-    open_browser: bool = False,
-) -> None:
-    """Serve the page on which annotators rank, until Ctrl-C.
-
-    Annotators give a name; several can work at once. An answer that the page confirms is on the
-    disk. Restarted with the same files, the server continues where it stopped.
-
-    Args:
-        samples: File of completions, as `sample` writes it.
-        answers: File that answers are appended to. Default: <samples>.answers.jsonl next to it.
-        host: Address to listen on; 0.0.0.0 is every address of this machine. There are no
-            passwords.
-        port: Port to listen on; 0 takes a free one.
-        instructions: Text file shown to annotators instead of the built-in instructions.
-        answers_per_dialogue: Rankings that a dialogue needs. Default: every annotator gets every
-            dialogue.
-        seed: Seed of the order in which completions are shown.
-        allowed_hosts: Names under which browsers may reach the page, separated by commas, besides
-            localhost, this machine's name and addresses in numbers.
-        open_browser: Open the page in this machine's browser.
-    """
-    from collecting import server
-
-    server.serve(
-        samples, answers, host, port, instructions, answers_per_dialogue, seed, allowed_hosts,
-        open_browser,
-    )  # fmt: skip
-
-
-def export_tasks(
-    samples: str, output: str, answers: str | None = None, seed: int = 42, overwrite: bool = False
-) -> None:
-    """Write samples, and the answers so far, as tasks for Label Studio.
-
-    Next to <output>.json, <output>.xml is written: the labelling interface to paste into the
-    project's settings.
-
-    Args:
-        samples: File of completions, as `sample` writes it.
-        output: JSON file to write.
-        answers: File of answers; the last one of each annotator goes with its task.
-        seed: Seed of the order in which the completions of a task are shown.
-        overwrite: Replace existing files.
-    """
-    from collecting import label_studio
-
-    given = expand(answers) if answers else None
-    label_studio.export_tasks(expand(samples), expand(output), given, seed, overwrite)
-
-
-def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"] = "stop") -> None:
-    """Append the answers of a JSON export of Label Studio to a file of answers.
-
-    Answers that the file has already are left out, so importing twice changes nothing.
-
-    Args:
-        input: Exported file, in the format that Label Studio calls JSON.
-        answers: File of answers to append to; it need not exist.
-        on_bad_row: Stop at annotations that cannot be used, or skip and count them.
-    """
-    from collecting import label_studio
-
-    label_studio.import_answers(expand(input), expand(answers), on_bad_row)
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
-    "sample": sample, "serve": serve, "export": export_tasks, "import": import_answers,
+    "sample": sample,
+    "serve": server.serve,
+    "export": label_studio.export_tasks,
+    "import": label_studio.import_answers,
 }  # fmt: skip
 
 

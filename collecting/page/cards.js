@@ -35,7 +35,6 @@ export class Cards {
     card.setAttribute("aria-describedby", "card-keys");
     card.setAttribute("aria-roledescription", "summary");
     card.setAttribute("role", "group");
-    card.dataset.key = key;
     const entry = {
       card,
       text,
