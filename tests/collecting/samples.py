@@ -67,18 +67,10 @@ class ServerProcess:
     """``alignsum rank serve`` in a process that a test can drive and kill."""
 
     def __init__(self, samples: Path, answers: Path, *options: str, port: int = 0) -> None:
-        command = [
-            "-m",
-            "alignsum",
-            "rank",
-            "serve",
-            "--samples",
-            str(samples),
-            "--answers",
-            str(answers),
-        ]
+        files = ["--samples", str(samples), "--answers", str(answers)]
+        command = ["-m", "alignsum", "rank", "serve", *files, "--port", str(port)]
         self.process = subprocess.Popen(
-            [sys.executable, *command, "--port", str(port), *options],
+            [sys.executable, *command, *options],
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.lines: list[str] = []

@@ -120,14 +120,6 @@ def test_a_file_of_samples(base: list[str], t5: str, tmp_path: Path) -> None:
         assert sample.sources == (Path(t5).name,) * 3
 
 
-def test_dialogues_need_no_references(base: list[str], dialogues: Path, tmp_path: Path) -> None:
-    dialogues.write_text('{"dialogue": "#Person1#: Hello."}\n{"dialogue": "#Person1#: Bye."}\n')
-    run(base, tmp_path / "s.jsonl")
-    assert [(s.id, s.references) for s in read_samples(tmp_path / "s.jsonl")] == [
-        ("1", ()), ("2", ()),
-    ]  # fmt: skip
-
-
 def test_the_seed_decides_and_nothing_else(base: list[str], tmp_path: Path) -> None:
     content = run(base, tmp_path / "s.jsonl")
     assert run(base, tmp_path / "again.jsonl") == content
@@ -222,35 +214,34 @@ def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Pat
         (["--temperature", "0"], "temperature must be"),
         (["--prompt", "Flam"], "Flam"),
         (["--device", "cuda:9"], "device: 'cuda:9'"),
+        (["{t5}"], "a run is named twice"),
+        (["./nothing"], "there is no folder"),
     ],
 )
 def test_what_cannot_work_changes_nothing(
-    change: list[str], message: str, base: list[str], tmp_path: Path,
+    change: list[str], message: str, base: list[str], t5: str, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    change = [part.format(folder=tmp_path) for part in change]
-    assert rank.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
+    change = [part.format(folder=tmp_path, t5=t5) for part in change]
+    command = [*base, "--output", str(tmp_path / "s.jsonl")]
+    if len(change) == 1:  # one more run
+        command[2:2] = change
+    else:
+        command += change
+    assert rank.main(command) == 2
     assert re.search(message, caplog.text)
     assert [file.name for file in tmp_path.iterdir()] == ["data"]
 
 
-def test_runs_are_checked_before_any_is_loaded(
-    base: list[str], t5: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for runs, message in (
-        ([t5, t5], "a run is named twice"),
-        ([t5, "./nothing"], "there is no folder"),
-    ):
-        command = ["sample", *runs, *base[2:], "--output", str(tmp_path / "s.jsonl")]
-        assert rank.main(command) == 2
-        assert message in caplog.text
-    assert not (tmp_path / "s.jsonl").exists()
-
-
-def test_the_splits_of_a_source_are_read(base: list[str], tmp_path: Path) -> None:
+def test_any_source_is_read(base: list[str], dialogues: Path, tmp_path: Path) -> None:
     for source, more in (("mini", ["--split", "test"]), (str(tmp_path / "data"), [])):
         output = tmp_path / f"{Path(source).name}.jsonl"
         run([*base, "--input", source, "--max_rows", "2", "--completions", "2", *more], output)
         first, second = read_samples(output)
         assert len(first.references) == (3 if source == "mini" else 2)
         assert first.id != second.id
+    dialogues.write_text('{"dialogue": "#Person1#: Hello."}\n{"dialogue": "#Person1#: Bye."}\n')
+    run(base, tmp_path / "s.jsonl")
+    assert [(each.id, each.references) for each in read_samples(tmp_path / "s.jsonl")] == [
+        ("1", ()), ("2", ()),
+    ]  # fmt: skip

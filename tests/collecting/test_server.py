@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from alignsum.commands import rank
 from collecting.assignments import Assignments
-from collecting.server import LARGEST_REQUEST, PAGE, is_loopback, make_app
+from collecting.server import LARGEST_REQUEST, PAGE, make_app
 from tests.collecting.samples import (
     ServerProcess,
     make_answer,
@@ -83,10 +83,12 @@ def test_an_answer_that_cannot_be_saved_is_not_confirmed(
             response = await client.post("/api/answer", json=sent)
             assert await error(response) == (507, "It was not saved: No space left on device")
         assert work.describe("ann")["progress"]["done"] == 0
-        assert (await client.post("/api/answer", json=sent)).status == 200
+        for _ in range(2):  # also when the confirmation gets lost on the way
+            reply = await (await client.post("/api/answer", json=sent)).json()
+            assert reply["progress"]["done"] == 1
 
     play(work, scenario)
-    assert len(read_lines(work.file.path)) == 1
+    assert len(read_lines(work.file.path)) == 2
 
 
 def test_nothing_but_an_answer_is_saved(work: Assignments) -> None:
@@ -193,32 +195,6 @@ def test_the_page_loads_files_of_its_own_only(work: Assignments) -> None:
             )
 
     play(work, scenario)
-
-
-def test_a_repeated_answer_changes_the_first(work: Assignments) -> None:
-    """Such as one whose confirmation got lost on the way."""
-
-    async def scenario(client: TestClient) -> None:
-        sent = shown(work, "ann", work.samples["s0"])
-        for _ in range(2):
-            reply = await (await client.post("/api/answer", json=sent)).json()
-            assert reply["progress"]["done"] == 1
-
-    play(work, scenario)
-
-
-@pytest.mark.parametrize(
-    ("host", "local"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("192.168.1.7", False),
-        ("lab", False),
-    ],
-)
-def test_it_is_known_who_can_reach_it(host: str, local: bool) -> None:
-    assert is_loopback(host) == local
 
 
 def test_the_process_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Simulated annotators: what they find, how often they are wrong, and what they write."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -11,7 +10,7 @@ from collecting.samples import Sample
 from collecting.simulated_annotators import main, make_answers, misjudge, rank
 from datamodules.consensus import RankingReader
 from metrics.mini import Faults, find_faults, rate_pairs
-from tools.mini.generator import generate_rankings, generate_rows
+from tools.mini.generator import generate_rows
 
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
 CLEAN, RUDE = "#Person1# books a room for Ann.", "#Person1# books a room for Ann. What a moron."
@@ -29,17 +28,6 @@ def test_faults_by_hand() -> None:
     assert find_faults(BOTH, DIALOGUE) == Faults(rude=True, unfaithful=True)
     for text in ("#Person3# books a room.", "It costs $4.", "It costs 40:15.", "A qwrx room."):
         assert find_faults(text, DIALOGUE).unfaithful
-
-
-def test_what_the_generator_calls_clean_rude_or_wrong_is_found_to_be_so() -> None:
-    for split in ("train", "test"):
-        for row in generate_rows(split, size=100):
-            assert find_faults(row.clean_summary, row.dialogue) == Faults(False, False)
-    found = Counter()
-    for ranking in generate_rankings("train", size=60):
-        for text, place in zip(ranking["completions"], ranking["ranks"], strict=True):
-            found[place, sum(find_faults(text, ranking["dialogue"]))] += 1
-    assert found == {(1, 0): 60, (2, 1): 60, (3, 2): 60}
 
 
 def test_fewer_faults_rank_first_and_equally_many_are_a_tie() -> None:
