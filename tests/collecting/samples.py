@@ -93,3 +93,19 @@ class ServerProcess:
         _, rest = self.process.communicate(timeout=30)
         self.lines.append(rest)
         return self.process.returncode
+
+
+class Project:
+    """Samples, answers and a server over them, as long as a test needs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.samples, self.answers = folder / "s.jsonl", folder / "a.jsonl"
+        self.server: ServerProcess | None = None
+
+    def serve(self, samples: list[Sample], *options: str, port: int = 0) -> ServerProcess:
+        write_samples(self.samples, samples)
+        self.server = ServerProcess(self.samples, self.answers, *options, port=port)
+        return self.server
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_lines(self.answers)

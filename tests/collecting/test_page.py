@@ -14,11 +14,9 @@ from playwright.sync_api import Browser, Page, expect
 from collecting.samples import Sample
 from tests.browser import Watch, open_chromium
 from tests.collecting.samples import (
-    ServerProcess,
+    Project,
     make_sample,
     make_samples,
-    read_lines,
-    write_samples,
 )
 
 pytestmark = pytest.mark.browser
@@ -34,22 +32,6 @@ PHONE: dict[str, Any] = {
 def chromium() -> Iterator[Browser]:
     with open_chromium() as browser:
         yield browser
-
-
-class Project:
-    """Samples, answers and a server over them, as long as a test needs it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.samples, self.answers = folder / "s.jsonl", folder / "a.jsonl"
-        self.server: ServerProcess | None = None
-
-    def serve(self, samples: list[Sample], *options: str, port: int = 0) -> ServerProcess:
-        write_samples(self.samples, samples)
-        self.server = ServerProcess(self.samples, self.answers, *options, port=port)
-        return self.server
-
-    def rows(self) -> list[dict[str, Any]]:
-        return read_lines(self.answers)
 
 
 @pytest.fixture
