@@ -10,64 +10,27 @@ and the messages that name file, line and remedy.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from datamodules.dialogsum import DialogSumDataModule
-    from datamodules.dpo import DPODataModule
-    from datamodules.few_shot import (
-        ExampleSelector,
-        FixedExamples,
-        RandomExamples,
-        SimilarExamples,
-    )
-    from datamodules.labelled import LabelledTextDataModule
-    from datamodules.preferences import PreferenceDataModule
-    from datamodules.prompts import (
-        Flan,
-        Instruction,
-        Plain,
-        Professional,
-        PromptStyle,
-        SpacedInstruction,
-        Template,
-    )
-
-_MODULES = {
-    "DialogSumDataModule": "dialogsum",
-    "DPODataModule": "dpo",
-    "ExampleSelector": "few_shot",
-    "FixedExamples": "few_shot",
-    "RandomExamples": "few_shot",
-    "SimilarExamples": "few_shot",
-    "LabelledTextDataModule": "labelled",
-    "PreferenceDataModule": "preferences",
-    "Flan": "prompts",
-    "Instruction": "prompts",
-    "Plain": "prompts",
-    "Professional": "prompts",
-    "PromptStyle": "prompts",
-    "SpacedInstruction": "prompts",
-    "Template": "prompts",
+_CLASSES = {
+    "dialogsum": ["DialogSumDataModule"],
+    "dpo": ["DPODataModule"],
+    "few_shot": ["ExampleSelector", "FixedExamples", "RandomExamples", "SimilarExamples"],
+    "labelled": ["LabelledTextDataModule"],
+    "preferences": ["PreferenceDataModule"],
+    "prompts": [
+        "Flan",
+        "Instruction",
+        "Plain",
+        "Professional",
+        "PromptStyle",
+        "SpacedInstruction",
+        "Template",
+    ],
 }
+_MODULES = {name: module for module, names in _CLASSES.items() for name in names}
 
-__all__ = [
-    "DPODataModule",
-    "DialogSumDataModule",
-    "ExampleSelector",
-    "FixedExamples",
-    "Flan",
-    "Instruction",
-    "LabelledTextDataModule",
-    "Plain",
-    "PreferenceDataModule",
-    "Professional",
-    "PromptStyle",
-    "RandomExamples",
-    "SimilarExamples",
-    "SpacedInstruction",
-    "Template",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,9 @@ from datamodules.rankings import (
     Answer,
     group_by_dialogue,
     keep_latest,
-    normalize_whitespace,
     read_answers,
 )
-from datamodules.reading import DataError, OnBadRow, Split, refuse_bad_rows
+from datamodules.reading import DataError, OnBadRow, Split, normalize_whitespace, refuse_bad_rows
 from datamodules.sources import open_local
 from datamodules.splits import check_holdout, split_by_hash
 from metrics.agreement import ordinal_alpha, share_same_order

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.reading import DataError, Row
+from datamodules.reading import DataError, Row, normalize_whitespace
 
 NO_EXAMPLE = -1
 """Fills up the row of a question that has fewer examples than requested."""
@@ -57,7 +57,7 @@ class ExampleSelector(ABC):
         """
         first: dict[str, Row] = {}
         for row in train:
-            first.setdefault(_normalize(row.dialogue), row)
+            first.setdefault(normalize_whitespace(row.dialogue), row)
         rows = list(first.values())
         if shots > len(rows):
             raise DataError(
@@ -65,7 +65,7 @@ class ExampleSelector(ABC):
             )
         self.shots = shots
         self.pool = self.choose_pool(rows, seed)
-        self._positions = {_normalize(row.dialogue): i for i, row in enumerate(self.pool)}
+        self._positions = {normalize_whitespace(row.dialogue): i for i, row in enumerate(self.pool)}
 
     def choose_pool(self, rows: list[Row], seed: int) -> list[Row]:
         """Choose the rows that may be shown from rows with different dialogues."""
@@ -83,7 +83,7 @@ class ExampleSelector(ABC):
         for start in range(0, len(questions), _CHUNK):  # bounds the memory of `rank`
             chunk = questions[start : start + _CHUNK]
             for row, (question, ranked) in enumerate(zip(chunk, self.rank(chunk), strict=True)):
-                own = self._positions.get(_normalize(question.dialogue), NO_EXAMPLE)
+                own = self._positions.get(normalize_whitespace(question.dialogue), NO_EXAMPLE)
                 allowed = ranked[ranked != own][: self.shots]
                 picks[start + row, : len(allowed)] = allowed
         return picks
@@ -101,7 +101,7 @@ class ExampleSelector(ABC):
         """Remove the rows that every question has as an example from the rows to train on."""
         if not self.shared:
             return rows
-        return [row for row in rows if _normalize(row.dialogue) not in self._positions]
+        return [row for row in rows if normalize_whitespace(row.dialogue) not in self._positions]
 
 
 class _SharedExamples(ExampleSelector):
@@ -176,7 +176,7 @@ class FixedExamples(_SharedExamples):
                 "max_dialogue_chars"
             )
         wanted = [rows[name] for name in self.ids[:shots]]
-        if len({_normalize(row.dialogue) for row in wanted}) < len(wanted):
+        if len({normalize_whitespace(row.dialogue) for row in wanted}) < len(wanted):
             raise DataError("data: two of FixedExamples.ids have the same dialogue; keep one")
         super().fit(wanted, shots, seed)
 
@@ -235,7 +235,3 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     least = np.partition(values, -count)[-count]
     positions = np.flatnonzero(values >= least)
     return positions[np.argsort(-values[positions], kind="stable")][:count]
-
-
-def _normalize(dialogue: str) -> str:
-    return " ".join(dialogue.split())

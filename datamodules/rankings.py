@@ -25,6 +25,7 @@ from datamodules.reading import (
     ColumnNames,
     DataError,
     MissingColumnError,
+    normalize_whitespace,
     parse_dialogue,
     parse_records,
     read_records,
@@ -228,11 +229,6 @@ def _parse_list(record: Mapping[str, Any], name: str) -> list[Any]:
 
 
 # Several answers ----------------------------------------------------------------------------------
-
-
-def normalize_whitespace(dialogue: str) -> str:
-    """Collapse white space: dialogues that are equal afterwards count as the same."""
-    return " ".join(dialogue.split())
 
 
 def group_by_dialogue(answers: Iterable[Answer]) -> tuple[dict[str, list[Answer]], list[str]]:

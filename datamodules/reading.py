@@ -246,6 +246,11 @@ def _find_summaries(record: Mapping[str, Any], columns: ColumnNames) -> list[str
     return [match[0] for match in sorted(found, key=lambda match: int(match[1]))]
 
 
+def normalize_whitespace(dialogue: str) -> str:
+    """Collapse white space: dialogues that are equal afterwards count as the same."""
+    return " ".join(dialogue.split())
+
+
 def group(rows: Sequence[Row]) -> list[Row]:
     """Merge rows with the same dialogue into one row with several references.
 

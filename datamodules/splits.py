@@ -3,7 +3,8 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split, group, with_unique_ids
 from datamodules.sources import HubSource, LocalSource, open_source
@@ -66,8 +67,6 @@ class SplitReader:
     columns: ColumnNames = ColumnNames()  # noqa: RUF009 - frozen
     on_bad_row: OnBadRow = "stop"
     holdout: float = 0.1
-    _opened: LocalSource | HubSource | None = None
-    _divided: dict[Split, list[Row]] = field(default_factory=dict)
 
     def read(self, split: Split) -> list[Row]:
         """Return the rows of a split, each with a unique id.
@@ -75,31 +74,25 @@ class SplitReader:
         Raises:
             DataError: If the split does not exist and cannot be held out, or has bad rows.
         """
-        source = self.open()
-        fit_splits = {"train", "validation"}
+        source, fit_splits = self.source, {"train", "validation"}
         if source.is_single_file or (split in fit_splits and not fit_splits <= source.splits):
-            self._divided = self._divided or self._divide()
-            rows = self._divided[split]
+            rows = self.divided[split]
+        elif split in source.splits:
+            rows = source.read(split, self.columns, self.on_bad_row)
         else:
-            rows = self._read(split)
-        return with_unique_ids(rows if split == "train" else group(rows))
-
-    def open(self) -> LocalSource | HubSource:
-        """Open the source once."""
-        if self._opened is None:
-            self._opened = open_source(self.name)
-        return self._opened
-
-    def _read(self, split: Split) -> list[Row]:
-        source = self.open()
-        if split not in source.splits:
             there = ", ".join(sorted(source.splits))
             raise DataError(f"data: {self.name} has no {split} split (it has {there})")
-        return source.read(split, self.columns, self.on_bad_row)
+        return with_unique_ids(rows if split == "train" else group(rows))
 
-    def _divide(self) -> dict[Split, list[Row]]:
-        """Divide a single file, or the one split that there is to fit on, by dialogue."""
-        source = self.open()
+    @cached_property
+    def source(self) -> LocalSource | HubSource:
+        """The opened source."""
+        return open_source(self.name)
+
+    @cached_property
+    def divided(self) -> dict[Split, list[Row]]:
+        """The rows of a single file, or of the one split to fit on, divided by dialogue."""
+        source = self.source
         held_out = HELD_OUT if source.is_single_file else ("validation",)
         origin: Split = "train" if "train" in source.splits else "validation"
         if origin not in source.splits:
@@ -107,7 +100,7 @@ class SplitReader:
                 f"data: {self.name} has no train or validation split (it has "
                 f"{', '.join(sorted(source.splits))}), and this command needs one of them"
             )
-        rows = self._read(origin)
+        rows = source.read(origin, self.columns, self.on_bad_row)
         chosen = split_by_hash({row.dialogue for row in rows}, self.holdout, held_out)
         if len(chosen) <= len(held_out):
             raise DataError(

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from datamodules import DialogSumDataModule, Flan, Instruction, Plain, Template
+from datamodules import DialogSumDataModule, Instruction, Plain, Template
 from datamodules.batching import Batch
-from datamodules.encoding import Encoded, Encoder
+from datamodules.encoding import Encoder
 from datamodules.reading import DataError, Row
 
 EOS = 1
@@ -24,29 +22,11 @@ DIALOGSUM = Path(
 )
 
 
-@pytest.fixture(scope="session")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tokenizer whose tokens are bytes: a text of n bytes has n + 1 tokens, EOS included."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", None, [("</s>", EOS)])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-    ).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
-def make(tmp_path: Path, tokenizer_dir: str) -> Callable[..., DialogSumDataModule]:
+def make(tmp_path: Path, t5: str) -> Callable[..., DialogSumDataModule]:
     def make(**settings: Any) -> DialogSumDataModule:
         defaults: dict[str, Any] = {
-            "source": str(tmp_path), "tokenizer": tokenizer_dir, "prompt": Plain(),
+            "source": str(tmp_path), "tokenizer": t5, "prompt": Plain(),
             "batch_size": 4,
         }  # fmt: skip
         return DialogSumDataModule(**{**defaults, **settings})
@@ -63,25 +43,13 @@ def write(path: Path, count: int, start: int = 0) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def encoder(tokenizer_dir: str, **settings: Any) -> Encoder:
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+def encoder(t5: str, **settings: Any) -> Encoder:
+    tokenizer = AutoTokenizer.from_pretrained(t5)
     defaults: dict[str, Any] = {
         "prompt": Template("<{dialogue}>"), "examples": [],
         "max_source_length": 13, "max_target_length": 8,
     }  # fmt: skip
     return Encoder(tokenizer, **{**defaults, **settings})
-
-
-def all_examples(subject: Encoder, rows: list[Row]) -> np.ndarray:
-    return np.tile(np.arange(len(subject.blocks)), (len(rows), 1))
-
-
-def encode(subject: Encoder, *rows: Row) -> Encoded:
-    return subject.encode(rows, all_examples(subject, list(rows)))
-
-
-def texts(subject: Encoder, *rows: Row) -> list[str]:
-    return [subject.tokenizer.decode(ids) for ids in encode(subject, *rows).sources]
 
 
 # Prompts and labels -----------------------------------------------------------------------------
@@ -98,77 +66,45 @@ def texts(subject: Encoder, *rows: Row) -> list[str]:
     ],
 )
 def test_only_the_end_of_the_dialogue_is_cut(
-    tokenizer_dir: str, dialogue: str, expected: str, cut: bool
+    t5: str, dialogue: str, expected: str, cut: bool
 ) -> None:
-    encoded = encode(subject := encoder(tokenizer_dir), Row("a", dialogue, ("s",)))
+    encoded = (subject := encoder(t5)).encode([Row("a", dialogue, ("s",))])
     assert subject.tokenizer.decode(encoded.sources[0]) == expected
     assert encoded.cut.tolist() == [cut]
 
 
-def test_what_fits_is_the_whole_string_tokenised(tokenizer_dir: str) -> None:
-    subject = encoder(tokenizer_dir, prompt=Instruction(), max_source_length=500)
+def test_what_fits_is_the_whole_string_tokenised(t5: str) -> None:
+    subject = encoder(t5, prompt=Instruction(), max_source_length=500)
     dialogue = "  #Person1#: Caf\u00e9?\n\n"
-    (source,) = encode(subject, Row("a", dialogue, ("s",))).sources
+    (source,) = subject.encode([Row("a", dialogue, ("s",))]).sources
     assert source.tolist() == subject.tokenizer(Instruction().wrap(dialogue))["input_ids"]
 
 
-def test_an_instruction_that_leaves_no_room_is_refused(tokenizer_dir: str) -> None:
+def test_an_instruction_that_leaves_no_room_is_refused(t5: str) -> None:
     # "<" and ">" and EOS are 3 tokens; the dialogue needs one more.
     with pytest.raises(ValueError, match=r"Template takes 3 tokens.*max_source_length 3"):
-        encoder(tokenizer_dir, max_source_length=3)
-    subject = encoder(tokenizer_dir, max_source_length=4)
-    assert texts(subject, Row("a", "abc", ("s",))) == ["<a></s>"]
+        encoder(t5, max_source_length=3)
+    subject = encoder(t5, max_source_length=4)
+    (source,) = subject.encode([Row("a", "abc", ("s",))]).sources
+    assert subject.tokenizer.decode(source) == "<a></s>"
 
 
 @pytest.mark.parametrize(
     ("summary", "expected"),
     [("1234567", "1234567</s>"), ("12345678", "1234567</s>"), ("1", "1</s>")],
 )
-def test_labels_end_in_one_eos(tokenizer_dir: str, summary: str, expected: str) -> None:
-    subject = encoder(tokenizer_dir)
-    (target,) = encode(subject, Row("a", "d", (summary, "other"))).targets
+def test_labels_end_in_one_eos(t5: str, summary: str, expected: str) -> None:
+    subject = encoder(t5)
+    (target,) = subject.encode([Row("a", "d", (summary, "other"))]).targets
     assert subject.tokenizer.decode(target) == expected
     assert target.tolist().count(EOS) == 1
 
 
-def test_as_many_examples_as_fit_and_never_a_cut_question(tokenizer_dir: str) -> None:
-    examples = [Row("e1", "one", ("1",)), Row("e2", "two", ("2",))]
-    # An example is "<one>\n1\n\n\n": 10 bytes. A question of n letters is n + 2 bytes.
-    subject = encoder(tokenizer_dir, examples=examples, max_source_length=30)
-    rows = [Row(str(n), "q" * n, ("s",)) for n in (7, 8, 17, 18, 27, 28)]
-    encoded = encode(subject, *rows)
-    assert encoded.shots.tolist() == [2, 1, 1, 0, 0, 0]
-    assert encoded.cut.tolist() == [False] * 5 + [True]
-    assert texts(subject, *rows)[0] == "<one>\n1\n\n\n<two>\n2\n\n\n<qqqqqqq></s>"
-    assert texts(subject, *rows)[1] == "<one>\n1\n\n\n<qqqqqqqq></s>"
-    assert texts(subject, *rows)[5] == f"<{'q' * 27}></s>"
-
-
-def test_examples_come_from_train_only_and_are_not_trained_on(
-    tmp_path: Path, make: Callable[..., DialogSumDataModule], caplog: pytest.LogCaptureFixture
+def test_examples_of_every_question_are_not_trained_on(
+    tmp_path: Path, make: Callable[..., DialogSumDataModule]
 ) -> None:
-    write(tmp_path / "train.jsonl", 10)
-    write(tmp_path / "val.jsonl", 5, start=20)
-    write(tmp_path / "test.jsonl", 5, start=40)
-    data = make(shots=2, prompt=Flan(), max_source_length=400)
-    with caplog.at_level(logging.INFO):
-        data.setup("fit")
-        data.setup("test")
-    assert "test: of 2 examples there fit 2 in 5 rows" in caplog.text
-    trained = {row.id for row in data.datasets["train"].rows}
-    assert len(trained) == 8
-    prompt = data.tokenizer.decode(data.datasets["test"][0].source)
-    assert prompt.count("Dialogue:") == 3
-    for number in range(10):
-        shown = f"{number:03d}{'x' * (7 + number)}\n\nWhat was going on?\nsum {number}\n\n\n"
-        assert (shown in prompt) == (f"r{number}" not in trained)
-
-
-def test_too_many_shots(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
     write(tmp_path / "train.jsonl", 4)
     write(tmp_path / "val.jsonl", 4)
-    with pytest.raises(DataError, match="5 shots, but only 4 train dialogues"):
-        make(shots=5).setup("fit")
     with pytest.raises(DataError, match="all train rows are examples"):
         make(shots=4).setup("fit")
 
@@ -262,11 +198,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_epochs_differ_and_a_run_can_be_repeated(
-    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, workers: int
+    folder: Path, make: Callable[..., DialogSumDataModule], t5: str, workers: int
 ) -> None:
     runs = []
     for _ in range(2):
-        module = Recorder(tokenizer_dir)
+        module = Recorder(t5)
         trainer(folder, max_epochs=2).fit(module, make(num_workers=workers))
         runs.append(module.trained)
     assert runs[0] == runs[1]
@@ -280,26 +216,24 @@ def test_epochs_differ_and_a_run_can_be_repeated(
 
 @pytest.mark.parametrize("stop", [2, 6, 8, 11])
 def test_a_resumed_run_sees_the_rows_that_were_left(
-    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, stop: int
+    folder: Path, make: Callable[..., DialogSumDataModule], t5: str, stop: int
 ) -> None:
-    whole = Recorder(tokenizer_dir)
+    whole = Recorder(t5)
     trainer(folder, max_epochs=3).fit(whole, make())
-    first = Recorder(tokenizer_dir)
+    first = Recorder(t5)
     keep = ModelCheckpoint(folder / "ckpt", filename="at", every_n_train_steps=stop, save_top_k=-1)
     part = trainer(
         folder, max_epochs=3, max_steps=stop, enable_checkpointing=True, callbacks=[keep]
     )
     part.fit(first, make())
-    rest = Recorder(tokenizer_dir)
+    rest = Recorder(t5)
     trainer(folder, max_epochs=3).fit(
         rest, make(), ckpt_path=folder / "ckpt" / "at.ckpt", weights_only=True
     )
     assert first.trained + rest.trained == whole.trained
 
 
-def test_two_ranks_share_the_rows(
-    folder: Path, make: Callable[..., DialogSumDataModule], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_ranks_share_the_rows(folder: Path, make: Callable[..., DialogSumDataModule]) -> None:
     ranks = []
     for rank in (0, 1):
         data = make()
@@ -316,11 +250,11 @@ def test_two_ranks_share_the_rows(
 
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_test_and_predict_need_the_test_split_only(
-    folder: Path, make: Callable[..., DialogSumDataModule], tokenizer_dir: str, command: str
+    folder: Path, make: Callable[..., DialogSumDataModule], t5: str, command: str
 ) -> None:
     (folder / "train.jsonl").unlink()
     (folder / "val.jsonl").unlink()
-    module = Recorder(tokenizer_dir)
+    module = Recorder(t5)
     getattr(trainer(folder), command)(module, datamodule=make(eval_batch_size=5))
     assert module.seen == [[8, 7, 6, 5], [4, 3, 2, 1, 0]]
 

@@ -303,32 +303,6 @@ def test_what_fitted_is_described(make: Callable[..., DialogSumDataModule]) -> N
     assert told["validation"]["shortened"] == sum(cut) > 0
 
 
-def test_other_examples_are_other_prompts(
-    make: Callable[..., DialogSumDataModule],
-) -> None:
-    prompts = []
-    for _ in range(2):
-        for selector in (
-            None, RandomExamples(4), FixedExamples(["r1", "r2"]), FixedExamples(["r2", "r1"]),
-            SimilarExamples(),
-        ):  # fmt: skip
-            (data := make(shots=2, examples=selector)).setup("test")
-            prompts.append([tuple(source) for source in data.datasets["test"].encoded.sources])
-    assert prompts[:5] == prompts[5:]
-    assert len({tuple(sources) for sources in prompts}) == 5
-
-
-def test_rows_keep_their_examples_when_a_split_is_taken_in_parts(
-    make: Callable[..., DialogSumDataModule], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (whole := make(shots=2, examples=SimilarExamples())).setup("test")
-    monkeypatch.setattr("datamodules.few_shot._CHUNK", 4)
-    (parts := make(shots=2, examples=SimilarExamples())).setup("test")
-    for index in range(22):
-        one, other = (data.datasets["test"][index].source.tolist() for data in (whole, parts))
-        assert one == other
-
-
 def test_a_selector_of_two_data_modules_serves_both(
     make: Callable[..., DialogSumDataModule],
 ) -> None:

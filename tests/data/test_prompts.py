@@ -17,48 +17,39 @@ from datamodules.prompts import (
 )
 from datamodules.reading import Row
 
-
-@pytest.mark.parametrize(
-    ("style", "expected"),
-    [
-        (Plain(), "A: hi"),
-        (Instruction(), "Summarize the following conversation.\n\nA: hi\n\nSummary:"),
-        (SpacedInstruction(), "Summarize the following conversation.\n\nA: hi\n\nSummary: "),
-        (Flan(), "Dialogue:\n\nA: hi\n\nWhat was going on?"),
-        (
-            Professional(),
-            "You are a professional text summarizer.\n\nDialogue:\n\nA: hi\n\nWhat was going on?",
-        ),
-        (Template("TL;DR of {dialogue} is"), "TL;DR of A: hi is"),
-    ],
-)
-def test_wrap_is_exactly(style: PromptStyle, expected: str) -> None:
-    assert style.wrap("A: hi") == expected
+FLAN = "Dialogue:\n\nA: hi\n\nWhat was going on?"
 
 
 @pytest.mark.parametrize(
-    ("style", "expected"),
+    ("style", "prompt", "example"),
     [
-        (Plain(), "A: hi\nGreeting.\n\n\n"),
+        (Plain(), "A: hi", "A: hi\nGreeting.\n\n\n"),
         (
             Instruction(),
+            "Summarize the following conversation.\n\nA: hi\n\nSummary:",
             "Summarize the following conversation.\n\nA: hi\n\nSummary: Greeting.\n\n\n",
         ),
         (
             SpacedInstruction(),
+            "Summarize the following conversation.\n\nA: hi\n\nSummary: ",
             "Summarize the following conversation.\n\nA: hi\n\nSummary: Greeting.\n\n\n",
         ),
-        (Flan(), "Dialogue:\n\nA: hi\n\nWhat was going on?\nGreeting.\n\n\n"),
+        (Flan(), FLAN, f"{FLAN}\nGreeting.\n\n\n"),
         (
             Professional(),
-            "You are a professional text summarizer.\n\n"
-            "Dialogue:\n\nA: hi\n\nWhat was going on?\nGreeting.\n\n\n",
+            f"You are a professional text summarizer.\n\n{FLAN}",
+            f"You are a professional text summarizer.\n\n{FLAN}\nGreeting.\n\n\n",
         ),
-        (Template("{dialogue}", answer=" => "), "A: hi => Greeting.\n\n\n"),
+        (
+            Template("TL;DR of {dialogue} is", answer=" => "),
+            "TL;DR of A: hi is",
+            "TL;DR of A: hi is => Greeting.\n\n\n",
+        ),
     ],
 )
-def test_example_is_exactly(style: PromptStyle, expected: str) -> None:
-    assert style.example("A: hi", "Greeting.") == expected
+def test_styles_are_exactly(style: PromptStyle, prompt: str, example: str) -> None:
+    assert style.wrap("A: hi") == prompt
+    assert style.example("A: hi", "Greeting.") == example
 
 
 def test_braces_in_a_dialogue_are_text() -> None:
