@@ -2,6 +2,10 @@
 
 callbacks = default_callbacks()
 trainer = Trainer(default_root_dir="runs/lora", callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+
+The package is larger than its budget of 1,600 lines: the exact resume takes 600 of them
+(`checkpoint`, `checkpoint_io`, `signals`, `loggers`), because Lightning restores its loops exactly
+from a few places only.
 """
 
 from collections.abc import Sequence
@@ -29,18 +33,19 @@ def default_callbacks(
     Returns:
         All callbacks, ``own`` included, in the order in which a Trainer should call them.
     """
-    from lightning.pytorch.callbacks import ProgressBar
+    import rich
+    from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
     from callbacks.checkpoint import RunCheckpoint
     from callbacks.export import ExportCallback
     from callbacks.faithfulness import FaithfulnessCallback
     from callbacks.loggers import StepAxis
     from callbacks.plots import PlotCallback
-    from callbacks.progress import make_progress_bar
     from callbacks.rouge import RougeCallback
     from callbacks.samples import SampleTexts
     from callbacks.signals import GracefulStop
     from callbacks.summary import SummaryCallback
+    from callbacks.text_metric import PredictionWriter
     from callbacks.text_statistics import TextStatisticsCallback
 
     def missing(*kinds: type) -> list[Any]:
@@ -48,14 +53,15 @@ def default_callbacks(
 
     callbacks = [*missing(GracefulStop, StepAxis), *own]
     if generates:
-        callbacks += missing(
-            RougeCallback, FaithfulnessCallback, TextStatisticsCallback, SampleTexts
-        )
+        metrics = (RougeCallback, FaithfulnessCallback, TextStatisticsCallback)
+        callbacks += missing(*metrics, SampleTexts, PredictionWriter)
     if not any(isinstance(each, SummaryCallback) for each in own):
         callbacks.append(SummaryCallback(command))
     callbacks += missing(ExportCallback, PlotCallback)
     if progress_bar and not any(isinstance(each, ProgressBar) for each in own):
-        callbacks.append(make_progress_bar())
+        is_terminal = rich.get_console().is_terminal
+        bar = RichProgressBar(refresh_rate=10) if is_terminal else TQDMProgressBar(refresh_rate=50)
+        callbacks.append(bar)
     if checkpointing:
         callbacks += missing(RunCheckpoint)
     return callbacks

@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.checkpoint_io import RESUME
 from callbacks.loggers import RunCSVLogger
-from callbacks.samples import rewind_samples
 from callbacks.signals import GracefulStop
 from common.run_folder import PARTIAL, RunFolder
 from lightning_modules.fsdp import are_finite
@@ -37,8 +36,8 @@ class RunCheckpoint(ModelCheckpoint):
     step's metrics are in metrics.csv and no validation was due. A validation or the end of the
     epoch discards it and writes its own.
 
-    A resumed run removes the rows of metrics.csv and samples.jsonl that were written after its
-    checkpoint, and writes them again.
+    A resumed run removes the rows of metrics.csv that were written after its checkpoint, and writes
+    them again.
 
     Args:
         monitor: Validation metric of the best checkpoint; None keeps no ``best.ckpt``.
@@ -145,12 +144,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Discard the checkpoint of the step before, which does not have this validation."""
-        if is_validation_of_fit(trainer):
-            self._discard(trainer)
+        self._discard(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save after a validation; after one within an optimizer step, when that step ends."""
-        if not is_validation_of_fit(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         super().on_validation_end(trainer, pl_module)  # best.ckpt
         if self._between_steps:
@@ -194,7 +192,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._accept(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not has_finite_weights(trainer.lightning_module):
+        weights = trainer.lightning_module.parameters()
+        if not are_finite(weight for weight in weights if weight.requires_grad):
             raise FloatingPointError(
                 f"the weights are not finite after step {trainer.global_step}; no checkpoint was "
                 "written, the last one is untouched. Try a lower learning rate"
@@ -235,14 +234,3 @@ class RunCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers:
             if isinstance(logger, RunCSVLogger):
                 logger.rewind(step)
-        rewind_samples(RunFolder(trainer.default_root_dir).samples, step)
-
-
-def has_finite_weights(pl_module: L.LightningModule) -> bool:
-    """Return whether all trained weights are finite."""
-    return are_finite(p for p in pl_module.parameters() if p.requires_grad)
-
-
-def is_validation_of_fit(trainer: L.Trainer) -> bool:
-    """Return whether the running validation belongs to a fit and is not the sanity check."""
-    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

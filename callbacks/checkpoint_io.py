@@ -3,7 +3,6 @@
 import pickle
 import shutil
 import zipfile
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,6 @@ from common.run_folder import replacing
 
 RESUME = "alignsum_resume"
 """Key of a checkpoint under which :class:`RunCheckpoint` says how to resume from it."""
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,35 +29,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            CheckpointError: If it cannot be written, with the cause.
+            OSError: If it cannot be written, with the cause.
         """
         try:
             with replacing(Path(path)) as partial:
                 torch.save(checkpoint, partial)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
             free = shutil.disk_usage(Path(path).parent).free / 1e6
-            raise CheckpointError(
+            raise OSError(
                 f"the checkpoint {path} could not be written ({error}; {free:,.1f} MB are free "
                 "there); earlier checkpoints are untouched. Make room on the disk, then resume "
                 "with --resume auto"
             ) from error
 
 
-def read_checkpoint(path: Path) -> Any:
-    """Read a checkpoint without running its code, with the shapes of its tensors only."""
-    return torch.load(path, map_location="meta", weights_only=True)
-
-
-def find_damage(path: Path) -> str | None:
-    """Say why a checkpoint file cannot be read, or return None if every byte is intact.
+def find_checkpoint_problem(path: Path) -> str | None:
+    """Say why a run cannot resume from a file, or return None if every byte is intact.
 
     A file that holds anything but tensors and plain values is refused: loading it runs code.
     """
+    if not path.is_file():
+        return f"there is no checkpoint {path}"
     try:
         with zipfile.ZipFile(path) as archive:
             if part := archive.testzip():
                 return f"{path} is damaged (in its part {part})"
-        read_checkpoint(path)
+        content = read_checkpoint(path)
     except pickle.UnpicklingError:
         return (
             f"{path} is refused: it holds more than tensors and plain values, and loading it could "
@@ -70,31 +62,15 @@ def find_damage(path: Path) -> str | None:
         )
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's reader raises the second
         return f"{path} cannot be read ({error})"
-    return None
-
-
-def find_checkpoint_problem(path: Path) -> str | None:
-    """Say why a run cannot resume from a file, or return None if it can."""
-    if not path.is_file():
-        return f"there is no checkpoint {path}"
-    if problem := find_damage(path):
-        return problem
-    content = read_checkpoint(path)
     wanted = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
     if not isinstance(content, dict) or any(name not in content for name in wanted):
         return f"{path} is not a checkpoint of a run: it needs {', '.join(wanted)}"
     return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU.
-
-    Raises:
-        ValueError: If it is missing or damaged, or holds more than tensors and plain values.
-    """
-    if problem := find_damage(path):
-        raise ValueError(problem)
-    return torch.load(path, map_location="cpu", weights_only=True)
+def read_checkpoint(path: Path) -> Any:
+    """Read a checkpoint without running its code, with the shapes of its tensors only."""
+    return torch.load(path, map_location="meta", weights_only=True)
 
 
 def describe_checkpoint(path: Path) -> str:
@@ -114,20 +90,15 @@ def choose_checkpoint(wanted: str, folder: Path) -> tuple[Path | None, list[str]
     Returns:
         The checkpoint, None if there is none, and the problems of those that were passed over.
     """
+    last = folder / "last.ckpt"
+    others = (path for path in folder.glob("[!.]*.ckpt") if path != last)
+    newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
     problems: list[str] = []
-    for path in candidates(folder) if wanted == "auto" else [Path(wanted)]:
+    for path in [last, *newest_first] if wanted == "auto" else [Path(wanted)]:
         problem = find_checkpoint_problem(path)
-        if problem is None and not read_checkpoint(path).get(RESUME, {}).get("exact", True):
-            problem = f"{path} was saved in the middle of an optimizer step"
         if problem is None:
-            return path, problems
+            if read_checkpoint(path).get(RESUME, {}).get("exact", True):
+                return path, problems
+            problem = f"{path} was saved in the middle of an optimizer step"
         problems.append(problem)
     return None, problems
-
-
-def candidates(folder: Path) -> Iterator[Path]:
-    """List last.ckpt, then the run's other checkpoints from the newest to the oldest."""
-    last = folder / "last.ckpt"
-    yield last
-    others = (path for path in folder.glob("[!.]*.ckpt") if path != last)
-    yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from sklearn.metrics import f1_score
 
-from callbacks.text_metric import Row, RowCollector
+from callbacks.text_metric import Row, RowCollector, log_estimates
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
@@ -22,44 +22,32 @@ class ClassificationMetrics(RowCollector):
     """
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
-        """Pair the batch's texts with their probabilities."""
-        return make_rows(batch, outputs)
+        """Return one row per text of a batch, with its probability for each label index."""
+        fields = {
+            "index": batch["index"].tolist(),
+            "id": batch["ids"],
+            "text": batch["texts"],
+            "label": batch["labels"].tolist(),
+            "probabilities": outputs["probabilities"],
+        }
+        return [
+            dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
+        ]
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Log the metrics."""
-        self._log(pl_module, "val", self.take_rows())
+        found = measure(self.take_rows(), pl_module.labels)
+        log_estimates(trainer, pl_module, "val", found, record=False)
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Log the metrics; record them and the texts in the run folder."""
         rows = self.take_rows()
-        found = self._log(pl_module, "test", rows)
+        log_estimates(trainer, pl_module, "test", measure(rows, pl_module.labels))
         if trainer.is_global_zero:
-            names: list[str] = pl_module.labels  # type: ignore[assignment]
             folder = RunFolder(trainer.default_root_dir)
-            folder.record_metrics(found)
             bins = [each._asdict() for each in calibrate_labels(rows).bins]
             folder.update_summary(classification={"calibration": bins})
-            folder.merge_predictions([describe(row, names) for row in rows])
-
-    def _log(self, pl_module: Any, stage: str, rows: Sequence[Row]) -> dict[str, Estimate]:
-        found = {f"{stage}/{key}": each for key, each in measure(rows, pl_module.labels).items()}
-        for name, estimate in found.items():
-            pl_module.log(
-                name, estimate.value, sync_dist=True, prog_bar=name == "val/f1", batch_size=1
-            )
-        return found
-
-
-def make_rows(batch: Any, outputs: Any) -> list[Row]:
-    """Return one row per text of a batch, with its probability for each label index."""
-    fields = {
-        "index": batch["index"].tolist(),
-        "id": batch["ids"],
-        "text": batch["texts"],
-        "label": batch["labels"].tolist(),
-        "probabilities": outputs["probabilities"],
-    }
-    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+            folder.merge_predictions([describe(row, pl_module.labels) for row in rows])
 
 
 def predict(row: Row) -> int:
@@ -68,7 +56,7 @@ def predict(row: Row) -> int:
 
 
 def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
-    """Return the metrics of rows from :func:`make_rows`."""
+    """Return the metrics of gathered rows."""
     true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
     numbers = list(range(len(labels)))
     # A label that neither occurs nor is predicted counts as 1, not as 0.

@@ -2,10 +2,7 @@
 
 import csv
 import io
-import itertools
-import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,8 +13,6 @@ from torch import Tensor
 
 from common.run_folder import RunFolder, write_text
 
-log = logging.getLogger(__name__)
-
 
 class StepAxis(Callback):
     """Log everything over `step`: the optimizer steps that are complete, from 0.
@@ -26,30 +21,20 @@ class StepAxis(Callback):
     logged metric of the name `step` instead, for all loggers.
     """
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Set the step of the training metrics."""
-        self._log(trainer, pl_module)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the step of the validation metrics."""
-        self._log(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the step of the test metrics."""
-        self._log(trainer, pl_module)
-
-    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def log_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Set the step of the metrics that are logged next."""
         place = {"step": float(trainer.global_step), "epoch": float(trainer.current_epoch)}
         pl_module.log_dict(place, batch_size=1, sync_dist=not trainer.training)
+
+    on_train_batch_end = on_validation_epoch_end = on_test_epoch_end = log_step
 
 
 class RunCSVLogger(Logger):
     """Append scalars to metrics.csv in the run folder, one row per call, on disk at once.
 
     Lightning's CSVLogger deletes what an earlier stage wrote and keeps rows in memory until it is
-    told to save. Here a test adds to the rows of its fit, and a killed run has lost nothing.
+    told to save. Here a test adds to the rows of its fit, and a killed run has lost nothing. A row
+    with the step and the metrics of an earlier one replaces it.
 
     Args:
         run_dir: The run folder.
@@ -58,9 +43,8 @@ class RunCSVLogger(Logger):
     def __init__(self, run_dir: str) -> None:
         super().__init__()
         self._folder = RunFolder(run_dir)
-        self._columns: list[str] | None = None
-        self._kept: dict[tuple[int, frozenset[str]], int] = {}
-        """Numbers of the rows that were there when the run resumed."""
+        self._columns: list[str] = []
+        self._rows: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
 
     @property
     def name(self) -> str:
@@ -77,18 +61,13 @@ class RunCSVLogger(Logger):
         """The run folder."""
         return str(self._folder.path)
 
-    @property
-    def metrics_csv(self) -> Path:
-        """The file that is written."""
-        return self._folder.metrics_csv
-
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml in the run folder has every setting."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row.
+        """Write one row.
 
         Args:
             metrics: Scalars by name.
@@ -99,18 +78,15 @@ class RunCSVLogger(Logger):
             row[name] = value.item() if isinstance(value, Tensor) else value
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
-        columns = self._known_columns()
-        if (number := self._kept.get(_key(row))) is not None:
-            rows = self._folder.read_metrics_csv()
-            self._rewrite([*rows[:number], row, *rows[number + 1 :]])
+        self._read()
+        appends = make_key(row) not in self._rows and row.keys() <= set(self._columns)
+        self._columns += [name for name in row if name not in self._columns]
+        self._rows[make_key(row)] = row
+        if not appends:
+            self._write()
             return
-        if new := [name for name in row if name not in columns]:
-            rows = self._folder.read_metrics_csv()
-            self._columns = columns + new
-            self._rewrite([*rows, row])
-            return
-        with self.metrics_csv.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, columns).writerow(row)
+        with self._folder.metrics_csv.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -119,43 +95,29 @@ class RunCSVLogger(Logger):
         A row of the step itself may have been logged after the checkpoint. The resumed run logs it
         again, and replaces it.
         """
-        if not self.metrics_csv.exists():
+        self._read()
+        if self._rows:
+            self._rows = {key: row for key, row in self._rows.items() if key[0] <= step}
+            self._write()
+
+    def _read(self) -> None:
+        """Read the file once; a kill may have cut its last row off."""
+        if self._columns or not self._folder.metrics_csv.exists():
             return
-        text = self.metrics_csv.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last row off
-        rows = list(csv.DictReader(io.StringIO(whole, newline="")))
-        kept = list(itertools.takewhile(lambda row: int(row["step"]) <= step, rows))
-        if whole != text or len(kept) < len(rows):
-            log.info(
-                "Removed %d rows after step %d from %s",
-                len(rows) - len(kept),
-                step,
-                self.metrics_csv,
-            )
-            self._known_columns()
-            self._rewrite(kept)
-        self._kept = {_key(row): number for number, row in enumerate(kept)}
+        text = self._folder.metrics_csv.read_text(encoding="utf-8")
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        self._columns = list(reader.fieldnames or [])
+        self._rows = {make_key(row): row for row in reader}
 
-    def _known_columns(self) -> list[str]:
-        """Return the columns of the file, read once."""
-        if self._columns is None:
-            self._columns = []
-            if self.metrics_csv.exists():
-                with self.metrics_csv.open(encoding="utf-8", newline="") as file:
-                    self._columns = next(csv.reader(file), [])
-        return self._columns
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """Write the whole file with the columns known by now."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns or [], lineterminator="\r\n")
+    def _write(self) -> None:
+        """Write the whole file."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.metrics_csv, text.getvalue())
+        writer.writerows(self._rows.values())
+        write_text(self._folder.metrics_csv, text.getvalue())
 
 
-def _key(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+def make_key(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
     """Identify a row by its step and the metrics that it has."""
-    return int(row["step"]), frozenset(
-        name for name, value in row.items() if value not in ("", None)
-    )
+    return int(row["step"]), frozenset(name for name in row if row[name] not in ("", None))

@@ -1,8 +1,8 @@
 """Watch the health of a PPO run: KL, entropy, and a reward that is being gamed."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -16,6 +16,29 @@ from lightning_modules.ppo.kl import k1, per_sequence
 log = logging.getLogger(__name__)
 
 Condition = Literal["kl", "entropy", "hacking"]
+
+
+@dataclass
+class MonitorState:
+    """What a monitor has seen; a checkpoint holds it.
+
+    Attributes:
+        active: Conditions that hold now.
+        warnings: What was reported, as in summary.json.
+        first_entropy: Entropy of the first batch.
+        first_metrics: The independent metrics of the first validation.
+        start: Count, sum and sum of squares of the rewards in the first window.
+        recent: Mean rewards of the last window's batches.
+        batches: Batches so far.
+    """
+
+    active: list[str] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    first_entropy: float | None = None
+    first_metrics: dict[str, float] = field(default_factory=dict)
+    start: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    recent: list[float] = field(default_factory=list)
+    batches: int = 0
 
 
 class PPOMonitor(Callback):
@@ -61,13 +84,7 @@ class PPOMonitor(Callback):
         self.window = window
         self.stop_on = tuple(stop_on)
         self._check()
-        self._active: set[str] = set()
-        self._warnings: list[dict[str, Any]] = []
-        self._first_entropy: float | None = None
-        self._first_metrics: dict[str, float] = {}
-        self._start = Moments()
-        self._recent: list[float] = []
-        self._batches = 0
+        self._state = MonitorState()
 
     def _check(self) -> None:
         problems = [
@@ -103,20 +120,21 @@ class PPOMonitor(Callback):
             f"the KL of {kl:.2f} nats per sequence is above the limit of {self.kl_limit}: raise "
             "model.ppo.kl_coef, set model.ppo.kl_target, or lower the learning rate",
         )  # fmt: skip
+        state = self._state
         entropy = Moments.of(rollout.entropy[rollout.mask], trainer).mean
-        if self._first_entropy is None:
-            self._first_entropy = entropy
+        if state.first_entropy is None:
+            state.first_entropy = entropy
         self._report(
-            trainer, "entropy", entropy < self._first_entropy * (self.entropy_floor or 0.0),
+            trainer, "entropy", entropy < state.first_entropy * (self.entropy_floor or 0.0),
             f"the entropy of {entropy:.3g} nats per token is below {self.entropy_floor} of the "
-            f"first batch's {self._first_entropy:.3g}: raise model.ppo.kl_coef or lower the "
+            f"first batch's {state.first_entropy:.3g}: raise model.ppo.kl_coef or lower the "
             "learning rate",
         )  # fmt: skip
         rewards = Moments.of(step.scores, trainer)
-        if self._batches < self.window:
-            self._start = self._start.add(rewards)
-        self._batches += 1
-        self._recent = [*self._recent, rewards.mean][-self.window :]
+        if state.batches < self.window:
+            state.start = list(Moments(*state.start).add(rewards))
+        state.batches += 1
+        state.recent = [*state.recent, rewards.mean][-self.window :]
 
     # After each validation ----------------------------------------------------------------------
 
@@ -136,13 +154,13 @@ class PPOMonitor(Callback):
                 f"logged: {known}"
             )
         now = {name: float(logged[name]) for name in self.falls}
-        self._first_metrics = self._first_metrics or now
+        first = self._state.first_metrics = now | self._state.first_metrics
         if trainer.state.fn != TrainerFn.FITTING:
             return
         fallen = [
-            f"{name} fell from {first:.4f} to {now[name]:.4f}"
-            for name, first in self._first_metrics.items()
-            if not now.get(name, math.nan) >= first - self.falls.get(name, math.inf)
+            f"{name} fell from {first[name]:.4f} to {now[name]:.4f}"
+            for name, limit in self.falls.items()
+            if not now[name] >= first[name] - limit  # also if it is NaN
         ]
         rise = self._reward_rise()
         self._report(
@@ -154,45 +172,36 @@ class PPOMonitor(Callback):
 
     def _reward_rise(self) -> float:
         """Return the rise of the mean reward, in standard deviations of the first rollouts."""
-        if not self._recent:
+        recent, start = self._state.recent, Moments(*self._state.start)
+        if not recent:
             return 0.0
-        now = sum(self._recent) / len(self._recent)
-        return (now - self._start.mean) / (self._start.std or 1.0)
+        return (sum(recent) / len(recent) - start.mean) / (start.std or 1.0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the warnings."""
         if trainer.is_global_zero:
-            RunFolder(trainer.default_root_dir).update_summary(monitor=self._warnings)
+            RunFolder(trainer.default_root_dir).update_summary(monitor=self._state.warnings)
 
     def _report(self, trainer: L.Trainer, condition: Condition, holds: bool, what: str) -> None:
-        if holds and condition not in self._active:
-            stops = condition in self.stop_on
-            step = trainer.global_step
-            self._warnings.append({"condition": condition, "step": step, "message": what})
-            if trainer.is_global_zero:
-                end = "; the fit ends here" if stops else ""
-                log.warning("%s, step %d: %s%s", condition, step, what, end)
-            trainer.should_stop = trainer.should_stop or stops
-        (self._active.add if holds else self._active.discard)(condition)
+        """Warn, or end the fit, if a condition begins to hold."""
+        active = self._state.active
+        if holds == (condition in active):
+            return
+        if not holds:
+            active.remove(condition)
+            return
+        active.append(condition)
+        stops, step = condition in self.stop_on, trainer.global_step
+        self._state.warnings.append({"condition": condition, "step": step, "message": what})
+        trainer.should_stop = trainer.should_stop or stops
+        if trainer.is_global_zero:
+            end = "; the fit ends here" if stops else ""
+            log.warning("%s, step %d: %s%s", condition, step, what, end)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the conditions are compared with, and what was reported."""
-        return {
-            "active": sorted(self._active),
-            "warnings": list(self._warnings),
-            "first_entropy": self._first_entropy,
-            "first_metrics": dict(self._first_metrics),
-            "start": list(self._start),
-            "recent": list(self._recent),
-            "batches": self._batches,
-        }
+        return asdict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
-        self._active = set(state_dict["active"])
-        self._warnings = list(state_dict["warnings"])
-        self._first_entropy = state_dict["first_entropy"]
-        self._first_metrics = dict(state_dict["first_metrics"])
-        self._start = Moments(*state_dict["start"])
-        self._recent = list(state_dict["recent"])
-        self._batches = state_dict["batches"]
+        self._state = MonitorState(**state_dict)

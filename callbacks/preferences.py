@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning as L
 
-from callbacks.text_metric import Row, RowCollector
+from callbacks.text_metric import Row, RowCollector, log_estimates, write_predictions
 from common.run_folder import RunFolder
 from metrics.intervals import Estimate, bootstrap_mean
 from metrics.preferences import (
@@ -29,50 +29,42 @@ class PreferenceAccuracy(RowCollector):
     """
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
-        """Pair the batch's rankings with their rewards."""
-        return make_rows(batch, outputs)
+        """Return one row per ranking of a batch, with its rewards and accuracy."""
+        rows = []
+        for ranking, rewards in zip(batch["rankings"], outputs["rewards"], strict=True):
+            row = ranking._asdict() | {"rewards": rewards}
+            right = rate_order(row)
+            rows.append(row | {"accuracy": sum(right) / len(right)})
+        return rows
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the mean accuracy."""
-        accuracy = bootstrap_mean([row["accuracy"] for row in self.take_rows()])
-        pl_module.log("val/accuracy", accuracy.value, sync_dist=True, prog_bar=True)
+        found = {"accuracy": bootstrap_mean([row["accuracy"] for row in self.take_rows()])}
+        log_estimates(trainer, pl_module, "val", found, record=False)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the metrics; record them and the rankings in the run folder."""
         rows = self.take_rows()
-        found = measure(rows)
-        for name, estimate in found.items():
-            pl_module.log(name, estimate.value, sync_dist=True)
+        log_estimates(trainer, pl_module, "test", measure(rows))
         if trainer.is_global_zero:
             folder = RunFolder(trainer.default_root_dir)
-            folder.record_metrics(found)
             folder.update_summary(
                 preferences={
                     "calibration": [each._asdict() for each in calibrate_pairs(rows).bins],
                     "rewards": count_rewards(group_rewards(rows)),
                 }
             )
-            folder.merge_predictions([{k: row[k] for k in row if k != "index"} for row in rows])
+            write_predictions(trainer, rows)
 
 
 def measure(rows: Sequence[Row]) -> dict[str, Estimate]:
-    """Return the test's metrics of rows from :func:`make_rows`."""
+    """Return the test's metrics of gathered rows."""
     calibration = calibrate_pairs(rows)
     return {
-        "test/accuracy": bootstrap_mean([row["accuracy"] for row in rows]),
+        "accuracy": bootstrap_mean([row["accuracy"] for row in rows]),
         **{
-            f"test/accuracy_distance_{distance}": estimate
+            f"accuracy_distance_{distance}": estimate
             for distance, estimate in accuracy_by_distance(rows).items()
         },
-        "test/ece": Estimate(calibration.ece, calibration.n),
+        "ece": Estimate(calibration.ece, calibration.n),
     }
-
-
-def make_rows(batch: Any, outputs: Any) -> list[Row]:
-    """Return one row per ranking of a batch, with its rewards and accuracy."""
-    rows = []
-    for ranking, rewards in zip(batch["rankings"], outputs["rewards"], strict=True):
-        row = ranking._asdict() | {"rewards": rewards}
-        right = rate_order(row)
-        rows.append(row | {"accuracy": sum(right) / len(right)})
-    return rows

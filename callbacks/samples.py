@@ -1,6 +1,5 @@
 """A few generated texts, for people to read."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -65,14 +64,6 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def rewind_samples(path: Path, step: int) -> None:
-    """Remove the samples after a step, when a run resumes from a checkpoint of that step."""
-    rows = read_samples(path)
-    kept = list(itertools.takewhile(lambda row: row["step"] <= step, rows))
-    if len(kept) < len(rows):
-        write_lines(path, kept)
 
 
 def make_table(rows: list[Row], title: str) -> Table:

@@ -38,7 +38,7 @@ class GracefulStop(Callback):
         self._trains = True
         self._checkpoints: Path | None = None
 
-    def _install(self, trainer: L.Trainer) -> None:
+    def _install(self, trainer: L.Trainer, *_: Any) -> None:
         """Replace Lightning's handlers; the Trainer restores the original ones at its end."""
         self._trains = trainer.state.fn == TrainerFn.FITTING
         self._checkpoints = RunFolder(trainer.default_root_dir).checkpoints
@@ -54,13 +54,7 @@ class GracefulStop(Callback):
         self._received = self._received or number
         # No logging here: the signal may have interrupted a log call.
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Handle signals from here on."""
-        self._install(trainer)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Handle signals from here on."""
-        self._install(trainer)
+    on_test_start = on_predict_start = _install
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Handle signals from here on, also in the sanity check and in `validate`."""
@@ -73,11 +67,14 @@ class GracefulStop(Callback):
         self._received = self.requested = 0
         self._defers, self._warned = True, False
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
+    def agree(self, trainer: L.Trainer, *_: Any) -> None:
         """Agree with the other ranks, so that RunCheckpoint saves this step on all of them."""
-        self._agree(trainer)
+        self.requested = self._received
+        if trainer.world_size > 1:
+            mine = torch.tensor(self._received, device=trainer.strategy.root_device)
+            self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+
+    on_train_batch_end = on_train_epoch_end = on_train_end = agree
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -87,7 +84,7 @@ class GracefulStop(Callback):
             # Lightning calls checkpoints last; the one of the step before has to be complete first.
             for checkpoint in trainer.checkpoint_callbacks:
                 checkpoint.on_train_batch_start(trainer, pl_module, batch, batch_idx)
-            self._stop(self.requested)
+            self._stop()
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
@@ -104,27 +101,13 @@ class GracefulStop(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Agree with the other ranks after a validation too."""
         if self._defers:
-            self._agree(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Agree with the other ranks after an epoch too."""
-        self._agree(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Agree with the other ranks a last time."""
-        self._agree(trainer)
-
-    def _agree(self, trainer: L.Trainer) -> None:
-        self.requested = self._received
-        if trainer.world_size > 1:
-            mine = torch.tensor(self._received, device=trainer.strategy.root_device)
-            self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+            self.agree(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the run before the export, once the last checkpoint is written."""
         self._defers = False
         if self.requested:
-            self._stop(self.requested)
+            self._stop()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -132,6 +115,6 @@ class GracefulStop(Callback):
         """Handle signals at once from here on."""
         self._defers = False
 
-    def _stop(self, number: int) -> None:
+    def _stop(self) -> None:
         self._defers = False
-        raise StoppedBySignal(number, self._trains, self._checkpoints)
+        raise StoppedBySignal(self.requested, self._trains, self._checkpoints)

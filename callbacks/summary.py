@@ -28,8 +28,8 @@ class SummaryCallback(Callback):
     `seconds` is the wall time of training including validation; the times of a resumed run's parts
     add up, without steps that were lost and repeated. `test_seconds` is the time of a test. A run
     without training (prompting) records the time and memory of its test, as `measured` says. The
-    last logged value of each metric is recorded at the end of training, without n; callbacks that
-    score examples add n and an interval.
+    last logged value of each metric is recorded, without n; callbacks that score examples record
+    theirs with n and an interval.
 
     Args:
         command: The command line to record, without keys and tokens; None takes the process's.
@@ -41,47 +41,37 @@ class SummaryCallback(Callback):
         self._device = torch.device("cpu")
         self._trainer: L.Trainer | None = None
         self._earlier: dict[str, Any] = {}
-        self._earlier_metrics: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cost and the metrics of the fit up to now."""
-        return {**self._fit_cost(), "metrics": self._fit_metrics()}
+        metrics = self._earlier.get("metrics", {})
+        if self._trainer is not None:
+            metrics = metrics | last_metrics(self._trainer)
+        return {**self._cost(), "metrics": metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self._earlier = dict(state_dict)
-        self._earlier_metrics = self._earlier.pop("metrics")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._trainer = trainer
         self._start(pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record cost and last metrics; not called if there is nothing to train."""
-        cost = self._max_over_ranks(self._fit_cost(), trainer)
-        if trainer.is_global_zero:
-            self._record_fit(RunFolder(trainer.default_root_dir), cost, self._fit_metrics())
-
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the run's settings."""
-        if not trainer.is_global_zero:
-            return
-        folder = RunFolder(trainer.default_root_dir)
-        if self._earlier and "measured" not in folder.read_summary():
-            # The run was killed after its training, before it recorded it.
-            self._record_fit(folder, self._earlier, self._earlier_metrics)
-        folder.update_summary(command=self.command, **describe_run(pl_module))
-        record_data(trainer, folder)
-
-    def _record_fit(
-        self, folder: RunFolder, cost: dict[str, Any], metrics: dict[str, float]
-    ) -> None:
-        folder.update_summary(**cost, measured="fit")
-        folder.record_metrics({name: Estimate(value) for name, value in metrics.items()})
+        """Record cost, metrics and settings."""
+        cost = self._max_over_ranks(self._cost(), trainer)
+        if trainer.is_global_zero:
+            folder = RunFolder(trainer.default_root_dir)
+            if trainer.global_step > 0:  # something was trained, perhaps before the run was resumed
+                folder.update_summary(**cost, measured="fit")
+                record_metrics(folder, self.state_dict()["metrics"])
+            folder.update_summary(command=self.command, **describe_run(pl_module))
+            record_data(trainer, folder)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
+        self._earlier = {}
         self._start(pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,14 +87,7 @@ class SummaryCallback(Callback):
         if "command" not in known:
             folder.update_summary(command=self.command, **describe_run(pl_module))
         record_data(trainer, folder)
-        found = folder.read_summary().get("metrics", {})
-        folder.record_metrics(
-            {
-                name: value
-                for name, value in last_metrics(trainer).items()
-                if not _is_estimate_of(found.get(name), value)
-            }
-        )
+        record_metrics(folder, last_metrics(trainer))
 
     def _start(self, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
@@ -112,23 +95,11 @@ class SummaryCallback(Callback):
         restart_peak(self._device)
 
     def _cost(self) -> dict[str, Any]:
-        """Return wall time since the start, and peak memory."""
-        seconds = round(time.monotonic() - self._started, 3)
+        """Return wall time and peak memory, including those before the fit was resumed."""
+        seconds = time.monotonic() - self._started + self._earlier.get("seconds", 0.0)
         amount, kind = measure_peak_memory(self._device)
-        return {"seconds": seconds, "peak_memory_bytes": amount, "peak_memory_kind": kind}
-
-    def _fit_cost(self) -> dict[str, Any]:
-        """Return the cost of the fit, including the part before it was resumed."""
-        cost = self._cost()
-        if earlier := self._earlier:
-            cost["seconds"] = round(cost["seconds"] + earlier["seconds"], 3)
-            cost["peak_memory_bytes"] = max(cost["peak_memory_bytes"], earlier["peak_memory_bytes"])
-        return cost
-
-    def _fit_metrics(self) -> dict[str, float]:
-        """Return the last value of each metric, also from before the fit was resumed."""
-        now = last_metrics(self._trainer) if self._trainer else {}
-        return self._earlier_metrics | {name: metric.value for name, metric in now.items()}
+        amount = max(amount, self._earlier.get("peak_memory_bytes", 0))
+        return {"seconds": round(seconds, 3), "peak_memory_bytes": amount, "peak_memory_kind": kind}
 
     def _max_over_ranks(self, cost: dict[str, Any], trainer: L.Trainer) -> dict[str, Any]:
         """Return the peak memory of the rank that used most."""
@@ -165,21 +136,33 @@ def name_method(pl_module: object) -> str:
     return _METHODS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-def _is_estimate_of(known: Mapping[str, Any] | None, value: Estimate) -> bool:
+def record_metrics(folder: RunFolder, metrics: Mapping[str, float]) -> None:
+    """Record logged values, except of metrics that are recorded with n and interval already."""
+    known = folder.read_summary().get("metrics", {})
+    folder.record_metrics(
+        {
+            name: Estimate(value)
+            for name, value in metrics.items()
+            if not is_estimate_of(known.get(name), value)
+        }
+    )
+
+
+def is_estimate_of(known: Mapping[str, Any] | None, value: float) -> bool:
     """Return whether a recorded metric is the logged float32 with its n and interval."""
     return (
         known is not None
         and known["n"] is not None
-        and math.isclose(known["value"], value.value, rel_tol=1e-5, abs_tol=1e-7)
+        and math.isclose(known["value"], value, rel_tol=1e-5, abs_tol=1e-7)
     )
 
 
-def last_metrics(trainer: L.Trainer) -> dict[str, Estimate]:
+def last_metrics(trainer: L.Trainer) -> dict[str, float]:
     """Return the last finite value of every logged metric."""
     # Lightning's second names of a metric that is logged both ways, and the x axis.
     doubled = ("_step", "_epoch", "step", "epoch")
     return {
-        name: Estimate(float(value))
+        name: float(value)
         for name, value in trainer.callback_metrics.items()
         if not name.endswith(doubled) and isinstance(value, Tensor) and value.isfinite()
     }

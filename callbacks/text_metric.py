@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
 import torch.distributed
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from common.run_folder import RunFolder
 from metrics.intervals import Estimate, estimate_columns
@@ -20,6 +22,10 @@ Columns = Mapping[str, Sequence[float]]
 """Values per example by metric name, each in the order of the rows."""
 
 
+SHOWN = ("val/rouge1", "val/accuracy", "val/f1")
+"""Metrics in the progress bar."""
+
+
 class RowCollector(Callback, ABC):
     """Collect one row per example of the running evaluation, on this rank."""
 
@@ -30,30 +36,19 @@ class RowCollector(Callback, ABC):
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
         """Return the rows of a batch, each with its "index", from what its step returned."""
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def start_rows(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start with no rows."""
         self.rows = []
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start with no rows."""
-        self.rows = []
-
-    def on_validation_batch_end(
+    def collect_rows(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """Collect the batch's rows."""
-        self._keep(batch, outputs)
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Collect the batch's rows."""
-        self._keep(batch, outputs)
-
-    def _keep(self, batch: Any, outputs: Any) -> None:
         """Collect a batch's rows, unless its step returned None and has nothing to score."""
         if outputs is not None:
             self.rows += self.make_rows(batch, outputs)
+
+    on_validation_epoch_start = on_test_epoch_start = start_rows
+    on_validation_batch_end = on_test_batch_end = collect_rows
 
     def take_rows(self) -> list[Row]:
         """Return the rows of all ranks in the order of the split, and forget them."""
@@ -69,20 +64,34 @@ class TextCollector(RowCollector):
         return make_rows(batch, outputs)
 
 
+class PredictionWriter(TextCollector):
+    """Write the texts of `predict` to predictions.jsonl."""
+
+    on_predict_epoch_start = TextCollector.start_rows
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Collect the batch's texts."""
+        self.rows += make_rows(batch, {"predictions": outputs})
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the texts."""
+        rows = self.take_rows()
+        if trainer.is_global_zero:
+            write_predictions(trainer, rows)
+
+
 class TextMetricCallback(TextCollector, ABC):
     """Score generated texts with one value per example; subclasses implement :meth:`score`.
 
     One that gathers the values of the ranks by itself implements :meth:`gather_scores` instead.
 
-    Validation logs the means as `val/<name>`. A test logs `test/<name>`, records it in summary.json
-    with n and 95 % interval, and writes the values per example to predictions.jsonl. If the module
-    also returns texts from before training, columns come in pairs (`<name>`, `<name>_before`), and
-    `test/<name>_change` is the mean paired difference. Predict writes the texts alone.
+    Validation logs the means as `val/<name>`, a test as `test/<name>`; summary.json gets them with
+    n and 95 % interval, and predictions.jsonl a test's values per example. If the module also
+    returns texts from before training, columns come in pairs (`<name>`, `<name>_before`), and
+    `test/<name>_change` is the mean paired difference.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last_validation: dict[str, Estimate] = {}
 
     def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
         """Score this rank's rows.
@@ -109,48 +118,18 @@ class TextMetricCallback(TextCollector, ABC):
         return estimate_columns(columns)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the means."""
+        """Log the means; a fit records them."""
         if not trainer.sanity_checking:
             _, columns = self._scored(pl_module)
-            self._last_validation = self._log(pl_module, "val", columns)
+            record = trainer.state.fn == TrainerFn.FITTING
+            log_estimates(trainer, pl_module, "val", self.estimates(columns), record)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the means; record them and the values per example in the run folder."""
+        """Log and record the means; write the values per example."""
         rows, columns = self._scored(pl_module)
-        found = self._log(pl_module, "test", columns)
+        log_estimates(trainer, pl_module, "test", self.estimates(columns))
         if trainer.is_global_zero and rows:
-            RunFolder(trainer.default_root_dir).record_metrics(found)
             write_predictions(trainer, rows, columns)
-
-    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start with no rows."""
-        self.rows = []
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        """Collect the batch's texts."""
-        self.rows += make_rows(batch, {"predictions": outputs})
-
-    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the texts to predictions.jsonl."""
-        rows = gather_rows(self.rows)
-        self.rows = []
-        if trainer.is_global_zero:
-            write_predictions(trainer, rows, {})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the last validation's values, for a fit that ends without another one."""
-        return {name: value._asdict() for name, value in self._last_validation.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._last_validation = {name: Estimate(**value) for name, value in state_dict.items()}
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the last validation's values with n and interval."""
-        if trainer.is_global_zero and self._last_validation:
-            RunFolder(trainer.default_root_dir).record_metrics(self._last_validation)
 
     def _scored(self, pl_module: L.LightningModule) -> tuple[list[Row], Columns]:
         """Score this rank's rows, and gather those of all ranks in the order of the split."""
@@ -159,17 +138,21 @@ class TextMetricCallback(TextCollector, ABC):
         names = scores[0] if scores else {}
         return rows, {name: [score[name] for score in scores] for name in names}
 
-    def _log(
-        self, pl_module: L.LightningModule, stage: str, columns: Columns
-    ) -> dict[str, Estimate]:
-        """Log estimates under `<stage>/<name>` and return them under these names."""
-        found = {f"{stage}/{name}": value for name, value in self.estimates(columns).items()}
-        for name, estimate in found.items():
-            # Every rank has all rows and thus the same value: sync_dist avoids a warning.
-            pl_module.log(
-                name, estimate.value, sync_dist=True, batch_size=1, prog_bar=name == "val/rouge1"
-            )
-        return found
+
+def log_estimates(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    stage: str,
+    estimates: Mapping[str, Estimate],
+    record: bool = True,
+) -> None:
+    """Log estimates as `<stage>/<name>`, and record them in summary.json with n and interval."""
+    found = {f"{stage}/{name}": value for name, value in estimates.items()}
+    for name, estimate in found.items():
+        # Every rank has all rows and thus the same value: sync_dist avoids a warning.
+        pl_module.log(name, estimate.value, sync_dist=True, batch_size=1, prog_bar=name in SHOWN)
+    if record and found and trainer.is_global_zero:
+        RunFolder(trainer.default_root_dir).record_metrics(found)
 
 
 def score_texts(
@@ -234,7 +217,9 @@ def make_rows(batch: Mapping[str, Any], outputs: Mapping[str, Any]) -> list[Row]
     return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
-def write_predictions(trainer: L.Trainer, rows: Sequence[Row], columns: Columns) -> None:
+def write_predictions(
+    trainer: L.Trainer, rows: Sequence[Row], columns: Columns = MappingProxyType({})
+) -> None:
     """Write rows and their scores to predictions.jsonl in the run folder."""
     RunFolder(trainer.default_root_dir).merge_predictions(
         [

@@ -23,14 +23,11 @@ from callbacks.checkpoint import RunCheckpoint
 from callbacks.checkpoint_io import RESUME, choose_checkpoint
 from callbacks.export import ExportCallback
 from callbacks.loggers import RunCSVLogger, StepAxis
-from callbacks.plots import PlotCallback, draw_run
-from callbacks.progress import ProgressLines, make_progress_bar
+from callbacks.plots import PlotCallback
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.summary import SummaryCallback, name_method
 from common.run_folder import RunFolder
-from common.versions import find_commit
-from reporting.runs import read_series
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 
@@ -242,25 +239,9 @@ def test_second_test_replaces_its_metrics(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).read_summary()["metrics"]["test/loss"]["value"] == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [
-        ("FullFT", "full_ft"),
-        ("LoRA", "lora"),
-        ("SoftPrompt", "soft_prompt"),
-        ("InContext", "in_context"),
-        ("PPOPolicy", "ppo"),
-        ("DPO", "dpo"),
-        ("Classifier", "classifier"),
-        ("RewardModel", "reward_model"),
-    ],
-)
-def test_method_names(name: str, method: str) -> None:
-    assert name_method(type(name, (), {})()) == method
-
-
-def test_commit_is_none_outside_git(tmp_path: Path) -> None:
-    assert find_commit(tmp_path) is None
+def test_method_is_the_class_in_snake_case() -> None:
+    names = {"FullFT": "full_ft", "LoRA": "lora", "RewardModel": "reward_model", "PPOPolicy": "ppo"}
+    assert {name: name_method(type(name, (), {})()) for name in names} == names
 
 
 # ExportCallback ---------------------------------------------------------------------------------
@@ -335,51 +316,15 @@ def test_plots_of_a_real_run(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "rouge_per_example.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_plots_of_ppo(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    logger = RunCSVLogger(str(tmp_path))
-    for step in range(70):
-        logger.log_metrics({"objective/reward": step / 7, "objective/kl": 0.0}, step)
-    folder.merge_predictions(
-        [{"id": str(i), "toxicity_before": 0.5, "toxicity": 0.1} for i in range(3)]
-    )
-    draw_run(folder)
-    names = sorted(path.name for path in folder.plots.iterdir())
-    assert names == ["ppo.png", "toxicity_before_after.png"]
+# Defaults ---------------------------------------------------------------------------------------
 
 
-def test_series_leave_out_gaps_and_what_is_not_finite() -> None:
-    rows = [
-        {"step": "0", "a": "1.5"},
-        {"step": "1", "a": ""},
-        {"step": "2", "a": "nan"},
-        {"step": "3"},
-    ]
-    assert read_series(rows, "a") == ([0], [1.5])
-
-
-# Progress ---------------------------------------------------------------------------------------
-
-
-def test_progress_lines_without_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("terminal", "kind"), [(False, TQDMProgressBar), (True, RichProgressBar)])
+def test_progress_bar_suits_the_terminal(
+    terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(
-        tmp_path, ProgressLines(every_seconds=1e-9), RougeCallback(), max_epochs=1,
-        enable_progress_bar=True,
-    )  # fmt: skip
-    trainer.fit(TinyModule(), loader(), loader())
-    trainer.test(TinyModule(), loader(), verbose=False)
-    lines = capsys.readouterr().out.splitlines()
-    for part in ("Epoch 1/1 2/2", "Validation 1/2", "Trained 2 steps", "Test 2/2"):
-        assert any(part in line for line in lines), part
-    assert any("validated val/rouge1=0.6667" in line for line in lines)
-
-
-def test_progress_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(make_progress_bar(), ProgressLines)
-    monkeypatch.setattr(rich, "get_console", lambda: Console(force_terminal=True))
-    assert isinstance(make_progress_bar(), RichProgressBar)
+    monkeypatch.setattr(rich, "get_console", lambda: Console(force_terminal=terminal))
+    assert [type(c) for c in default_callbacks() if isinstance(c, ProgressBar)] == [kind]
 
 
 def test_caller_replaces_default_callbacks(tmp_path: Path) -> None:
@@ -391,7 +336,7 @@ def test_caller_replaces_default_callbacks(tmp_path: Path) -> None:
         ]
     assert {type(each).__name__ for each in default_callbacks(generates=False)} == {
         "GracefulStop", "StepAxis", "SummaryCallback", "ExportCallback", "PlotCallback",
-        "ProgressLines", "RunCheckpoint",
+        "TQDMProgressBar", "RunCheckpoint",
     }  # fmt: skip
     bare = default_callbacks(checkpointing=False, progress_bar=False)
     assert not any(isinstance(each, Checkpoint | ProgressBar) for each in bare)

@@ -12,7 +12,7 @@ from callbacks import toxicity
 from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
-from callbacks.text_metric import make_rows
+from callbacks.text_metric import PredictionWriter, make_rows
 from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from common.run_folder import RunFolder
@@ -165,7 +165,7 @@ def test_text_statistics_are_logged(tmp_path: Path) -> None:
 
 
 def test_predict_writes_texts(tmp_path: Path) -> None:
-    make_trainer(tmp_path, RougeCallback()).predict(TinyModule(), loader())
+    make_trainer(tmp_path, RougeCallback(), PredictionWriter()).predict(TinyModule(), loader())
     written = RunFolder(tmp_path).read_predictions()
     assert [(row["id"], row["prediction"]) for row in written] == [
         (f"row-{i}", "the cat sat") for i in range(4)

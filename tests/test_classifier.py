@@ -11,13 +11,13 @@ from transformers import AutoModelForSequenceClassification
 
 from callbacks.classification import ClassificationMetrics, calibrate_labels, measure
 from callbacks.export import ExportCallback
-from callbacks.plots import draw_run
 from callbacks.toxicity import ToxicityCallback
 from common.run_folder import RunFolder
 from datamodules.labelled import LabelledTextDataModule
 from datamodules.reading import DataError
 from lightning_modules.classifier import Classifier
 from lightning_modules.ppo.reward_terms import ClassifierReward, Texts
+from reporting.run_plots import draw_run
 from tests.batches import make_trainer, settle
 from tests.rows import write_rows
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from callbacks.plots import draw_run
 from callbacks.preferences import PreferenceAccuracy, measure
 from common.run_folder import RunFolder
 from metrics.calibration import calibrate
@@ -17,6 +16,7 @@ from metrics.preferences import (
     group_rewards,
     rate_order,
 )
+from reporting.run_plots import draw_run
 from tests.batches import make_trainer, settle
 from tests.test_reward_model import make_data, make_module
 
@@ -75,10 +75,10 @@ def test_a_test_leaves_numbers_and_pictures(roberta: str, tmp_path: Path) -> Non
     assert [row["id"] for row in rows] == ["r0", "r1", "r2", "r3"]
     summary = folder.read_summary()
     expected = measure(rows)
-    assert set(expected) == {"test/accuracy", "test/accuracy_distance_1", "test/ece"}
+    assert set(expected) == {"accuracy", "accuracy_distance_1", "ece"}
     for name, estimate in expected.items():
-        assert summary["metrics"][name] == pytest.approx(estimate._asdict())
-        assert float(trainer.callback_metrics[name]) == pytest.approx(estimate.value)
+        assert summary["metrics"][f"test/{name}"] == pytest.approx(estimate._asdict())
+        assert float(trainer.callback_metrics[f"test/{name}"]) == pytest.approx(estimate.value)
     assert sum(each["n"] for each in summary["preferences"]["calibration"]) == 4
     assert summary["preferences"]["rewards"]["groups"]["best"]["n"] == 4
     draw_run(folder)
