@@ -198,6 +198,18 @@ def test_summary_without_training_has_the_tests_cost(tmp_path: Path) -> None:
     assert summary["seconds"] == summary["test_seconds"]
 
 
+def test_summary_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
+    before = {"seconds": 1000.0, "peak_memory_bytes": 10**15, "metrics": {"val/early": 0.5}}
+    callback = SummaryCallback()
+    callback.load_state_dict(before)
+    make_trainer(tmp_path, callback).fit(TinyModule(), loader(), loader())
+    summary = RunFolder(tmp_path).read_summary()
+    assert summary["seconds"] > 1000
+    assert summary["peak_memory_bytes"] == 10**15
+    assert summary["metrics"]["val/early"]["value"] == 0.5
+    assert summary["metrics"]["val/loss"]["value"] < 0.5
+
+
 class TellingData(L.LightningDataModule):
     """Tells of one split more at each call, and of all it told before."""
 
