@@ -31,11 +31,6 @@ class EvaluatorCallback(TextMetricCallback):
         self.evaluator = evaluator
         self.name = name
 
-    @property
-    def state_key(self) -> str:
-        """Distinguish several evaluators in a checkpoint."""
-        return f"EvaluatorCallback(name={self.name!r})"
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Load the evaluator, so that a wrong name is reported before any work.
 

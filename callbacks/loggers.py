@@ -105,9 +105,12 @@ class RunCSVLogger(Logger):
         if self._columns or not self._folder.metrics_csv.exists():
             return
         text = self._folder.metrics_csv.read_text(encoding="utf-8")
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        whole = text[: text.rfind("\n") + 1]
+        reader = csv.DictReader(io.StringIO(whole))
         self._columns = list(reader.fieldnames or [])
         self._rows = {make_key(row): row for row in reader}
+        if whole != text:
+            self._write()
 
     def _write(self) -> None:
         """Write the whole file."""

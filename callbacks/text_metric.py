@@ -21,7 +21,6 @@ of texts), "prediction", and "prediction_before" if the module has a policy befo
 Columns = Mapping[str, Sequence[float]]
 """Values per example by metric name, each in the order of the rows."""
 
-
 SHOWN = ("val/rouge1", "val/accuracy", "val/f1")
 """Metrics in the progress bar."""
 
@@ -64,10 +63,12 @@ class TextCollector(RowCollector):
         return make_rows(batch, outputs)
 
 
-class PredictionWriter(TextCollector):
+class PredictionWriter(Callback):
     """Write the texts of `predict` to predictions.jsonl."""
 
-    on_predict_epoch_start = TextCollector.start_rows
+    def on_predict_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start with no rows."""
+        self.rows: list[Row] = []
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
@@ -77,7 +78,7 @@ class PredictionWriter(TextCollector):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the texts."""
-        rows = self.take_rows()
+        rows, self.rows = gather_rows(self.rows), []
         if trainer.is_global_zero:
             write_predictions(trainer, rows)
 
