@@ -21,7 +21,9 @@ class StepAxis(Callback):
     logged metric of the name `step` instead, for all loggers.
     """
 
-    def log_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def log_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         """Set the step of the metrics that are logged next."""
         place = {"step": float(trainer.global_step), "epoch": float(trainer.current_epoch)}
         pl_module.log_dict(place, batch_size=1, sync_dist=not trainer.training)

@@ -38,7 +38,7 @@ class GracefulStop(Callback):
         self._trains = True
         self._checkpoints: Path | None = None
 
-    def _install(self, trainer: L.Trainer, *_: Any) -> None:
+    def _install(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Replace Lightning's handlers; the Trainer restores the original ones at its end."""
         self._trains = trainer.state.fn == TrainerFn.FITTING
         self._checkpoints = RunFolder(trainer.default_root_dir).checkpoints
@@ -67,7 +67,7 @@ class GracefulStop(Callback):
         self._received = self.requested = 0
         self._defers, self._warned = True, False
 
-    def agree(self, trainer: L.Trainer, *_: Any) -> None:
+    def agree(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Agree with the other ranks, so that RunCheckpoint saves this step on all of them."""
         self.requested = self._received
         if trainer.world_size > 1:

@@ -40,7 +40,13 @@ class RowCollector(Callback, ABC):
         self.rows = []
 
     def collect_rows(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Collect a batch's rows, unless its step returned None and has nothing to score."""
         if outputs is not None:
