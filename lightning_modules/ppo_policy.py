@@ -20,7 +20,7 @@ from lightning_modules.policies.kinds import LoRAPolicy, PolicyKind
 from lightning_modules.policies.module import PolicyModule
 from lightning_modules.ppo import metrics
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
-from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.config import PPOConfig, find_trainer_problems
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
 from lightning_modules.ppo.reward_terms import (
     ClassifierReward,
@@ -30,7 +30,7 @@ from lightning_modules.ppo.reward_terms import (
     name_terms,
     weigh,
 )
-from lightning_modules.ppo.rewards import shape_rewards
+from lightning_modules.ppo.rewards import ScoreShaping, shape_rewards
 from lightning_modules.ppo.rollout import Rollout, roll_out
 from lightning_modules.ppo.step import PPOStep
 from lightning_modules.ppo.update import (
@@ -52,30 +52,30 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 
 class PPOPolicy(PolicyModule):
-    """A policy trained by PPO for what it is rewarded for, held near its starting point.
+    """A policy trained by PPO to raise its reward without leaving its reference.
 
-    Policy, reference and value head share one backbone in memory wherever adapters allow it. Every
-    dropout is 0, so that rollout and update see one function. A gate measures this before the first
-    update.
+    Policy, reference and value head share one backbone in memory if adapters allow it. Every
+    dropout is 0, so that rollout and update compute the same function. A gate checks this before
+    the first update.
 
     Ziegler et al. 2019; Ouyang et al. 2022; Huang et al. 2024, "The N+ Implementation Details of
     RLHF with PPO".
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
-        reward_model: The classifier that scores summaries: hub id, folder, or ``mini``; None where
-            ``extra_rewards`` are all.
+        reward_model: The classifier that scores summaries: hub id, folder, or ``mini``; None uses
+            ``extra_rewards`` only.
         reward_label: Label whose raw logit is the reward.
-        reward_with_dialogue: Let it see the dialogue too; see :class:`ClassifierReward`.
-        extra_rewards: Further terms of the reward by the names under which they are logged.
-        adapter: Export folder of an adapter to start from; None starts afresh.
-        policy: What of the backbone is trained.
+        reward_with_dialogue: Show it the dialogue too; see :class:`ClassifierReward`.
+        extra_rewards: Further terms of the reward, by the names under which they are logged.
+        adapter: Export folder of an adapter to start from; None starts a new one.
+        policy: Which part of the backbone is trained.
         advantage: How advantages are estimated.
         ppo: Settings of the loop.
         optimizer: Builds the optimizer from the trained parameters.
-        value_lr: Learning rate of the value head; None takes the policy's.
-        schedule: Course of the learning rate over the batches of rollouts.
-        warmup_fraction: Share of the batches in which the learning rate rises from 0.
+        value_lr: Learning rate of the value head; None is the policy's.
+        schedule: Schedule of the learning rate over the batches of rollouts.
+        warmup_fraction: Fraction of the batches over which the learning rate rises from 0.
         decoding: How summaries are generated in validation, test and predict.
 
     Raises:
@@ -108,43 +108,32 @@ class PPOPolicy(PolicyModule):
             raise ValueError(f"value_lr must be above 0, got {value_lr}")
         if self.ppo.samples < advantage.least_samples:
             raise ValueError(
-                f"advantage: {type(advantage).__name__} compares the rollouts to one prompt with "
-                f"each other; set model.ppo.samples to {advantage.least_samples} or more"
+                f"advantage: {type(advantage).__name__} compares the rollouts of one prompt; set "
+                f"model.ppo.samples to {advantage.least_samples} or more"
             )
         self.advantage = advantage
         self.value_lr = value_lr
         self.value_head: ValueHead | None = None
         self.terms = name_terms(reward_model, reward_label, reward_with_dialogue, extra_rewards)
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
-        self.shaping = self.ppo.score_shaping()
+        self.shaping = ScoreShaping(
+            self.ppo.normalise_scores, self.ppo.score_clip, self.ppo.unfinished_penalty
+        )
         self.sampling = Sampling(self.ppo.max_new_tokens, self.ppo.temperature)
         self.batches_done = 0
         self.gate_passed = False
-        # Several optimizer steps per batch of rollouts, where Lightning would take one.
+        # PPO takes several optimizer steps per batch of rollouts.
         self.automatic_optimization = False
         self._at_batch_start: dict[str, Any] | None = None
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
-        """List, before anything is loaded, what cannot work; None stands for what can."""
-        problems = super().find_problems(init_args, trainer)
-        problems += find_reward_problems(init_args)
-        if str(trainer.precision) in ("16", "16-mixed"):
-            problems.append(
-                f"trainer.precision: PPO clips its gradients itself, which {trainer.precision} "
-                "scales; use bf16-mixed or 32-true"
-            )
-        if trainer.max_steps not in (-1, None):
-            problems.append(
-                "trainer.max_steps counts PPO's optimizer steps, many for each batch of rollouts; "
-                "set trainer.max_epochs and trainer.limit_train_batches, which count batches"
-            )
-        if trainer.gradient_clip_val is not None or trainer.accumulate_grad_batches != 1:
-            problems.append(
-                "PPO takes its optimizer steps itself: in place of trainer.gradient_clip_val and "
-                "trainer.accumulate_grad_batches set model.ppo.max_grad_norm and microbatch_size"
-            )
-        return problems
+        """List configuration problems before anything is loaded; None is no problem."""
+        return [
+            *super().find_problems(init_args, trainer),
+            *find_reward_problems(init_args),
+            *find_trainer_problems(trainer),
+        ]
 
     # Construction -------------------------------------------------------------------------------
 
@@ -164,7 +153,7 @@ class PPOPolicy(PolicyModule):
             self.value_head = ValueHead(self.backbone.hidden_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the weights of policy and value head as two groups, each with its own rate."""
+        """Return the weights of policy and value head as two groups with separate rates."""
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.model.parameters() if p.requires_grad]}
         ]
@@ -188,9 +177,7 @@ class PPOPolicy(PolicyModule):
         texts = self.read_texts(rollout, batch)
         terms = self.score(texts, batch)
         scores = weigh(self.terms, terms)
-        shaped = self.shaping(
-            scores, rollout.finished, rollout.mask.sum(dim=1), self.sum_over_ranks
-        )
+        shaped = self.shaping(scores, rollout.finished, self.sum_over_ranks)
         times.append(time.perf_counter())
         rewards = self.rewards(shaped, rollout)
         credit, experience = self.advantages(rewards, rollout)
@@ -214,10 +201,10 @@ class PPOPolicy(PolicyModule):
         return {"step": step}
 
     def rollout(self, batch: Batch) -> Rollout:
-        """Sample ``ppo.samples`` responses to each prompt and score them; first pass the gate.
+        """Sample ``ppo.samples`` responses to each prompt, after the gate has passed once.
 
         Raises:
-            GateError: If something does not hold that must hold before the first update.
+            GateError: If a check fails that must hold before the first update.
         """
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with self.gathered():
@@ -260,7 +247,7 @@ class PPOPolicy(PolicyModule):
         return scores
 
     def rewards(self, shaped: Tensor, rollout: Rollout) -> Tensor:
-        """Compute each token's reward, [B, T]: the KL penalty, plus the score on the last one."""
+        """Compute each token's reward, [B, T]: the KL penalty, and the score on the last one."""
         beta = 0.0 if self.ppo.kl_in_loss else self.kl_coef.beta
         penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
         rewards = shape_rewards(shaped, penalty, rollout.mask, beta)
@@ -269,7 +256,7 @@ class PPOPolicy(PolicyModule):
         return rewards
 
     def advantages(self, rewards: Tensor, rollout: Rollout) -> tuple[Credit, Experience]:
-        """Estimate advantages and returns, and collect what the update learns from."""
+        """Estimate advantages and returns, and collect the inputs of the update."""
         credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
         advantages = credit.advantages
         if self.advantage.whiten:
@@ -383,7 +370,7 @@ class PPOPolicy(PolicyModule):
     # What a run leaves --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the loop itself remembers: of a batch that is under way, from before it."""
+        """Add the state of the loop; within a batch, that from before the batch."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = self._at_batch_start or self._loop_state()
 
@@ -397,7 +384,7 @@ class PPOPolicy(PolicyModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the loop where it was."""
+        """Restore the state of the loop."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint["ppo"]
         self.kl_coef.beta = state["kl_coef"]

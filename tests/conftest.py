@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning  # noqa: F401 (first: see train.py)  # isort: skip
+import tests.typechecking  # noqa: F401 (before the package)  # isort: skip
 import pytest
 import torch
 

@@ -7,6 +7,7 @@ scales, output heads, soft-capping, logit biases and masks are the model's own.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import torch
@@ -299,25 +300,31 @@ def context_modules(model: Any) -> tuple[nn.Module, ...]:
 def find_soft_prompt_problem(model: Any) -> str | None:
     """Explain why a soft prompt cannot precede a model's embedded input, or return None.
 
-    PEFT embeds the prompt's tokens itself. Pegasus, Marian, Blenderbot and others scale embeddings
-    by sqrt(d) in the encoder only when it receives token ids, so that all of a prompt would reach
-    such a model too small.
+    PEFT embeds the prompt's tokens itself. Pegasus, Marian, M2M100 and others scale embeddings by
+    sqrt(d) in the encoder only when it receives token ids, so that all of a prompt would reach such
+    a model too small. FSMT's encoder accepts no input without token ids.
     """
+    if signature(model.get_encoder().forward).parameters["input_ids"].default is Parameter.empty:
+        return "its encoder does not accept embedded input, which PEFT passes to it"
+    if not _reads_embeddings_like_ids(model):
+        return (
+            "its encoder treats embedded input, which PEFT passes to it, differently from token "
+            "ids (many scale the embeddings of token ids only)"
+        )
+    return None
+
+
+@torch.no_grad()
+def _reads_embeddings_like_ids(model: Any) -> bool:
+    """Tell whether token ids and their embeddings are the same input to a model's encoder."""
     ids = torch.arange(1, 5, device=model.device)[None]
     training = model.training
-    model.eval()
-    with torch.no_grad():
-        embedded = model.get_input_embeddings()(ids)
-        wanted = model.get_encoder()(input_ids=ids, return_dict=True).last_hidden_state
-        found = model.get_encoder()(inputs_embeds=embedded, return_dict=True).last_hidden_state
+    encoder = model.eval().get_encoder()
+    wanted = encoder(input_ids=ids, return_dict=True).last_hidden_state
+    embedded = model.get_input_embeddings()(ids)
+    found = encoder(inputs_embeds=embedded, return_dict=True).last_hidden_state
     model.train(training)
-    if torch.allclose(wanted, found, rtol=1e-3, atol=1e-4):
-        return None
-    return (
-        f"soft prompts do not work with {type(model).__name__}: its encoder treats embedded input "
-        "differently from token ids (it scales the embeddings), and PEFT hands it embedded input; "
-        "use a LoRA, or a T5 or BART backbone"
-    )
+    return torch.allclose(wanted, found, rtol=1e-3, atol=1e-4)
 
 
 def _has_soft_prompt(model: Any) -> bool:

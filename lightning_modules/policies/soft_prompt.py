@@ -42,12 +42,14 @@ def attach_soft_prompt(
         virtual_tokens: Number of trained vectors.
         init: Where they start.
         init_text: The text for ``text``.
+
+    Raises:
+        ValueError: If the architecture cannot take a soft prompt.
     """
     if backbone.get_input_embeddings().weight.is_meta:
-        # There a model is only counted, and its tokenizer need not be at hand.
-        init = "random"
+        init = "random"  # only parameters are counted there, and a tokenizer may be missing
     elif problem := find_soft_prompt_problem(backbone):
-        raise ValueError(problem)
+        raise ValueError(_refuse(backbone, problem))
     is_text = init == "text"
     config = PromptTuningConfig(
         task_type=TaskType.SEQ_2_SEQ_LM,
@@ -59,7 +61,10 @@ def attach_soft_prompt(
         # never enters the computation and never gets a gradient.
         num_transformer_submodules=1,
     )
-    model = get_peft_model(backbone, config, adapter_name=POLICY)
+    try:
+        model = get_peft_model(backbone, config, adapter_name=POLICY)
+    except ValueError as error:  # sizes that the config does not have at its top level
+        raise ValueError(_refuse(backbone, f"PEFT cannot build one ({error})")) from error
     rows = model.prompt_encoder[POLICY].embedding.weight
     if init == "random":
         nn.init.uniform_(rows, -0.5, 0.5)
@@ -67,6 +72,13 @@ def attach_soft_prompt(
         tokens = draw_common_tokens(load_tokenizer(backbone.name_or_path), virtual_tokens)
         rows.data.copy_(backbone.get_input_embeddings().weight[tokens])
     return model
+
+
+def _refuse(backbone: PreTrainedModel, reason: str) -> str:
+    return (
+        f"soft prompts do not work with {type(backbone).__name__}: {reason}; use a LoRA, or a T5 "
+        "or BART backbone"
+    )
 
 
 def find_start_problem(virtual_tokens: int, init: str, init_text: str | None) -> str | None:

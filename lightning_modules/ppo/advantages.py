@@ -1,50 +1,57 @@
-"""How much better each token was than could be expected: GAE, RLOO and GRPO."""
+"""Advantage estimators: GAE, RLOO and GRPO."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
 class Credit(NamedTuple):
-    """advantages [B, T], 0 outside the mask; returns [B, T] for a value head, or None without."""
+    """Advantages, 0 outside the mask, and the value head's returns; None without a value head."""
 
-    advantages: Tensor
-    returns: Tensor | None
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"] | None
 
 
 class AdvantageEstimator(ABC):
-    """From the rewards of B = P * k rollouts, k to a prompt and side by side, to advantages.
+    """Computes advantages from the rewards of B = P * k rollouts, the k of a prompt adjacent.
 
     Args:
         whiten: Scale the advantages of a batch to mean 0 and variance 1 over its real tokens.
     """
 
     least_samples: ClassVar[int] = 1
-    """Fewest rollouts to a prompt that it can work with."""
+    """Fewest rollouts per prompt that the estimator needs."""
 
     uses_values: ClassVar[bool] = False
-    """Whether it needs a value head."""
+    """Whether the estimator needs a value head."""
 
     def __init__(self, whiten: bool) -> None:
         self.whiten = whiten
 
     @abstractmethod
-    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
-        """Estimate.
+    def __call__(
+        self,
+        rewards: Float[Tensor, "B T"],
+        values: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        samples: int,
+    ) -> Credit:
+        """Estimate advantages and returns.
 
         Args:
-            rewards: r_t, [B, T], 0 outside the mask.
-            values: V_t of the value head when the rollout was made, [B, T].
-            mask: True at y1..EOS, [B, T].
-            samples: k, rollouts to a prompt.
+            rewards: r_t, 0 outside the mask.
+            values: V_t of the value head during the rollout.
+            mask: True at y1..EOS.
+            samples: k, rollouts per prompt.
         """
 
 
 class GAE(AdvantageEstimator):
-    """Generalised advantage estimation with a value head: the estimate of PPO; see :func:`gae`.
+    """Generalized advantage estimation with a value head, as in PPO; see :func:`gae`.
 
     Args:
         gamma: Discount.
@@ -65,8 +72,14 @@ class GAE(AdvantageEstimator):
         self.gamma = gamma
         self.lam = lam
 
-    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
-        """Estimate; ``samples`` plays no part."""
+    def __call__(
+        self,
+        rewards: Float[Tensor, "B T"],
+        values: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        samples: int,
+    ) -> Credit:
+        """Estimate token by token; ``samples`` has no effect."""
         return Credit(*gae(rewards, values, mask, self.gamma, self.lam))
 
 
@@ -82,8 +95,14 @@ class RLOO(AdvantageEstimator):
     def __init__(self, whiten: bool = False) -> None:
         super().__init__(whiten)
 
-    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
-        """Estimate; ``values`` play no part."""
+    def __call__(
+        self,
+        rewards: Float[Tensor, "B T"],
+        values: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        samples: int,
+    ) -> Credit:
+        """Estimate per response; ``values`` have no effect."""
         return Credit(rloo(rewards.sum(dim=1), samples)[:, None] * mask, None)
 
 
@@ -91,8 +110,8 @@ class GRPO(AdvantageEstimator):
     """Group-relative advantages, without a value head; see :func:`grpo`.
 
     Args:
-        scale: Divide by the standard deviation of the group. Without it groups whose rollouts are
-            nearly alike count less (Liu et al. 2025, "Understanding R1-Zero-Like Training").
+        scale: Divide by the standard deviation of the group. Without it, groups of similar rewards
+            count less (Liu et al. 2025, "Understanding R1-Zero-Like Training").
         whiten: Scale the advantages of a batch to mean 0 and variance 1.
     """
 
@@ -102,29 +121,38 @@ class GRPO(AdvantageEstimator):
         super().__init__(whiten)
         self.scale = scale
 
-    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
-        """Estimate; ``values`` play no part."""
+    def __call__(
+        self,
+        rewards: Float[Tensor, "B T"],
+        values: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        samples: int,
+    ) -> Credit:
+        """Estimate per response; ``values`` have no effect."""
         return Credit(grpo(rewards.sum(dim=1), samples, self.scale)[:, None] * mask, None)
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Estimate advantages and returns (Schulman et al. 2016, "GAE", equation 16).
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; after the last real
     token both V and A are 0.
 
     Args:
-        rewards: r_t, [B, T].
-        values: V_t of the value head when the rollout was made, [B, T].
-        mask: True at y1..EOS, [B, T].
+        rewards: r_t.
+        values: V_t of the value head during the rollout.
+        mask: True at y1..EOS.
         gamma: Discount.
         lam: Lambda: 0 is one-step temporal difference, 1 is Monte Carlo.
 
     Returns:
-        Advantages and returns A_t + V_t, both [B, T] and 0 outside the mask. The returns are those
-        of the unwhitened advantages.
+        Advantages and returns A_t + V_t, 0 outside the mask, before any whitening.
     """
     real = mask.to(rewards.dtype)
     values = values * real
@@ -138,14 +166,14 @@ def gae(
     return advantages, advantages + values
 
 
-def rloo(totals: Tensor, samples: int) -> Tensor:
-    """Compare each rollout with the mean of the others to its prompt: R_i - mean of R_j, j != i.
+def rloo(totals: Float[Tensor, " B"], samples: int) -> Float[Tensor, " B"]:
+    """Subtract from each reward the mean of the prompt's other rollouts, R_i - mean_{j != i} R_j.
 
     Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE-Style Optimization", equation 8. The
-    whole response is one action, so every token of it has the same advantage.
+    response is one action, so all its tokens have the same advantage.
 
     Args:
-        totals: R, the reward of each rollout with its KL penalty, summed over tokens, [P * k].
+        totals: R, the reward of each rollout with its KL penalty, summed over tokens, B = P * k.
         samples: k, at least 2.
     """
     groups = _from_first(totals, samples)
@@ -153,15 +181,14 @@ def rloo(totals: Tensor, samples: int) -> Tensor:
     return (groups - others).flatten()
 
 
-def grpo(totals: Tensor, samples: int, scale: bool = True) -> Tensor:
-    """Compare each rollout with its group: (R_i - mean) / std, over the k rollouts to its prompt.
+def grpo(totals: Float[Tensor, " B"], samples: int, scale: bool = True) -> Float[Tensor, " B"]:
+    """Standardize each reward within its group, the k rollouts of a prompt: (R_i - mean) / std.
 
     Shao et al. 2024, "DeepSeekMath", section 4.1.2, outcome supervision. The standard deviation is
-    the unbiased one, as in the implementations that followed it; 1e-4 is added, for a group whose
-    rewards are all alike.
+    the unbiased one, as in common implementations, plus 1e-4 for groups of equal rewards.
 
     Args:
-        totals: R of each rollout, [P * k].
+        totals: R of each rollout, B = P * k.
         samples: k, at least 2.
         scale: Divide by the standard deviation.
     """
@@ -172,35 +199,34 @@ def grpo(totals: Tensor, samples: int, scale: bool = True) -> Tensor:
     return advantages.flatten()
 
 
-def _from_first(totals: Tensor, samples: int) -> Tensor:
-    """Give each group's rewards less its first one, [P, k]; no comparison within it is changed.
+def _from_first(totals: Float[Tensor, " B"], samples: int) -> Float[Tensor, "P k"]:
+    """Subtract from each group its first reward, which changes no comparison within the group.
 
-    Rewards that are all alike are exactly 0 so. Otherwise the mean of three times 1000.1 is not
-    1000.1, and dividing by next to nothing makes a large advantage of the rounding.
+    Equal rewards become exactly 0. Otherwise their mean could differ by rounding (three times
+    1000.1), which the division by a tiny standard deviation would turn into a large advantage.
     """
     groups = totals.view(-1, samples)
     return groups - groups[:, :1]
 
 
 def whiten(
-    values: Tensor,
-    mask: Tensor,
+    values: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     keep_mean: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
-) -> Tensor:
-    """Scale to variance 1 over the real tokens, and shift to mean 0 unless the mean is to stay.
+) -> Float[Tensor, "B T"]:
+    """Scale to mean 0 (unless ``keep_mean``) and variance 1 over the real tokens.
 
-    (x - mean) / sqrt(var + 1e-8), with the biased variance. Statistics are over all ranks when
-    ``sum_over_ranks`` sums a tensor over them.
+    (x - mean) / sqrt(var + 1e-8), with the biased variance over all ranks.
 
     Args:
-        values: [B, T].
-        mask: True at real tokens, [B, T].
-        keep_mean: Add the mean back: for rewards, whose sign has a meaning.
+        values: One value per token.
+        mask: True at real tokens.
+        keep_mean: Add the mean back, for rewards, whose sign matters.
         sum_over_ranks: Sums a tensor over the ranks.
 
     Returns:
-        Whitened values [B, T], 0 outside the mask.
+        Whitened values, 0 outside the mask.
     """
     real = mask.to(values.dtype)
     count, total = sum_over_ranks(torch.stack([real.sum(), (values * real).sum()]))

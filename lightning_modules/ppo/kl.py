@@ -2,65 +2,66 @@
 
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+def k1(logprobs: Float[Tensor, "*B"], ref_logprobs: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Estimate the KL by the log-ratio: unbiased, of either sign.
 
     Schulman 2020, "Approximating KL Divergence", estimator k1, for samples from the policy.
 
     Args:
-        logprobs: log pi(y_t) of the sampled tokens, nats, [B, T].
-        ref_logprobs: log pi_ref(y_t) of the same tokens, [B, T].
+        logprobs: log pi(y_t) of the sampled tokens, nats.
+        ref_logprobs: log pi_ref(y_t) of the same tokens.
 
     Returns:
-        d_t = log pi(y_t) - log pi_ref(y_t), [B, T].
+        d_t = log pi(y_t) - log pi_ref(y_t).
     """
     return logprobs - ref_logprobs
 
 
-def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+def k2(logprobs: Float[Tensor, "*B"], ref_logprobs: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Estimate the KL by d^2 / 2: biased but small, never negative.
 
-    As a loss it is the right one: on samples from the policy its gradient d * grad log pi is, on
-    average, the gradient of KL(pi, pi_ref). That of k1 is grad log pi, 0 on average, and that of k3
-    (1 - exp(-d)) * grad log pi, which is the gradient of KL(pi_ref, pi).
+    Only k2 works as a loss: on samples from the policy its gradient, d * grad log pi, is on average
+    the gradient of KL(pi, pi_ref). The gradient of k1 is grad log pi, 0 on average; that of k3 is
+    (1 - exp(-d)) * grad log pi, the gradient of KL(pi_ref, pi).
 
-    Schulman 2020, estimator k2. Shapes as in :func:`k1`.
+    Schulman 2020, estimator k2.
     """
     return k1(logprobs, ref_logprobs).square() / 2
 
 
-def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Estimate the KL by exp(-d) - 1 + d: unbiased too, never negative, and of less variance.
+def k3(logprobs: Float[Tensor, "*B"], ref_logprobs: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Estimate the KL by exp(-d) - 1 + d: unbiased, never negative, less variance.
 
-    Schulman 2020, estimator k3. Shapes as in :func:`k1`.
+    Schulman 2020, estimator k3.
     """
     d = k1(logprobs, ref_logprobs)
     return (-d).exp() - 1 + d
 
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
-"""By the names that Schulman gave them."""
+"""The estimators by their names."""
 
 
-def per_sequence(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum per-token values [B, T] over the real tokens of each row: [B]."""
+def per_sequence(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    """Sum per-token values over the real tokens of each row."""
     return (values * mask).sum(dim=1)
 
 
 @dataclass
 class KLCoefficient:
-    """The weight beta of the KL in the reward: fixed, or led towards a target.
+    """The weight beta of the KL in the reward: fixed or adaptive.
 
     Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", section 2.2, with the
     constant of their code: e = clip(KL / target - 1, -0.2, 0.2), beta <- beta (1 + e n / horizon).
 
     Args:
-        beta: Present value.
-        target: Sequence KL (nats) to keep to; None leaves beta as it is.
-        horizon: Number of sequences over which beta may change by its own size times e.
+        beta: Current value.
+        target: Sequence KL to aim at, nats; None keeps beta fixed.
+        horizon: Number of sequences over which beta changes by the factor 1 + e.
     """
 
     beta: float
@@ -71,7 +72,7 @@ class KLCoefficient:
         """Move beta after a batch of ``sequences`` rows with mean sequence KL ``kl``.
 
         Raises:
-            ValueError: If so many rows could make beta 0 or turn its sign.
+            ValueError: If a batch of this size could make beta 0 or negative.
         """
         if self.target is None:
             return

@@ -1,13 +1,14 @@
 """The clipped losses of PPO, as sums over real tokens.
 
-Sums, so that the caller divides by the number of real tokens over all ranks: then the result does
-not depend on how a batch is cut.
+They are sums because the caller divides by the number of real tokens over all ranks, so that the
+result does not depend on how a batch is split.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
@@ -21,25 +22,29 @@ class PolicyLoss(NamedTuple):
     branch was taken. approx_kl: (log-ratio)^2 / 2, Schulman's k2 between old and new policy.
     """
 
-    loss: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    approx_kl: Tensor
+    loss: Float[Tensor, ""]
+    ratio: Float[Tensor, ""]
+    clipped: Int[Tensor, ""]
+    approx_kl: Float[Tensor, ""]
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+    logprobs: Float[Tensor, "B T"],
+    old_logprobs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip: float = 0.2,
 ) -> PolicyLoss:
     """Sum the clipped surrogate loss max(-A rho, -A clip(rho, 1 - clip, 1 + clip)).
 
     Schulman et al. 2017, "Proximal Policy Optimization Algorithms", equation 7.
 
     Args:
-        logprobs: log pi(y_t) now, with gradient, [B, T].
-        old_logprobs: log pi(y_t) when the rollout was made, [B, T].
-        advantages: [B, T].
-        mask: True at y1..EOS, [B, T].
-        clip: Half-width of the trust interval of the ratio.
+        logprobs: log pi(y_t) now, with gradient.
+        old_logprobs: log pi(y_t) during the rollout.
+        advantages: A_t.
+        mask: True at y1..EOS.
+        clip: The ratio is clipped to [1 - clip, 1 + clip].
     """
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
     log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
@@ -55,19 +60,23 @@ def policy_loss(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
-) -> Tensor:
+    values: Float[Tensor, "B T"],
+    old_values: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip: float = 0.2,
+) -> Float[Tensor, ""]:
     """Sum 0.5 max((V - R)^2, (V_old + clip(V - V_old) - R)^2) over the real tokens.
 
     The value clipping of the PPO paper's reference code; see Huang et al. 2024, "The N+
     Implementation Details of RLHF with PPO".
 
     Args:
-        values: V_t now, with gradient, [B, T].
-        old_values: V_t when the rollout was made, [B, T].
-        returns: R_t, [B, T].
-        mask: True at y1..EOS, [B, T].
-        clip: Furthest that a value may move from its old one without losing its gradient.
+        values: V_t now, with gradient.
+        old_values: V_t during the rollout.
+        returns: R_t.
+        mask: True at y1..EOS.
+        clip: Largest change of a value before its gradient is cut off.
     """
     near = old_values + (values - old_values).clamp(-clip, clip)
     worse = torch.maximum((values - returns).square(), (near - returns).square())
@@ -75,17 +84,17 @@ def value_loss(
 
 
 def explained_variance(
-    values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
+    values: Float[Tensor, "B T"],
+    returns: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
-) -> Tensor:
-    """Say which share of the returns' variance the values explain: 1 all, 0 none, below 0 worse.
+) -> Float[Tensor, ""]:
+    """Compute the fraction of the returns' variance that the values explain; at most 1.
 
     Args:
-        values: V_t, [B, T].
-        returns: R_t, [B, T].
-        mask: True at real tokens, [B, T].
+        values: V_t.
+        returns: R_t.
+        mask: True at real tokens.
         sum_over_ranks: Sums a tensor over the ranks; the variances are over all of them.
     """
     both = torch.stack([returns[mask], (returns - values)[mask]]).double()

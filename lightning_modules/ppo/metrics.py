@@ -1,12 +1,13 @@
-"""The numbers that tell how PPO is doing, by the names under which they are logged.
+"""PPO's metrics, by the names under which they are logged.
 
-All but times and speed are over the rows, or the tokens, of all ranks together.
+All but times and throughput are means over the rows, or the tokens, of all ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lightning_modules.ppo.advantages import Credit
@@ -19,24 +20,24 @@ SumOverRanks = Callable[[Tensor], Tensor]
 
 
 class Part(NamedTuple):
-    """This rank's part of a mean: the sum of its values, and how many they are, scalars."""
+    """This rank's part of a mean: sum and number of its values."""
 
-    total: Tensor
-    number: Tensor
+    total: Shaped[Tensor, ""]
+    number: Shaped[Tensor, ""]
 
 
-def over_rows(values: Tensor) -> Part:
-    """Average [B] over the rows."""
+def over_rows(values: Shaped[Tensor, " B"]) -> Part:
+    """Prepare a mean over rows."""
     return Part(values.sum(), values.new_tensor(len(values)))
 
 
-def over_tokens(values: Tensor, mask: Tensor) -> Part:
-    """Average [B, T] over the real tokens."""
+def over_tokens(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Part:
+    """Prepare a mean over real tokens."""
     return Part((values * mask).sum(), mask.sum())
 
 
 def unite(parts: Mapping[str, Part], sum_over_ranks: SumOverRanks) -> dict[str, Tensor]:
-    """Give the means over all ranks, by one sum for all of them: scalars."""
+    """Compute means over all ranks with one communication."""
     table = torch.stack([torch.stack([each.double() for each in part]) for part in parts.values()])
     totals, counts = sum_over_ranks(table).unbind(dim=1)
     return dict(zip(parts, (totals / counts).float(), strict=True))
@@ -44,24 +45,23 @@ def unite(parts: Mapping[str, Part], sum_over_ranks: SumOverRanks) -> dict[str, 
 
 def objective(
     rollout: Rollout,
-    scores: Tensor,
-    shaped: Tensor,
+    scores: Float[Tensor, " B"],
+    shaped: Float[Tensor, " B"],
     beta: float,
-    terms: Mapping[str, Tensor] | None = None,
+    terms: Mapping[str, Float[Tensor, " B"]] | None = None,
     sum_over_ranks: SumOverRanks = lambda t: t,
 ) -> dict[str, Tensor | float]:
-    """Give what PPO is after, and the shape of its rollouts: means over the batch.
+    """Compute rewards, KL, entropy and lengths as means over the batch.
 
-    kl and kl_k3 are per sequence, nats; entropy is per token, nats; score is what was
-    made of the reward (normalised, clipped, less penalties), and rlhf_reward is that less beta
-    times the sequence KL.
+    kl and kl_k3 are per sequence and entropy is per token, in nats. score is the reward after
+    normalization, clipping and penalties; rlhf_reward is score minus beta times the sequence KL.
 
     Args:
         rollout: B responses.
-        scores: Weighted sum of the reward's terms, [B].
-        shaped: What was made of them, [B].
+        scores: Weighted sum of the reward's terms.
+        shaped: The scores after normalization, clipping and penalties.
         beta: Weight of the KL.
-        terms: The terms by themselves, [B] each.
+        terms: The separate terms.
         sum_over_ranks: Sums a tensor over the ranks.
     """
     logprobs, reference, mask = rollout.logprobs, rollout.ref_logprobs, rollout.mask
@@ -84,7 +84,7 @@ def objective(
 def estimates(
     rollout: Rollout, credit: Credit, sum_over_ranks: SumOverRanks = lambda t: t
 ) -> dict[str, Tensor]:
-    """Give means of advantages (before whitening) and returns, and how the value head fits.
+    """Average advantages (before whitening) and returns, and rate the value head.
 
     Args:
         rollout: B responses of up to T tokens.
@@ -106,7 +106,7 @@ def total(steps: Sequence[Sums]) -> Sums:
 
 
 def losses(sums: Sums) -> dict[str, Tensor]:
-    """Give the means over tokens of what the updates of a batch added up."""
+    """Divide the sums of a batch's updates by their tokens."""
     return {
         f"ppo/{name}": value / sums.tokens
         for name, value in (
@@ -121,11 +121,11 @@ def losses(sums: Sums) -> dict[str, Tensor]:
 
 
 def start(sums: Sums) -> dict[str, Tensor]:
-    """Give what the first minibatch of a batch found, before its step.
+    """Report ratio and approximate KL of a batch's first minibatch, before its step.
 
-    The policy is the one that sampled then: a ratio that is not 1 means that two passes over the
-    same tokens differ. The mean ratio alone would not tell, for over samples it is 1 on average
-    whatever the policy; approxkl has no such cancellation.
+    The policy has not changed since it sampled, so a ratio other than 1 means that two passes over
+    the same tokens differ. The mean ratio alone does not show this, because over samples it is 1 on
+    average for any policy; approxkl cannot cancel out.
     """
     return {
         "ppo/policy/first_ratio": sums.ratio / sums.tokens,
@@ -134,7 +134,7 @@ def start(sums: Sums) -> dict[str, Tensor]:
 
 
 def speed(rollout: Rollout, times: list[float]) -> dict[str, float]:
-    """Give the seconds of each phase of a step, and rollouts and response tokens a second.
+    """Report the seconds of each phase, and rollouts and response tokens per second.
 
     Args:
         rollout: B responses, of this rank.

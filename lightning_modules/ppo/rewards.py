@@ -4,17 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Give each token its KL penalty, and the last one the score on top.
+def shape_rewards(
+    scores: Float[Tensor, " B"],
+    kl: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    beta: float,
+) -> Float[Tensor, "B T"]:
+    """Reward each token with its KL penalty, and the last token with the score as well.
 
     r_t = -beta d_t + [t = last] score, where the last token is EOS if there is one (Ziegler et al.
     2019, equation 2, spread over the tokens as in Ouyang et al. 2022).
 
     Args:
-        scores: What the reward says of each summary, [B].
+        scores: Score of each summary, [B].
         kl: d_t, an estimate of the KL at each token, [B, T].
         mask: True at y1..EOS, [B, T].
         beta: Weight of the KL; 0 where it is a term of the loss instead.
@@ -27,36 +33,6 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
     rows = torch.arange(len(scores), device=scores.device)
     rewards[rows, last] += scores.to(rewards.dtype)
     return rewards
-
-
-def penalise_unfinished(
-    scores: Tensor, finished: Tensor, penalty: float | None, replace: bool = False
-) -> Tensor:
-    """Make a summary that ended without EOS score less.
-
-    Args:
-        scores: [B].
-        finished: Whether the summary ended with EOS, [B].
-        penalty: Amount; None leaves the scores as they are.
-        replace: The score becomes ``-penalty`` (as in the N+ details) instead of falling by it (as
-            in TRL): then no content makes up for a missing end.
-    """
-    if penalty is None:
-        return scores
-    worse = torch.full_like(scores, -penalty) if replace else scores - penalty
-    return torch.where(finished, scores, worse)
-
-
-def penalise_length(scores: Tensor, lengths: Tensor, penalty: float, free: int) -> Tensor:
-    """Subtract ``penalty`` for each token beyond ``free`` ones.
-
-    Args:
-        scores: [B].
-        lengths: Tokens of each summary, EOS included, [B].
-        penalty: Reward a token.
-        free: Tokens that cost nothing.
-    """
-    return scores - penalty * (lengths - free).clamp_min(0).to(scores.dtype)
 
 
 @dataclass
@@ -73,9 +49,9 @@ class RunningMoments:
     """Sum of squared distances from the mean."""
 
     def update(
-        self, scores: Tensor, sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t
+        self, scores: Float[Tensor, " B"], sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t
     ) -> None:
-        """Take in a batch of scores [B]."""
+        """Add a batch of scores."""
         scores = scores.double()
         count, total = sum_over_ranks(
             torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])
@@ -96,43 +72,31 @@ class RunningMoments:
 
 @dataclass
 class ScoreShaping:
-    """What is done to a score before it becomes a reward, in this order.
+    """Turn scores into rewards: normalize, clip, then penalize summaries without EOS.
 
     Args:
-        normalise: Subtract the running mean and divide by the running standard deviation.
-        scale: Multiply.
-        clip: Limit the size; None is no limit.
-        unfinished_penalty: See :func:`penalise_unfinished`.
-        unfinished_replaces: See :func:`penalise_unfinished`.
-        length_penalty: See :func:`penalise_length`.
-        length_free: See :func:`penalise_length`.
+        normalize: Subtract the running mean and divide by the running standard deviation.
+        clip: Largest absolute value; None is no limit.
+        unfinished_penalty: Subtracted from the score of a summary without EOS. TRL does the same;
+            the N+ details replace the score instead.
         moments: Of the scores so far.
     """
 
-    normalise: bool = False
-    scale: float = 1.0
+    normalize: bool = False
     clip: float | None = None
-    unfinished_penalty: float | None = None
-    unfinished_replaces: bool = False
-    length_penalty: float = 0.0
-    length_free: int = 0
+    unfinished_penalty: float = 0.0
     moments: RunningMoments = field(default_factory=RunningMoments)
 
     def __call__(
         self,
-        scores: Tensor,
-        finished: Tensor,
-        lengths: Tensor,
+        scores: Float[Tensor, " B"],
+        finished: Bool[Tensor, " B"],
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
-    ) -> Tensor:
-        """Shape scores [B] of summaries that ``finished`` [B] after ``lengths`` [B] tokens."""
-        if self.normalise:
+    ) -> Float[Tensor, " B"]:
+        """Shape the scores of summaries, of which some have ``finished`` with EOS."""
+        if self.normalize:
             self.moments.update(scores, sum_over_ranks)
             scores = (scores - self.moments.mean) / self.moments.std
-        scores = scores * self.scale
         if self.clip is not None:
             scores = scores.clamp(-self.clip, self.clip)
-        scores = penalise_unfinished(
-            scores, finished, self.unfinished_penalty, self.unfinished_replaces
-        )
-        return penalise_length(scores, lengths, self.length_penalty, self.length_free)
+        return torch.where(finished, scores, scores - self.unfinished_penalty)

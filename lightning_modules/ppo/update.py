@@ -1,10 +1,10 @@
-"""One batch of rollouts becomes optimizer steps: minibatches, micro-batches and their losses."""
+"""Split a batch of rollouts into minibatches and micro-batches, and compute their losses."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_modules.backbones import Backbone
@@ -16,19 +16,19 @@ from lightning_modules.ppo.value_head import ValueHead
 
 
 class Experience(NamedTuple):
-    """What an update learns from.
+    """Inputs of an update.
 
-    rollout: B rollouts. advantages [B, T], whitened if they are to be. returns [B, T], for the
-    value head; None without one. beta: weight of the KL in the loss; 0 where it is in the reward.
+    rollout: B rollouts. advantages: whitened if the estimator says so. returns: targets of the
+    value head; None without one. beta: weight of the KL in the loss; 0 if it is in the reward.
     """
 
     rollout: Rollout
-    advantages: Tensor
-    returns: Tensor | None
+    advantages: Float[Tensor, "B T"]
+    returns: Float[Tensor, "B T"] | None
     beta: float
 
     def rows(self, index: Tensor) -> "Experience":
-        """Take some of the rows."""
+        """Select rows."""
         rollout = self.rollout.rows(index)
         width = rollout.mask.shape[1]
         returns = None if self.returns is None else self.returns[index, :width]
@@ -36,48 +36,50 @@ class Experience(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over real tokens, scalars without gradient, in the order in which they are logged.
+    """Sums over real tokens, without gradient.
 
     loss: the clipped objective. ratio: pi / pi_old. clipped: tokens whose clipped branch was taken.
     approx_kl: k2 between old and new policy. value_loss. kl_loss: k2 between policy and reference,
     where it is in the loss. tokens.
     """
 
-    loss: Tensor
-    ratio: Tensor
-    clipped: Tensor
-    approx_kl: Tensor
-    value_loss: Tensor
-    kl_loss: Tensor
-    tokens: Tensor
+    loss: Float[Tensor, ""]
+    ratio: Float[Tensor, ""]
+    clipped: Float[Tensor, ""]
+    approx_kl: Float[Tensor, ""]
+    value_loss: Float[Tensor, ""]
+    kl_loss: Float[Tensor, ""]
+    tokens: Float[Tensor, ""]
 
 
 class Update(NamedTuple):
-    """What came out of an update.
+    """Result of an update.
 
-    metrics: means over tokens, to be logged. logprobs: log pi(y_t) as the last epoch found it, just
-    before its step on that minibatch, [B, T]; exp of its difference to the rollout's is the ratio.
+    metrics: means over tokens, to be logged. logprobs: log pi(y_t) in the last epoch, just before
+    the optimizer step on its minibatch.
     """
 
     metrics: dict[str, Any]
-    logprobs: Tensor
+    logprobs: Float[Tensor, "B T"]
 
 
 class Cut(NamedTuple):
-    """In how many minibatches an epoch is cut, and each of these in how many micro-batches."""
+    """Number of minibatches in an epoch, and of micro-batches in a minibatch."""
 
     minibatches: int
     microbatches: int
 
 
 def plan_cut(most: int, least: int, minibatch_size: int, microbatch_size: int | None) -> Cut:
-    """Cut the same way on every rank, for each step and each backward pass is one of all ranks.
+    """Choose numbers of minibatches and micro-batches that suit every rank.
+
+    They must be equal on all ranks, because ranks communicate in every backward pass and step.
 
     Args:
-        most: Rollouts of the rank that has most.
-        least: Rollouts of the rank that has fewest; no part is empty on it.
+        most: Largest number of rollouts on a rank.
+        least: Smallest number of rollouts on a rank; no part may be empty there.
         minibatch_size: Rollouts in one optimizer step, at most.
-        microbatch_size: Rollouts in one pass, at most; None is no limit.
+        microbatch_size: Rollouts in one forward and backward pass, at most; None is no limit.
     """
     minibatches = min(-(-most // minibatch_size), least)
     if microbatch_size is None:
@@ -87,15 +89,15 @@ def plan_cut(most: int, least: int, minibatch_size: int, microbatch_size: int | 
 
 
 def minibatches(
-    owner: Tensor, cut: Cut, epochs: int, generator: torch.Generator
+    owner: Int[Tensor, " B"], cut: Cut, epochs: int, generator: torch.Generator
 ) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Give for each epoch its minibatches, each a tuple of micro-batches of row numbers.
+    """Yield the minibatches of each epoch, each a tuple of micro-batches of row indices.
 
-    Prompts are shuffled, and the rollouts to one prompt stay side by side: so most passes encode a
+    Prompts are shuffled and the rollouts of a prompt stay adjacent, so that most passes encode a
     prompt once for all of its rollouts.
 
     Args:
-        owner: Which prompt each rollout answers, [B].
+        owner: Index of the prompt of each rollout.
         cut: Numbers of parts.
         epochs: Number of epochs.
         generator: Source of the shuffles, on the CPU.
@@ -113,13 +115,13 @@ def minibatch_loss(
 
     Args:
         backbone: The policy.
-        value_head: If there is one.
+        value_head: The value head, or None.
         part: The rollouts.
         config: Settings.
 
     Returns:
-        The sum of all losses, a scalar with gradient, to be divided by the tokens of the whole
-        minibatch over all ranks; the single sums; and log pi(y_t) without gradient, [B, T].
+        The sum of all losses with gradient, to be divided by the minibatch's tokens over all ranks;
+        the sums by name; and log pi(y_t) without gradient.
     """
     rollout, mask = part.rollout, part.rollout.mask
     context = backbone.read(rollout.prompts) if rollout.context is None else rollout.context

@@ -1,6 +1,7 @@
 """The value head: one number for each decoder position."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -20,7 +21,7 @@ class ValueHead(nn.Module):
         nn.init.normal_(self.linear.weight, std=(d_model + 1) ** -0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map hidden states [B, T, d_model] to values [B, T], in the head's precision always."""
+    def forward(self, hidden: Float[Tensor, "*N d"]) -> Float[Tensor, "*N"]:
+        """Map hidden states to values, always in the head's own precision."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)

@@ -40,8 +40,8 @@ def fresh_policy(t5: str) -> Any:
     return model.train()
 
 
-def take(model: Any, t5: str, reference: Any = None) -> GateFigures:
-    torch.manual_seed(1)
+def take(model: Any, t5: str, reference: Any = None, seed: int = 1) -> GateFigures:
+    torch.manual_seed(seed)
     batch, backbone = make_batch(t5), wrap(model)
     prompts = Prompts(batch["input_ids"], batch["attention_mask"])
     opened = partial(reference_backbone, backbone, reference)
@@ -106,7 +106,7 @@ def test_every_architecture_passes_or_is_refused(name: str) -> None:
         ({"log_ratio": math.nan}, "dropout"),
         ({"mask_errors": 1}, "mask"),
         ({"sampler_gap": 0.01}, "another temperature"),
-        ({"filtering": 30.0}, "unlikely tokens"),
+        ({"filtering": 40.0}, "unlikely tokens"),
     ],
 )
 def test_each_figure_can_stop_the_run(fault: dict[str, Any], word: str) -> None:
@@ -114,6 +114,19 @@ def test_each_figure_can_stop_the_run(fault: dict[str, Any], word: str) -> None:
         check(GOOD._replace(**fault), FP32)
     assert str(error.value).count("\n- ") == 1
     assert "GateFigures(" in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_a_filter_is_told_from_chance(
+    t5: str, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """Flat and peaked distributions, several seeds: correct samplers are far from the limit."""
+    model = fresh_policy(t5)
+    model.get_base_model().lm_head.weight.data.mul_(scale)
+    correct = [take(model, t5, seed=seed).filtering for seed in range(8)]
+    filter_silently(monkeypatch, model)
+    filtered = [take(model, t5, seed=seed).filtering for seed in range(8)]
+    assert max(correct) < 15 < FP32.filtering < 100 < min(filtered)
 
 
 def test_all_faults_are_named_together() -> None:
@@ -189,9 +202,20 @@ def filter_draws(patch: pytest.MonkeyPatch, model: Any) -> None:
 
 
 def filter_silently(patch: pytest.MonkeyPatch, model: Any) -> None:
-    sharpen = model.get_base_model().lm_head.weight
-    sharpen.data.mul_(20)  # a distribution with a tail to cut off
     change_draws(patch, keep_likely, honest=False)
+
+
+def filter_nucleus_silently(patch: pytest.MonkeyPatch, model: Any) -> None:
+    def keep_nucleus(chances: torch.Tensor) -> torch.Tensor:
+        ordered, order = chances.sort(-1, descending=True)
+        kept = ordered * (ordered.cumsum(-1) - ordered < 0.9)
+        return torch.zeros_like(chances).scatter(-1, order, kept)
+
+    change_draws(patch, keep_nucleus, honest=False)
+
+
+def cool_silently(patch: pytest.MonkeyPatch, model: Any) -> None:
+    change_draws(patch, lambda chances: chances.square(), honest=False)
 
 
 def cool_draws(patch: pytest.MonkeyPatch, model: Any) -> None:
@@ -234,6 +258,8 @@ FAULTS = [
     (filter_draws, "sampler_gap"),
     (cool_draws, "sampler_gap"),
     (filter_silently, "filtering"),
+    (filter_nucleus_silently, "filtering"),
+    (cool_silently, "filtering"),
     (mask_padding, "mask_errors"),
     (skip_first, "mask_errors"),
     (leave_dropout, "log_ratio"),
@@ -264,7 +290,8 @@ def test_a_soft_prompt_is_right_or_refused_on_every_architecture(name: str) -> N
     try:
         policy, _ = SoftPromptPolicy(4, "random").attach(model, None)
     except ValueError as error:
-        assert "scales the embeddings" in str(error)
+        assert str(error).startswith("soft prompts do not work with ")
+        assert str(error).endswith("use a LoRA, or a T5 or BART backbone")
         assert name not in ("t5-v1.1", "mt5", "umt5-tied", "bart", "led", "mbart")
         return
     set_dropout(policy, 0.0)

@@ -428,9 +428,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {"kl_estimator": "k2"},
             {"kl_estimator": "k3"},
             {"normalise_scores": True},
-            {"score_scale": 2.0},
             {"score_clip": 0.01},
-            {"length_penalty": 0.1},
             {"unfinished_penalty": 3.0},
             {"advantage": GAE(gamma=0.5)},
             {"advantage": GAE(lam=0.1)},
@@ -455,8 +453,6 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {"policy": LoRAPolicy(r=4, alpha=8, target_modules=["k", "o"])},
         )
     ),
-    ({"length_penalty": 0.1}, {"length_free": 8}),
-    ({"unfinished_penalty": 3.0}, {"unfinished_replaces": True}),
     ({"kl_estimator": "k2"}, {"kl_in_loss": True}),
     ({"kl_target": 0.1}, {"kl_horizon": 10.0}),
     ({"samples": 2}, {"advantage": RLOO()}),
@@ -623,8 +619,6 @@ def test_a_nan_score_stops_the_run_with_its_text(
     [
         ({"epochs": 0, "clip": -1.0}, "epochs must be above 0, got 0; clip must be above 0"),
         ({"kl_in_loss": True}, "kl_in_loss needs kl_estimator k2"),
-        ({"unfinished_replaces": True}, "unfinished_replaces changes nothing"),
-        ({"length_free": 5}, "length_free changes nothing"),
         ({"microbatch_size": 0}, "microbatch_size must be above 0"),
         ({"kl_target": 0.0}, "kl_target must be above 0"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target changes nothing with kl_coef 0"),

@@ -12,8 +12,6 @@ from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward,
 from lightning_modules.ppo.rewards import (
     RunningMoments,
     ScoreShaping,
-    penalise_length,
-    penalise_unfinished,
     shape_rewards,
 )
 from lightning_modules.reward_scorer import RewardScorer
@@ -33,18 +31,6 @@ def test_without_kl_only_the_score_remains() -> None:
     mask = torch.tensor([[True, False]])
     rewards = shape_rewards(torch.tensor([3.0]), torch.ones(1, 2), mask, beta=0.0)
     assert rewards.tolist() == [[3.0, 0.0]]
-
-
-def test_unfinished_summaries_lose_the_penalty() -> None:
-    scores, finished = torch.tensor([1.0, 1.0]), torch.tensor([True, False])
-    assert penalise_unfinished(scores, finished, 0.5).tolist() == [1.0, 0.5]
-    assert penalise_unfinished(scores, finished, None).tolist() == [1.0, 1.0]
-    assert penalise_unfinished(scores, finished, 0.5, replace=True).tolist() == [1.0, -0.5]
-
-
-def test_long_summaries_pay_for_what_is_over() -> None:
-    lengths = torch.tensor([3, 10, 12])
-    assert penalise_length(torch.ones(3), lengths, 0.5, free=10).tolist() == [1.0, 1.0, 0.0]
 
 
 def test_running_moments_are_those_of_all_scores() -> None:
@@ -68,16 +54,11 @@ def test_running_moments_count_all_ranks() -> None:
 
 
 def test_scores_are_shaped_in_the_order_that_the_settings_say() -> None:
-    shaping = ScoreShaping(
-        normalise=True, scale=2.0, clip=1.5, unfinished_penalty=1.0, length_penalty=0.1,
-        length_free=4,
-    )  # fmt: skip
-    finished = torch.tensor([True, False, True])
-    # Mean 3, standard deviation sqrt(2): -1.41, 0, 1.41; doubled and clipped -1.5, 0, 1.5.
-    shaped = shaping(
-        torch.tensor([3 - 3**0.5, 3.0, 3 + 3**0.5]), finished, torch.tensor([4, 5, 14])
-    )
-    torch.testing.assert_close(shaped, torch.tensor([-1.5, -1.0 - 0.1, 1.5 - 1.0]))
+    shaping = ScoreShaping(normalize=True, clip=1.0, unfinished_penalty=1.0)
+    finished = torch.tensor([True, False, False])
+    # Mean 3, standard deviation sqrt(2): -1.22, 0, 1.22; clipped -1, 0, 1; then the penalty.
+    shaped = shaping(torch.tensor([3 - 3**0.5, 3.0, 3 + 3**0.5]), finished)
+    torch.testing.assert_close(shaped, torch.tensor([-1.0, -1.0, 0.0]))
 
 
 def test_a_classifier_can_be_asked_about_the_pair(roberta: str) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from lightning_modules import DPO, PPOPolicy
 from lightning_modules.backbones import Prompts, Sampling, load_backbone, set_dropout
 from lightning_modules.policies.adapters import reference_backbone
 from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.ppo.kl import per_sequence
 from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.value_head import ValueHead
 from tests.batches import make_batch
@@ -46,3 +48,8 @@ def test_sampling_and_scoring_one_token_passes_few_files(t5: str) -> None:
     assert drawn.responses.shape == (6, 1) and torch.isfinite(drawn.logprobs).all()
     files = {file for file in files if not file.startswith("tests/")}
     assert len(files) <= 8, sorted(files)
+
+
+def test_shapes_in_signatures_are_checked_in_tests() -> None:
+    with pytest.raises(TypeCheckError):
+        per_sequence(torch.zeros(2, 3), torch.ones(2, 4).bool())

@@ -36,14 +36,14 @@ CASES: dict[str, dict[str, Any]] = {
         "advantage": GAE(gamma=0.9, lam=0.8),
         "ppo": {
             "temperature": 0.7, "kl_coef": 0.3, "whiten_rewards": True, "unfinished_penalty": 0.5,
-            "length_penalty": 0.05, "length_free": 4, "score_scale": 0.5, "score_clip": 1.0,
+            "score_clip": 1.0,
             "max_grad_norm": 0.2, "value_weight": 0.4, "value_clip": 0.01, "clip": 0.02,
         },
     },
     "rloo": {
         "advantage": RLOO(whiten=True),
         "ppo": {"samples": 2, "kl_estimator": "k3", "temperature": 1.4, "kl_coef": 0.2,
-                "clip": 0.02, "unfinished_penalty": 2.0, "unfinished_replaces": True},
+                "clip": 0.02, "unfinished_penalty": 2.0},
     },
     "grpo": {
         "advantage": GRPO(),
@@ -114,14 +114,11 @@ class SlowStep:
             mean = sum(scores) / len(scores)
             std = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
             scores = [(s - mean) / std for s in scores]
-        scores = [s * c.score_scale for s in scores]
         if c.score_clip is not None:
             scores = [min(max(s, -c.score_clip), c.score_clip) for s in scores]
         for i, row in enumerate(self.rows):
-            if row.tokens[-1] != 1 and c.unfinished_penalty is not None:
-                kept = 0.0 if c.unfinished_replaces else scores[i]
-                scores[i] = kept - c.unfinished_penalty
-            scores[i] -= c.length_penalty * max(len(row.tokens) - c.length_free, 0)
+            if row.tokens[-1] != 1:
+                scores[i] -= c.unfinished_penalty
         return scores
 
     def rewards(self) -> list[list[float]]:
