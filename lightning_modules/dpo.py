@@ -36,25 +36,25 @@ class Scores(NamedTuple):
 
 
 class DPO(PolicyModule):
-    """A policy trained so that preferred completions become likelier than the others.
+    """A policy trained to prefer the completions that people or scores preferred.
 
     Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): the policy's own
     log-probabilities stand for the reward, r(x, y) = beta (log pi(y | x) - log pi_ref(y | x)), and
-    the loss is the pairwise one of a reward model. Policy kinds and references are PPO's. The pairs
-    of one dialogue weigh together as much as those of any other.
+    the loss is the pairwise loss of a reward model. Policy kinds and references are those of PPO.
+    All dialogues have the same total weight, however many pairs they have.
 
-    Before the first update the two policies are the same and every such reward is 0; the run stops
-    where it is not so.
+    Before the first update policy and reference are equal and all these rewards are 0; otherwise
+    the run stops.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
-        adapter: Export folder of an adapter to start from; None starts afresh.
-        policy: What of the backbone is trained.
-        beta: How strongly the policy is held to the reference: the smaller, the further it goes.
-        label_smoothing: Probability, below 0.5, that a pair is the wrong way round.
+        adapter: Export folder of an adapter to start from; None starts a new one.
+        policy: Which part of the backbone is trained.
+        beta: Strength of the constraint to the reference; smaller values allow larger changes.
+        label_smoothing: Probability, below 0.5, that the preference of a pair is wrong.
         optimizer: Builds the optimizer from the trained parameters.
-        schedule: Course of the learning rate after the warm-up, over the whole fit.
-        warmup_fraction: Share of the steps in which the learning rate rises from 0.
+        schedule: Schedule of the learning rate after the warm-up.
+        warmup_fraction: Fraction of the steps over which the learning rate rises from 0.
         gradient_checkpointing: See :class:`BaseModule`.
         decoding: How summaries are generated in validation, test and predict.
 
@@ -97,7 +97,7 @@ class DPO(PolicyModule):
     # The loss -----------------------------------------------------------------------------------
 
     def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
-        """Sum the losses, those of each dialogue weighing 1; count the dialogues.
+        """Sum the losses, with weight 1 for each dialogue, and count the dialogues.
 
         Raises:
             GateError: If policy and reference differ before the first update.
@@ -134,7 +134,7 @@ class DPO(PolicyModule):
         return super().training_step(batch, batch_idx)
 
     def pass_gate(self, batch: ComparisonBatch) -> None:
-        """Check what must hold before the first update, on sampled and on given completions.
+        """Check policy and reference on sampled and on given completions.
 
         Raises:
             GateError: If policy and reference differ, or scores are not the model's own.
@@ -151,25 +151,25 @@ class DPO(PolicyModule):
         logger.info("DPO passed its gate: %s", found)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
-        """Sum the losses of a batch, those of each dialogue weighing 1: a scalar."""
+        """Sum the losses of a batch, with weight 1 for each dialogue: a scalar."""
         return dpo_loss(
             scores.policy - scores.reference, batch["pairs"], batch["weights"], self.beta,
             self.label_smoothing,
         )  # fmt: skip
 
     def measure(self, scores: Scores, batch: ComparisonBatch) -> dict[str, Tensor]:
-        """Give what is worth a look of a batch, each as a mean over its dialogues.
+        """Compute rewards, accuracy and log-probabilities, as means over dialogues.
 
         Returns:
-            The implicit rewards of the preferred and of the other completions, their difference
-            ``margin``, how often it is above 0, and the policy's log-probabilities of both: where
-            both fall, the policy learns what to avoid rather than what to say.
+            The implicit rewards of preferred and rejected completions, their difference ``margin``,
+            how often it is positive, and the policy's log-probabilities of both. If both
+            log-probabilities fall, the policy learns what to avoid rather than what to say.
         """
         policy = scores.policy.detach()
         rewards = self.beta * (policy - scores.reference)
         chosen, rejected = batch["pairs"].unbind(dim=1)
         lead = rewards[chosen] - rewards[rejected]
-        # A tie is half right: it is what a coin would get.
+        # A tie counts as half, the expected accuracy of a coin.
         right = (lead > 0).float() + 0.5 * (lead == 0).float()
         count = len(batch["ids"])
         return {
@@ -184,13 +184,13 @@ class DPO(PolicyModule):
     # Evaluation ---------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Measure the pairs of a batch of them, and generate for one of dialogues."""
+        """Evaluate a batch of pairs, or generate for a batch of dialogues."""
         if "pairs" in batch:
             return self.evaluate_pairs(batch, "val")
         return {"predictions": self.generate(batch)}
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        """Measure the pairs of a batch of them; for dialogues generate before and after."""
+        """Evaluate a batch of pairs, or generate before and after for a batch of dialogues."""
         if "pairs" in batch:
             return self.evaluate_pairs(batch, "test")
         return {
@@ -199,7 +199,7 @@ class DPO(PolicyModule):
         }
 
     def evaluate_pairs(self, batch: ComparisonBatch, stage: str) -> None:
-        """Log loss, accuracy and margin of the pairs of held-out dialogues; there are no texts."""
+        """Log loss, accuracy and margin of held-out pairs."""
         scores, count = self.score(batch), len(batch["ids"])
         found = self.measure(scores, batch)
         values = {
@@ -213,7 +213,7 @@ class DPO(PolicyModule):
 
 
 def check_start(ratios: Tensor) -> None:
-    """Stop the run where policy and reference are not the same function at the start.
+    """Stop the run if policy and reference differ before the first update.
 
     Args:
         ratios: log pi - log pi_ref of each token, [N, T].

@@ -1,4 +1,4 @@
-"""What of the backbone is the policy, and what stands for the reference that it started from."""
+"""Kinds of policies: what is trained, and what serves as the reference."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -29,43 +29,43 @@ from lightning_modules.policies.soft_prompt import (
 
 
 class PolicyKind(ABC):
-    """Puts a policy on a backbone; policy and reference are the same function at step 0."""
+    """Builds a policy and a reference that compute the same function at step 0."""
 
     @abstractmethod
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Make the policy.
+        """Build the policy.
 
         Args:
             backbone: The pretrained model; it becomes a part of the policy.
-            adapter: Export folder of the adapter to start from, or None.
+            adapter: Export folder of the adapter to start from; None starts a new one.
 
         Returns:
-            The policy, and a model of its own for the reference, or None where adapters hold it.
+            The policy, and the reference; None if the reference is one of the policy's adapters.
         """
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Say why this kind cannot start from an adapter, or return None where it can."""
+        """Explain why this kind cannot start from an adapter, or return None."""
         return None
 
     def finish(self, model: Any) -> Any:
-        """Give the model to export; an adapter by itself where that is enough."""
+        """Return the model to export, an adapter if that suffices."""
         return model
 
 
 class LoRAPolicy(PolicyKind):
-    r"""A LoRA on the frozen backbone: fresh, or a trained one to go on with.
+    r"""A LoRA on the frozen backbone: a new one, or the continuation of a trained one.
 
-    The reference of a fresh one is the backbone with adapters off, that of a trained one is that
-    adapter, frozen, beside it. Either way there is one backbone in memory.
+    The reference of a new LoRA is the backbone with adapters off; that of a trained one is a frozen
+    copy of it on the same backbone. In both cases there is one backbone in memory.
 
     Args:
-        r: Rank of a fresh LoRA's updates; a trained one has its own shape.
-        alpha: Numerator of their scale.
-        target_modules: Layers that get one, as PEFT takes them. With layers of the decoder only,
-            such as ``.*decoder.*\.(q|v)``, the encoder runs once for policy, reference, all samples
-            and all epochs.
+        r: Rank of a new LoRA; a trained one keeps its shape.
+        alpha: Numerator of its scale.
+        target_modules: Layers to adapt, in PEFT's syntax. With decoder layers only, such as
+            ``.*decoder.*\.(q|v)``, the encoder runs once for policy, reference, all samples and all
+            epochs.
         use_dora: See :class:`LoRASettings`.
         use_rslora: See :class:`LoRASettings`.
     """
@@ -78,29 +78,29 @@ class LoRAPolicy(PolicyKind):
         use_dora: bool = False,
         use_rslora: bool = False,
     ) -> None:
-        # No dropout: rollout and update are to see one function.
+        # No dropout, so that rollout and update compute the same function.
         self.lora = LoRASettings(r, alpha, 0.0, target_modules, use_dora, use_rslora)
 
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Attach it."""
+        """Attach the LoRA."""
         if adapter is not None:
             return attach_trained_lora(backbone, adapter), None
         return attach_lora(backbone, self.lora), None
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Say why an adapter cannot be gone on with."""
+        """Explain why training cannot continue from an adapter, or return None."""
         return None if adapter is None else find_adapter_problem(adapter, backbone)
 
 
 class MergedPolicy(LoRAPolicy):
-    """A fresh LoRA on a backbone into which a trained one was merged.
+    """A new LoRA on a backbone into which a trained one was merged.
 
-    The reference is the merged backbone with adapters off. What is exported is a whole model.
+    The reference is the merged backbone with adapters off. The export is a complete model.
 
     Args:
-        r: Rank of the fresh LoRA.
+        r: Rank of the new LoRA.
         alpha: Numerator of its scale.
         target_modules: See :class:`LoRAPolicy`.
         use_dora: See :class:`LoRASettings`.
@@ -110,31 +110,31 @@ class MergedPolicy(LoRAPolicy):
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Merge, and attach."""
+        """Merge the trained LoRA and attach a new one."""
         if adapter is None:
             raise ValueError(self.find_problem(adapter, ""))
         merged = merge_adapter(load_adapters(backbone, {POLICY: adapter}))
         return attach_lora(merged, self.lora), None
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Say why there is nothing to merge."""
+        """Explain why there is nothing to merge, or return None."""
         if adapter is None:
             return "policy: MergedPolicy merges a trained adapter; name one with --model.adapter"
         return super().find_problem(adapter, backbone)
 
     def finish(self, model: Any) -> Any:
-        """Merge the policy too: as an adapter it would need a backbone that exists nowhere."""
+        """Merge the policy as well, because its backbone is not saved anywhere."""
         return merge_adapter(copy.deepcopy(model))
 
 
 class SoftPromptPolicy(PolicyKind):
-    """A soft prompt before a frozen backbone; its reference is a frozen copy of how it began.
+    """A soft prompt before a frozen backbone; the reference is a frozen copy of its start.
 
-    Not the backbone alone: a soft prompt changes the model from the start.
+    The backbone alone cannot be the reference, because even a new soft prompt changes the output.
 
     Args:
         virtual_tokens: Number of trained vectors.
-        init: Where those of a fresh one start: ``random``, ``vocabulary`` or ``text``.
+        init: Start of a new prompt: ``random``, ``vocabulary`` or ``text``.
         init_text: The text for ``text``.
     """
 
@@ -153,10 +153,10 @@ class SoftPromptPolicy(PolicyKind):
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Attach it, and the copy."""
+        """Attach the prompt and the frozen copy."""
         model = attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)
         if adapter is not None:
-            # PEFT refuses to load a soft prompt for training, so its weights are taken over.
+            # PEFT refuses to load a soft prompt for training, so its weights are copied.
             with reading(adapter):
                 trained = PeftModel.from_pretrained(backbone, adapter)
             settle_backbone(trained, adapter)
@@ -166,7 +166,7 @@ class SoftPromptPolicy(PolicyKind):
         return model, None
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Say why an adapter is no soft prompt for this backbone."""
+        """Explain why an adapter is not a soft prompt for this backbone, or return None."""
         if adapter is None:
             return None
         if problem := find_adapter_problem(adapter, backbone, "PROMPT_TUNING"):
@@ -181,13 +181,14 @@ class SoftPromptPolicy(PolicyKind):
 
 
 class FullPolicy(PolicyKind):
-    """Every weight is trained; the reference is a frozen copy of the backbone.
+    """All weights are trained; the reference is a frozen copy of the backbone.
 
-    To start from a tuned model, name its export as the backbone. It is the costliest kind: two
-    models in memory, and Adam's state for all of one.
+    To start from a tuned model, set its export as the backbone. Two models and the full optimizer
+    state are in memory, more than with any other kind.
 
     Args:
-        train_encoder: Off, encoder and embeddings stay frozen and are shared with the reference.
+        train_encoder: If false, encoder and embeddings stay frozen and are shared with the
+            reference.
     """
 
     def __init__(self, train_encoder: bool = True) -> None:
@@ -196,23 +197,24 @@ class FullPolicy(PolicyKind):
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Copy the reference, and train the rest."""
+        """Unfreeze the backbone and copy the reference."""
         model: Any = backbone
         model.requires_grad_(True)
         shared: dict[int, Any] = {}
         if not self.train_encoder:
             for part in context_modules(model):
                 part.requires_grad_(False)
-                # deepcopy takes what it finds here for copies that it has made already.
+                # deepcopy reuses the objects in this table instead of copying them.
                 shared |= {id(p): p for p in part.parameters()}
         reference = copy.deepcopy(model, shared)
         return model, reference.requires_grad_(False)
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Say that there is no adapter to start from."""
+        """Explain that this kind starts from no adapter, or return None."""
         if adapter is None:
             return None
         return (
-            f"policy: FullPolicy trains whole weights and cannot start from the adapter "
-            f"{adapter!r}; merge it first (python merge.py) and name the result as model.backbone"
+            f"policy: FullPolicy trains all weights and cannot start from the adapter "
+            f"{adapter!r}; merge it first (python -m alignsum merge) and set the result as "
+            "model.backbone"
         )

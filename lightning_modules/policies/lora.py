@@ -1,4 +1,4 @@
-"""A LoRA on a backbone: attach a fresh one, or an exported one to go on with."""
+"""Attach a LoRA to a backbone, new or exported."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ from lightning_modules.policies.adapters import (
 )
 
 ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer but the output head."""
+"""PEFT's name for all linear layers except the output head."""
 
 _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 
@@ -37,10 +37,10 @@ class LoRASettings:
         r: Rank of the updates.
         alpha: Numerator of their scale: alpha / r, or alpha / sqrt(r) with ``use_rslora``.
         dropout: Dropout on their input.
-        target_modules: The layers that get one, as PEFT takes them: ends of names (for T5 ``q``,
+        target_modules: The layers to adapt, in PEFT's syntax: ends of names (for T5 ``q``,
             ``k``, ``v``, ``o``, ``wi_0``, ``wi_1``, ``wo``), a regular expression over whole names,
             or ``all-linear``.
-        use_dora: Train the length of each row of the adapted matrix by itself (DoRA).
+        use_dora: Train the norm of each row of the adapted matrix separately (DoRA).
         use_rslora: Scale by alpha / sqrt(r), which does not shrink the updates of high ranks.
 
     Raises:
@@ -69,17 +69,17 @@ def attach_lora(backbone: PreTrainedModel, settings: LoRASettings) -> PeftModel:
     """Freeze a backbone and add low-rank updates to some of its layers.
 
     Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685,
-    equation 3: h = W x + s B A x with s = alpha / r, and B = 0 at the start, so that a fresh LoRA
-    changes nothing. rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) takes s = alpha / sqrt(r). DoRA
-    (Liu et al. 2024, arXiv 2402.09353, equation 5) takes m (W + s B A) / |W + s B A| for the whole
-    matrix, with a trained length m for each output, which starts as |W|.
+    equation 3: h = W x + s B A x with s = alpha / r, and B = 0 at the start, so that a new LoRA
+    changes nothing. rsLoRA (Kalajdzievski 2023, arXiv 2312.03732) uses s = alpha / sqrt(r). DoRA
+    (Liu et al. 2024, arXiv 2402.09353, equation 5) replaces the matrix by
+    m (W + s B A) / |W + s B A|, with a trained norm m for each output that starts as |W|.
 
     Args:
         backbone: The model to adapt; its weights are frozen in place.
         settings: The shape of the updates.
 
     Raises:
-        ValueError: If the targets fit no layer, or one that cannot be adapted.
+        ValueError: If a target matches no layer, or a layer that LoRA cannot adapt.
     """
     targets = settings.target_modules
     problem = find_target_problem(backbone, targets) or find_shared_problem(backbone, targets)
@@ -98,12 +98,12 @@ def attach_lora(backbone: PreTrainedModel, settings: LoRASettings) -> PeftModel:
 
 
 def continue_lora(backbone: PreTrainedModel, path: str, settings: LoRASettings) -> PeftModel:
-    """Load an exported LoRA to go on training from.
+    """Load an exported LoRA to continue its training.
 
     Args:
         backbone: The model that it was trained on; its weights are frozen in place.
         path: Folder written by ``save_pretrained`` of a LoRA.
-        settings: Its shape; the dropout may be another.
+        settings: Its shape; the dropout may differ.
 
     Raises:
         ValueError: If the adapter has another shape.
@@ -122,10 +122,10 @@ def continue_lora(backbone: PreTrainedModel, path: str, settings: LoRASettings) 
 
 
 def attach_trained_lora(backbone: PreTrainedModel, path: str) -> PeftModel:
-    """Load an exported LoRA twice on one backbone: to train on, and frozen as the reference.
+    """Load an exported LoRA twice on one backbone: trainable, and frozen as the reference.
 
-    The reference of a policy that starts from a trained adapter is that adapter, not the backbone
-    with adapters off: only then is the KL 0 at step 0. The two share the backbone's memory.
+    A policy that starts from a trained adapter needs that adapter as its reference, not the
+    backbone with adapters off: otherwise the KL at step 0 is not 0. Both share one backbone.
 
     Args:
         backbone: The model that the adapter was trained on.
@@ -196,12 +196,12 @@ def match_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Modu
 
 
 def find_target_problem(model: PreTrainedModel, targets: Targets) -> str | None:
-    """Say why a LoRA cannot adapt these layers of a model, or return None where it can.
+    """Explain why a LoRA cannot adapt these layers of a model, or return None.
 
-    PEFT itself is content when one name of a list fits, and passes over the others.
+    PEFT accepts a list if one of its names matches, and silently ignores the others.
 
     Args:
-        model: A backbone; on the meta device will do.
+        model: A backbone, possibly on the meta device.
         targets: See :data:`Targets`.
     """
     if problem := find_pattern_problem(targets):
@@ -224,10 +224,10 @@ def find_target_problem(model: PreTrainedModel, targets: Targets) -> str | None:
 
 
 def find_shared_problem(model: PreTrainedModel, targets: Targets) -> str | None:
-    """Say which targeted layer shares its matrix with another, or return None where none does.
+    """Name a targeted layer that shares its matrix with another, or return None.
 
-    T5's encoder and decoder look their tokens up in one matrix, and T5 v1.0 has it for a head too.
-    An update of one of its users is not one of the others, and cannot be merged into it.
+    T5's encoder and decoder share one embedding matrix, and T5 v1.0 also uses it as output head. A
+    LoRA of one user does not apply to the others, so it cannot be merged into the shared matrix.
     """
     users = Counter(id(m.weight) for m in model.modules() if isinstance(m, _ADAPTABLE))
     for name, module in match_targets(model, targets).items():

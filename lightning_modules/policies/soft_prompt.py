@@ -1,4 +1,4 @@
-"""A soft prompt before a backbone: attach one, with its start, and keep a copy as a reference."""
+"""Attach a soft prompt to a backbone, and a frozen copy as its reference."""
 
 import copy
 from typing import Literal, get_args
@@ -13,10 +13,10 @@ from lightning_modules.backbones import find_soft_prompt_problem
 from lightning_modules.policies.adapters import POLICY, REFERENCE
 
 Start = Literal["random", "vocabulary", "text"]
-"""Where the vectors of a soft prompt start."""
+"""Initialization of a soft prompt."""
 
 COMMON_TOKENS = 5000
-"""How many of a vocabulary's first tokens are common (Lester et al. 2021, section 3.2)."""
+"""Number of common tokens in a vocabulary (Lester et al. 2021, section 3.2)."""
 
 
 def attach_soft_prompt(
@@ -28,19 +28,19 @@ def attach_soft_prompt(
     """Freeze a backbone and put trained vectors before its encoder's input embeddings.
 
     Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv
-    2104.08691. The starts, of which its section 3.2 compares the first two:
+    2104.08691. Section 3.2 compares the first two initializations:
 
-    - ``random``: uniform in [-0.5, 0.5]. T5 divides the length of every vector out before each
-      layer, so what the scale decides is how far a step of the optimizer turns a vector; PEFT's
-      own random start, N(0, 1), is 3.5 times as long as the paper's and turns as much slower.
-    - ``vocabulary``: embeddings of distinct tokens drawn from the 5,000 most common. A T5 tokenizer
-      lists its tokens from the most common on; special tokens are left out.
+    - ``random``: uniform in [-0.5, 0.5]. T5 normalizes every vector before each layer, so the scale
+      only decides how far an optimizer step rotates a vector. PEFT's own initialization, N(0, 1),
+      is 3.5 times as long and rotates that much more slowly.
+    - ``vocabulary``: embeddings of distinct tokens drawn from the 5,000 most common, without
+      special tokens. T5 tokenizers order tokens by frequency.
     - ``text``: embeddings of the tokens of ``init_text``, repeated or cut to the number.
 
     Args:
         backbone: The model to steer; its weights are frozen in place.
         virtual_tokens: Number of trained vectors.
-        init: Where they start.
+        init: Their initialization.
         init_text: The text for ``text``.
 
     Raises:
@@ -82,23 +82,23 @@ def _refuse(backbone: PreTrainedModel, reason: str) -> str:
 
 
 def find_start_problem(virtual_tokens: int, init: str, init_text: str | None) -> str | None:
-    """Say why a soft prompt cannot start so, or return None where it can."""
+    """Explain what is wrong with the settings of a soft prompt, or return None."""
     problems = []
     if virtual_tokens < 1:
         problems.append(f"virtual_tokens must be at least 1, got {virtual_tokens}")
     if init not in get_args(Start):
         problems.append(f"init must be one of {', '.join(get_args(Start))}, got {init!r}")
     if init == "text" and not (init_text or "").strip():
-        problems.append("init: text starts from a text; give it as init_text")
+        problems.append("init: text needs a text; set init_text")
     if init != "text" and init_text is not None:
-        problems.append(f"init_text changes nothing with init: {init}; set init: text")
+        problems.append(f"init_text has no effect with init: {init}; set init: text")
     return "; ".join(problems) or None
 
 
 def draw_common_tokens(tokenizer: PreTrainedTokenizerBase, number: int) -> Tensor:
-    """Draw tokens from the 5,000 first of a vocabulary that are not special: int64 [number].
+    """Draw token ids among a vocabulary's 5,000 most common ones: int64 [number].
 
-    They are distinct as long as there are enough.
+    They are distinct if there are enough, and never special tokens.
     """
     special = set(tokenizer.all_special_ids)
     common = [token for token in range(len(tokenizer)) if token not in special][:COMMON_TOKENS]
@@ -107,7 +107,7 @@ def draw_common_tokens(tokenizer: PreTrainedTokenizerBase, number: int) -> Tenso
 
 
 def attach_soft_prompt_reference(model: PeftModel) -> None:
-    """Freeze a copy of a policy's soft prompt as its reference, beside it on the same backbone."""
+    """Add a frozen copy of a policy's soft prompt to the same backbone as its reference."""
     model.add_adapter(REFERENCE, copy.copy(model.peft_config[POLICY]))
     model.prompt_encoder[REFERENCE].load_state_dict(model.prompt_encoder[POLICY].state_dict())
     model.prompt_encoder[REFERENCE].requires_grad_(False)

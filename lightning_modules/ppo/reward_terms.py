@@ -1,4 +1,4 @@
-"""What a summary is rewarded for: classifiers, reward models and functions over texts."""
+"""Terms of the reward: classifiers, reward models and Python functions."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from common import hub
@@ -13,7 +14,7 @@ from common.imports import import_object, instantiate
 from lightning_modules.reward_scorer import RewardScorer, find_scorer_problem
 
 MAIN_REWARD = "reward_model"
-"""Name of the term that ``reward_model`` gives, beside those of ``extra_rewards``."""
+"""Name of the term of ``reward_model``; the others are named in ``extra_rewards``."""
 
 
 class Texts(NamedTuple):
@@ -25,7 +26,7 @@ class Texts(NamedTuple):
 
 
 class RewardTerm(ABC):
-    """One thing that a summary is rewarded for.
+    """One term of the reward.
 
     Args:
         weight: Factor of the term in the sum of all terms.
@@ -35,25 +36,25 @@ class RewardTerm(ABC):
         self.weight = weight
 
     def find_problems(self) -> list[str | None]:
-        """List, before anything is loaded, what cannot work."""
+        """List configuration problems before anything is loaded; None is no problem."""
         return []
 
     @abstractmethod
-    def score(self, texts: Texts, device: torch.device) -> Tensor:
-        """Give each summary its score, before the weight: fp32 [B]."""
+    def score(self, texts: Texts, device: torch.device) -> Float[Tensor, " B"]:
+        """Score each summary, before the weight: fp32 [B]."""
 
 
 class ClassifierReward(RewardTerm):
-    """The raw logit that a frozen classifier or reward model gives.
+    """The raw logit of a frozen classifier or reward model.
 
     Args:
         model: Hub id, folder written by ``save_pretrained`` (a reward run's ``export``), or
             ``mini``.
-        label: Label whose logit it is; of no account where the model has one output.
-        with_dialogue: Score the summary as the second text of a pair with its dialogue. None does
-            what the model was trained for: an exported :class:`RewardModel` says so, and any other
-            classifier judges the summary alone, for with the dialogue in front a toxicity score is
-            mostly the dialogue's.
+        label: Label whose logit is the score; ignored if the model has one output.
+        with_dialogue: Score the summary as the second text of a pair with its dialogue. None
+            follows the model's training: an exported :class:`RewardModel` records it, and any other
+            classifier sees the summary alone, because with the dialogue in front a toxicity score
+            mostly describes the dialogue.
         weight: Factor of the term.
     """
 
@@ -71,7 +72,7 @@ class ClassifierReward(RewardTerm):
         self.scorer: RewardScorer | None = None
 
     def find_problems(self) -> list[str | None]:
-        """Say what is missing: the model, or its label."""
+        """List a missing model or label."""
         path = hub.resolve_model(self.model, "classifier")
         return [
             hub.find_model_problem(path, "reward model")
@@ -79,31 +80,31 @@ class ClassifierReward(RewardTerm):
         ]
 
     def load(self) -> RewardScorer:
-        """Load the classifier; does so once."""
+        """Load the classifier once."""
         if self.scorer is None:
             self.scorer = RewardScorer(self.model, self.label)
         return self.scorer
 
-    def score(self, texts: Texts, device: torch.device) -> Tensor:
-        """Ask the classifier."""
+    def score(self, texts: Texts, device: torch.device) -> Float[Tensor, " B"]:
+        """Score the summaries with the classifier."""
         scorer = self.load().to(device)
-        asked = scorer.wants_dialogue if self.with_dialogue is None else self.with_dialogue
-        return scorer.logits(texts.summaries, texts.dialogues if asked else None)
+        paired = scorer.wants_dialogue if self.with_dialogue is None else self.with_dialogue
+        return scorer.logits(texts.summaries, texts.dialogues if paired else None)
 
 
 class FunctionReward(RewardTerm):
     """Any Python callable over texts.
 
     Args:
-        function: Dotted path of ``f(predictions, dialogues, references, **arguments)``, which gives
-            one number a summary: ``predictions`` and ``dialogues`` are lists of B texts and
-            ``references`` a list of B lists of texts. One that has no place for the last two gets
-            the predictions alone.
+        function: Dotted path of ``f(predictions, dialogues, references, **arguments)``, which
+            returns one number per summary: ``predictions`` and ``dialogues`` are lists of B texts
+            and ``references`` is a list of B lists of texts. A function with one positional
+            parameter receives the predictions alone.
         arguments: Further arguments by name.
-        weight: Factor of the term; below 0 for what is to be avoided.
+        weight: Factor of the term; below 0 for a penalty.
 
     Raises:
-        ValueError: If there is no such function, or it cannot be called so.
+        ValueError: If there is no such function, or it does not accept these arguments.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class FunctionReward(RewardTerm):
         self.columns = self._count_columns()
 
     def _count_columns(self) -> int:
-        """Say how many of predictions, dialogues and references the function takes: 3 or 1."""
+        """Return how many of predictions, dialogues and references the function takes: 3 or 1."""
         if not callable(self.function):
             raise ValueError(
                 f"reward: {self.path} is a {type(self.function).__name__} and cannot be called; "
@@ -131,7 +132,7 @@ class FunctionReward(RewardTerm):
             )
         try:
             signature = inspect.signature(self.function)
-        except ValueError:  # some that are written in C have none
+        except ValueError:  # some functions written in C have none
             return 3
         problems = []
         for columns in (3, 1):
@@ -147,18 +148,18 @@ class FunctionReward(RewardTerm):
             f"predictions alone ({problems[1]})"
         )
 
-    def score(self, texts: Texts, device: torch.device) -> Tensor:
+    def score(self, texts: Texts, device: torch.device) -> Float[Tensor, " B"]:
         """Call the function.
 
         Raises:
-            ValueError: If it does not give one number a summary.
+            ValueError: If it does not return one number per summary.
         """
         given = [list(each) for each in texts][: self.columns]
         wanted = f"must give one number for each of {len(given[0])} summaries"
         with torch.no_grad():
             values = self.function(*given, **self.arguments)
         try:
-            # What comes from a model may bring a gradient along.
+            # The output of a model may carry a gradient.
             scores = torch.as_tensor(values, dtype=torch.float32, device=device).detach()
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -175,16 +176,16 @@ def name_terms(
     with_dialogue: bool | None,
     extra: Mapping[str, RewardTerm] | None,
 ) -> dict[str, RewardTerm]:
-    """Collect the terms of a reward by the names under which they are logged.
+    """Collect the terms of the reward by the names under which they are logged.
 
     Args:
-        reward_model: The model of a :class:`ClassifierReward` that comes first; None is without.
-        label: Of it.
-        with_dialogue: Of it.
-        extra: The others by their names.
+        reward_model: Model of the first term, a :class:`ClassifierReward`; None omits it.
+        label: Its label.
+        with_dialogue: See :class:`ClassifierReward`.
+        extra: The other terms by name.
 
     Raises:
-        ValueError: If there is none, or one has the name of the first.
+        ValueError: If there is no term, or two have the same name.
     """
     terms = dict(extra or {})
     if reward_model is not None:
@@ -200,7 +201,7 @@ def name_terms(
 
 
 def find_reward_problems(init_args: Any) -> list[str | None]:
-    """List, before anything is loaded, what is wrong with the rewards in the policy's settings."""
+    """List problems of the reward settings before anything is loaded; None is no problem."""
     problems: list[str | None] = []
     terms: list[RewardTerm] = []
     for name, term in (init_args.extra_rewards or {}).items():
@@ -217,6 +218,8 @@ def find_reward_problems(init_args: Any) -> list[str | None]:
     return problems + [problem for term in terms for problem in term.find_problems()]
 
 
-def weigh(terms: Mapping[str, RewardTerm], scores: Mapping[str, Tensor]) -> Tensor:
-    """Add up the scores that each term gave, [B] by its name, times its weight: [B]."""
+def weigh(
+    terms: Mapping[str, RewardTerm], scores: Mapping[str, Float[Tensor, " B"]]
+) -> Float[Tensor, " B"]:
+    """Sum the scores of all terms, each times its weight."""
     return torch.stack([terms[name].weight * each for name, each in scores.items()]).sum(dim=0)
