@@ -152,7 +152,7 @@ def test_padding_changes_nothing(t5: str) -> None:
         ({"init": "text"}, "give it as init_text"),
         ({"init": "text", "init_text": "  "}, "give it as init_text"),
         ({"init": "random", "init_text": "Summarize"}, "set init: text"),
-        ({"init_text": "Summarize"}, "changes nothing with init: vocabulary"),
+        ({"init_text": "Summarize"}, "has no effect with init: vocabulary"),
         ({"init": "zeros"}, "one of random, vocabulary, text, got 'zeros'"),
         ({"init": "text", "virtual_tokens": -1}, "at least 1, got -1; .*init_text"),
     ],
