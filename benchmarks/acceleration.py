@@ -37,10 +37,14 @@ class Variant:
         off: Part of acceleration to leave out, or ``all``.
         folder: Run folder.
         batches: Batches that will be asked for.
+        clock: Function of ``time``.
     """
 
-    def __init__(self, method: str, tree: Path, off: str, folder: Path, batches: int) -> None:
+    def __init__(
+        self, method: str, tree: Path, off: str, folder: Path, batches: int, clock: str
+    ) -> None:
         command = [sys.executable, __file__, "--worker", method, str(folder), off, str(batches)]
+        command.append(clock)
         environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
         self.log = (folder.parent / f"{folder.name}.log").open("w")
         self.process: Any = subprocess.Popen(  # noqa: S603 - our own command
@@ -58,9 +62,11 @@ class Variant:
         raise RuntimeError(f"a variant ended; see {self.log.name}")
 
 
-def work(method: str, folder: str, off: str, batches: int) -> None:
+def work(method: str, folder: str, off: str, batches: int, clock_name: str) -> None:
     """Be the process of a variant: fit, one batch for each line on stdin."""
     import lightning as L
+
+    clock = getattr(time, clock_name)
 
     answers = os.fdopen(os.dup(1), "w", 1)
     os.dup2(2, 1)  # whatever the run prints goes to the log
@@ -71,10 +77,10 @@ def work(method: str, folder: str, off: str, batches: int) -> None:
         def on_train_batch_start(self, *_: Any) -> None:
             if not sys.stdin.readline():
                 sys.exit(0)
-            self.started = time.perf_counter()
+            self.started = clock()
 
         def on_train_batch_end(self, *_: Any) -> None:
-            answers.write(f"seconds {time.perf_counter() - self.started}\n")
+            answers.write(f"seconds {clock() - self.started}\n")
 
     sys.modules["turns"] = type(sys)("turns")
     TakeTurns.__module__ = "turns"
@@ -98,11 +104,11 @@ def work(method: str, folder: str, off: str, batches: int) -> None:
     )  # fmt: skip
 
 
-def measure(method: str, variants: dict[str, tuple[Path, str]], rounds: int) -> None:
+def measure(method: str, variants: dict[str, tuple[Path, str]], rounds: int, clock: str) -> None:
     """Print each variant's median seconds and its ratio to the first one, round by round."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         running = {
-            name: Variant(method, tree, off, Path(folder) / str(number), rounds + WARM_UP)
+            name: Variant(method, tree, off, Path(folder) / str(number), rounds + WARM_UP, clock)
             for number, (name, (tree, off)) in enumerate(variants.items())
         }
         seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -130,23 +136,22 @@ def measure(method: str, variants: dict[str, tuple[Path, str]], rounds: int) -> 
 def main() -> None:
     """Measure what the command line asks for."""
     if sys.argv[1:2] == ["--worker"]:
-        method, folder, off, batches = sys.argv[2:]
-        work(method, folder, off, int(batches))
+        method, folder, off, batches, clock = sys.argv[2:]
+        work(method, folder, off, int(batches), clock)
         return
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--method", choices=CONFIGS, nargs="*", default=list(CONFIGS))
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--against", type=Path, help="checkout of another commit")
+    parser.add_argument("--without", nargs="*", default=[], help="parts to leave out, one by one")
+    parser.add_argument("--cpu", action="store_true", help="CPU time: use it on a busy machine")
     options = parser.parse_args()
     for method in options.method:
         variants = {"accelerated": (HERE, "none"), "plain": (HERE, "all")}
         if options.against is not None:
             variants = {"other commit": (options.against.resolve(), "none")} | variants
-        else:
-            from lightning_modules.acceleration import PARTS
-
-            variants |= {f"without {part}": (HERE, part) for part in PARTS}
-        measure(method, variants, options.rounds)
+        variants |= {f"without {part}": (HERE, part) for part in options.without}
+        measure(method, variants, options.rounds, "process_time" if options.cpu else "perf_counter")
 
 
 if __name__ == "__main__":

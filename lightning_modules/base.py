@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from common import hub
 from lightning_modules.acceleration import accelerate
@@ -29,7 +29,7 @@ from lightning_modules.fsdp import (
     Shards,
     find_rows_problem,
     find_strategy_problem,
-    full_state,
+    full_model_state,
 )
 from lightning_modules.optimizer_step import (
     TEST,
@@ -46,6 +46,7 @@ from lightning_modules.optimizer_step import (
 )
 from lightning_modules.policies.adapters import count_parameters
 from lightning_modules.saving import check_optimizer, check_origin, check_weights, save_model
+from lightning_modules.schedule import Schedule, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class BaseModule(L.LightningModule):
         self,
         backbone: str,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Literal["constant", "linear", "cosine"] = "linear",
+        schedule: Shape = "linear",
         warmup_fraction: float = 0.0,
         warmup_steps: int | None = None,
         dropout: float | None = None,
@@ -105,20 +106,11 @@ class BaseModule(L.LightningModule):
         acceleration: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}")
-        if warmup_steps is not None and (warmup_steps < 0 or warmup_fraction):
-            raise ValueError(
-                "warmup_steps must be 0 or more, and replaces warmup_fraction: got "
-                f"warmup_steps {warmup_steps} and warmup_fraction {warmup_fraction}"
-            )
         if dropout is not None and not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.backbone_name = backbone
         self.optimizer = optimizer
-        self.schedule = schedule
-        self.warmup_fraction = warmup_fraction
-        self.warmup_steps = warmup_steps
+        self.schedule = Schedule(schedule, warmup_fraction, warmup_steps)
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.acceleration = acceleration
@@ -188,11 +180,7 @@ class BaseModule(L.LightningModule):
     def load_model(self) -> None:
         """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
-        self.assemble(self.load_backbone())
-
-    def assemble(self, backbone: PreTrainedModel) -> None:
-        """Build the model from its backbone, also on the meta device."""
-        self.model = self.attach(backbone)
+        self.model = self.attach(self.load_backbone())
         if self.acceleration:
             accelerate(self)
         if self.kind == "seq2seq":
@@ -211,14 +199,7 @@ class BaseModule(L.LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         check_optimizer(optimizer, self._saved_settings)
         steps = int(self.trainer.estimated_stepping_batches)
-        # The "constant" of transformers silently ignores the warm-up.
-        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
-        warmup = self.warmup_steps
-        if warmup is None:
-            warmup = round(self.warmup_fraction * steps)
-        elif warmup >= steps:
-            logger.warning("the fit ends at step %d, within warmup_steps %d", steps, warmup)
-        scheduler = get_scheduler(name, optimizer, warmup, steps)
+        scheduler = self.schedule.build(optimizer, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -334,10 +315,6 @@ class BaseModule(L.LightningModule):
         self.seed = torch.initial_seed()
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Seed a test batch."""
-        self.seed_test_batch(batch_idx)
-
-    def seed_test_batch(self, batch_idx: int) -> None:
         """Give every model that is tested on a batch the same random numbers."""
         seed_step(self.seed, TEST, self.global_rank, batch_idx)
 
@@ -390,12 +367,7 @@ class BaseModule(L.LightningModule):
             Entries for the run's summary.
         """
         is_first = self.global_rank == 0
-        state = None
-        if self.shards is not None:
-            tensors = dict(self.model.named_parameters(remove_duplicate=False))
-            tensors |= self.model.named_buffers()
-            saved = self.model.state_dict().keys()
-            state = full_state(((n, tensors[n]) for n in saved), keep=is_first)
+        state = None if self.shards is None else full_model_state(self.model, keep=is_first)
         with self.gathered():  # PEFT computes a soft prompt to save it
             if is_first:
                 save_model(self.model, self.tokenizer, path, state)

@@ -1,4 +1,4 @@
-"""Classifier: labels of texts, learnt from examples; the logit of one is a reward for PPO."""
+"""Classifier: labels of texts; the logit of one of them can be a reward for PPO."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from lightning_modules.reward_model import load_encoder
 
 
 class Classifier(BaseModule):
-    """An encoder with one output for each label, trained by cross-entropy on labelled texts.
+    """An encoder with one output per label, trained by cross-entropy on labelled texts.
 
-    Its export names its labels, so that ``PPOPolicy`` finds the reward and ``ToxicityCallback``
-    the toxicity in it as in any other classifier.
+    Its export names the labels, by which ``PPOPolicy`` finds the reward and ``ToxicityCallback``
+    the toxicity.
 
     Args:
         backbone: A classifier or an encoder such as roberta-base: hub id, folder, or ``mini``. A
-            head of as many labels is kept.
+            head with the same number of labels is kept.
         labels: Names of the labels, in the order of the outputs.
-        label_smoothing: Share of each target that is spread over all labels. It keeps the logits,
-            and so the reward, from running away where the labels are easy.
+        label_smoothing: Part of each target that is spread over all labels. It limits the logits,
+            and so the reward, on easy texts.
         **kwargs: See :class:`BaseModule`.
 
     Raises:
@@ -42,7 +42,7 @@ class Classifier(BaseModule):
         super().__init__(backbone, **kwargs)
         if len(labels) < 2 or len({label.lower() for label in labels}) < len(labels):
             raise ValueError(
-                f"labels must be two or more that differ in more than case, got {list(labels)}"
+                f"labels must be at least two, different apart from case, got {list(labels)}"
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
@@ -83,7 +83,7 @@ class Classifier(BaseModule):
         return self.evaluation_step(batch, "test")
 
     def evaluation_step(self, batch: LabelledBatch, stage: str) -> dict[str, Any]:
-        """Log ``<stage>/loss``, and give ``loss`` and ``probabilities``, B lists, one a label."""
+        """Log ``<stage>/loss``; return ``loss`` and ``probabilities`` (one list per text)."""
         logits, count = self.logits(batch), len(batch["ids"])
         loss = self.loss(logits, batch) / count
         self.log_mean(f"{stage}/loss", loss, count)

@@ -22,6 +22,12 @@ GATE_TOKENS = 16
 START_TOLERANCE = 1e-4
 """Largest difference of a token's log-probability between policy and reference at the start."""
 
+MEASURES = (
+    "rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy",
+    "logps/chosen", "logps/rejected",
+)  # fmt: skip
+"""Metrics of a training batch, each a mean over its dialogues."""
+
 
 class Scores(NamedTuple):
     """Log-probabilities of N completions, nats.
@@ -57,6 +63,7 @@ class DPO(PolicyModule):
         warmup_fraction: Fraction of the steps over which the learning rate rises from 0.
         gradient_checkpointing: See :class:`BaseModule`.
         decoding: How summaries are generated in validation, test and predict.
+        acceleration: See :class:`BaseModule`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter does not fit the backbone.
@@ -74,6 +81,7 @@ class DPO(PolicyModule):
         warmup_fraction: float = 0.0,
         gradient_checkpointing: bool = False,
         decoding: Decoding | None = None,
+        acceleration: bool = True,
     ) -> None:
         super().__init__(
             backbone,
@@ -84,6 +92,7 @@ class DPO(PolicyModule):
             schedule=schedule,
             warmup_fraction=warmup_fraction,
             gradient_checkpointing=gradient_checkpointing,
+            acceleration=acceleration,
         )
         if not beta > 0 or not 0 <= label_smoothing < 0.5:
             raise ValueError(
@@ -93,6 +102,7 @@ class DPO(PolicyModule):
         self.beta = beta
         self.label_smoothing = label_smoothing
         self.gate_passed = False
+        self._measured: dict[str, Tensor] = {}
 
     # The loss -----------------------------------------------------------------------------------
 
@@ -103,12 +113,7 @@ class DPO(PolicyModule):
             GateError: If policy and reference differ before the first update.
         """
         scores = self.score(batch)
-        if self.attached_trainer is not None:
-            for name, value in self.measure(scores, batch).items():
-                self.log(
-                    name, value, on_step=True, on_epoch=False, batch_size=len(batch["ids"]),
-                    sync_dist=True,
-                )  # fmt: skip
+        self._measured = self.measure(scores, batch)
         loss = self.loss(scores, batch)
         return loss, loss.new_tensor(len(batch["ids"]))
 
@@ -131,7 +136,15 @@ class DPO(PolicyModule):
                 if batch["ids"]:
                     self.pass_gate(batch)
             self.gate_passed = True
-        return super().training_step(batch, batch_idx)
+        self._measured = dict.fromkeys(MEASURES, torch.zeros((), device=self.device))
+        loss = super().training_step(batch, batch_idx)
+        # Weighted by dialogues: ranks have different numbers of them, and may have none.
+        count = len(batch["ids"])
+        sums = torch.stack([*self._measured.values()]) * count
+        *totals, rows = self.sum_over_ranks(torch.cat([sums, sums.new_tensor([count])]))
+        for name, total in zip(self._measured, totals, strict=True):
+            self.log(name, total / rows, on_step=True, on_epoch=False, batch_size=1)
+        return loss
 
     def pass_gate(self, batch: ComparisonBatch) -> None:
         """Check policy and reference on sampled and on given completions.
@@ -171,15 +184,14 @@ class DPO(PolicyModule):
         lead = rewards[chosen] - rewards[rejected]
         # A tie counts as half, the expected accuracy of a coin.
         right = (lead > 0).float() + 0.5 * (lead == 0).float()
+        values = (
+            rewards[chosen], rewards[rejected], lead, right, policy[chosen], policy[rejected]
+        )  # fmt: skip
         count = len(batch["ids"])
         return {
-            name: (batch["weights"] * values).sum() / count
-            for name, values in (
-                ("rewards/chosen", rewards[chosen]), ("rewards/rejected", rewards[rejected]),
-                ("rewards/margin", lead), ("rewards/accuracy", right),
-                ("logps/chosen", policy[chosen]), ("logps/rejected", policy[rejected]),
-            )
-        }  # fmt: skip
+            name: (batch["weights"] * value).sum() / count
+            for name, value in zip(MEASURES, values, strict=True)
+        }
 
     # Evaluation ---------------------------------------------------------------------------------
 

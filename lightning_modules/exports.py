@@ -1,4 +1,4 @@
-"""Load what a run exported, whatever the method, and merge an adapter into its backbone."""
+"""Load the export of a run of any method, and merge an adapter into its backbone."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from lightning_modules.policies.adapters import (
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""Largest difference of logits after a merge, as a share of the largest logit, that is rounding."""
+"""Largest change of a logit by merging that counts as rounding, relative to the largest logit."""
 
 
 def load_exported(
@@ -32,20 +32,20 @@ def load_exported(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load the export folder of a run, ready to generate.
 
-    Call ``model.generate(input_ids=..., attention_mask=...)`` with named arguments: PEFT takes no
-    others, and with a soft prompt it has to lengthen the mask.
+    Call ``model.generate(input_ids=..., attention_mask=...)`` with keyword arguments: PEFT accepts
+    no others, and needs the mask to extend it by a soft prompt.
 
     Args:
         path: Folder written by a run (``<run>/export``) or by ``merge.py``.
-        backbone: What an adapter sits on, where its backbone has moved since; None takes the one
-            that the adapter names.
+        backbone: Backbone of an adapter, if it has moved since; None uses the one that the adapter
+            names.
 
     Returns:
         The model (a ``PreTrainedModel``, or a ``PeftModel`` for an adapter) in fp32 and eval mode,
-        its output head recorded as it is, and its tokenizer.
+        and its tokenizer.
 
     Raises:
-        ValueError: If the folder is no export, its backbone cannot be had, or the two do not fit.
+        ValueError: If the folder is not an export, or its backbone is missing or does not fit.
     """
     folder = expand(path)
     if problem := find_export_problem(folder, backbone):
@@ -59,23 +59,23 @@ def load_exported(
 
 
 def find_export_problem(folder: Path, backbone: str | None = None) -> str | None:
-    """Say why an export cannot be loaded, or return None where it can; loads nothing."""
+    """Explain why an export cannot be loaded, or return None if it can; loads nothing."""
     if not folder.is_dir():
         return f"export: there is no folder {str(folder)!r}"
     adapter = read_adapter_config(folder)
     if adapter is None:
         if backbone is not None:
-            return f"export: {str(folder)!r} is a whole model, which takes no other backbone"
+            return f"export: {str(folder)!r} is a full model and has no backbone to replace"
         if (folder / "config.json").is_file():
             return hub.find_model_problem(str(folder), "export")
         inner = folder / "export"
-        hint = f"; its run's export is {str(inner)!r}" if inner.is_dir() else ""
+        hint = f"; did you mean {str(inner)!r}?" if inner.is_dir() else ""
         return (
-            f"export: {str(folder)!r} holds neither config.json (a whole model) nor "
+            f"export: {str(folder)!r} has neither config.json (a full model) nor "
             f"adapter_config.json (an adapter){hint}"
         )
     if (kind := adapter.get("peft_type")) not in PeftType.__members__:
-        return f"export: the adapter in {str(folder)!r} is of a kind that PEFT has not: {kind!r}"
+        return f"export: PEFT does not know the adapter type {kind!r} in {str(folder)!r}"
     base = backbone or adapter.get("base_model_name_or_path")
     if not base:
         return (
@@ -84,27 +84,27 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
         )
     if problem := hub.find_model_problem(hub.resolve_model(base), "backbone"):
         return (
-            f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. Where it has "
-            "moved, name the new place: --backbone (in Python backbone=), or "
+            f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. If it has "
+            "moved, name the new location: --backbone (in Python backbone=), or "
             "base_model_name_or_path in adapter_config.json"
         )
     return None
 
 
 def merge_export(path: str | Path, out: str | Path, backbone: str | None = None) -> float:
-    """Write an exported LoRA and its backbone as one whole model, which needs neither PEFT nor us.
+    """Merge an exported LoRA into its backbone and write the result as a plain model.
 
     Args:
         path: Export folder of a LoRA (DoRA and rsLoRA too).
-        out: Folder to write; it must not exist. It appears whole or not at all.
+        out: Folder to write; it must not exist, and is created only once it is complete.
         backbone: See :func:`load_exported`.
 
     Returns:
-        The largest difference that merging made to a logit, on a probe: rounding, in fp32.
+        The largest change of a logit of a probe, which in fp32 is rounding.
 
     Raises:
-        ValueError: If there is nothing to merge, ``out`` exists, or the merged model computes
-            something else.
+        ValueError: If there is nothing to merge, ``out`` exists, or logits change by more than
+            rounding.
     """
     folder, target = expand(path), expand(out)
     if problem := find_merge_problem(folder, target, backbone):
@@ -129,26 +129,25 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
 
 
 def find_merge_problem(folder: Path, target: Path, backbone: str | None) -> str | None:
-    """Say why an export cannot be merged into a folder, or return None where it can."""
+    """Explain why an export cannot be merged into a folder, or return None if it can."""
     if problem := find_export_problem(folder, backbone):
         return problem
     config = read_adapter_config(folder)
     if config is None:
-        return f"{str(folder)!r} is a whole model: it has no adapter to merge"
+        return f"{str(folder)!r} is a full model without an adapter to merge"
     if config.get("peft_type") != "LORA":
         return (
-            f"{str(folder)!r} is a {config.get('peft_type')} adapter, and only a LORA is an update "
-            "of weights: a soft prompt is a part of the input and cannot be merged. Use the export "
-            "as it is"
+            f"{str(folder)!r} is a {config.get('peft_type')} adapter; only a LORA updates weights "
+            "and can be merged. Use the export as it is"
         )
     if target.exists():
-        return f"{str(target)!r} exists and stays as it is; name another folder"
+        return f"{str(target)!r} already exists; name another folder"
     return None
 
 
 @torch.no_grad()
 def probe(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Give the logits [1, T, V] of a model in eval mode for a fixed dialogue and summary."""
+    """Compute logits [1, T, V] of a model in eval mode for a fixed dialogue and summary."""
     dialogue = tokenizer("#Person1#: Is the room free?\n#Person2#: From nine.", return_tensors="pt")
     labels = tokenizer("The room is free from nine.", return_tensors="pt")["input_ids"]
     logits: Tensor = model(

@@ -60,6 +60,12 @@ def full_state(weights: Iterable[tuple[str, Tensor]], keep: bool = True) -> dict
     return state
 
 
+def full_model_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """Gather a model's state dict; tied weights stay one tensor. See :func:`full_state`."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    return full_state(((name, tensors[name]) for name in model.state_dict()), keep)
+
+
 def shard_like(value: Tensor, weight: Tensor) -> Tensor:
     """Shard a full tensor as a weight is sharded, without communication.
 

@@ -7,10 +7,10 @@ from lightning_modules.summarization import SummarizationModule
 
 
 class FullFT(SummarizationModule):
-    """Full fine-tuning: the strongest and the most expensive way; see :class:`SummarizationModule`.
+    """Full fine-tuning, the most expensive method; see :class:`SummarizationModule`.
 
-    Adam keeps two numbers for each weight, so it takes 16 bytes of memory a parameter before any
-    activation.
+    Weights, gradients and the two moments of Adam take 16 bytes of memory per parameter, to which
+    activations are added.
     """
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:

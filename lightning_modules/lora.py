@@ -26,11 +26,11 @@ class LoRA(SummarizationModule):
         r: Rank of the updates.
         alpha: Numerator of their scale alpha / r.
         lora_dropout: Dropout on their input.
-        target_modules: The layers that get one, as PEFT takes them: a list of ends of names, a
-            regular expression over whole names, or ``all-linear``.
-        use_dora: Train the length of each row of the adapted matrices by itself (Liu et al. 2024).
-        use_rslora: Scale by alpha / sqrt(r) in place of alpha / r (Kalajdzievski 2023).
-        adapter: Export folder of an earlier LoRA of this shape to go on from; None starts afresh.
+        target_modules: Adapted layers, as in PEFT: a list of name suffixes, a regular expression
+            for full names, or ``all-linear``.
+        use_dora: Train the norm of each row of the adapted matrices separately (Liu et al. 2024).
+        use_rslora: Scale by alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023).
+        adapter: Export folder of a LoRA of the same shape to continue; None starts a new one.
         **kwargs: See :class:`SummarizationModule`.
 
     Raises:
@@ -43,7 +43,7 @@ class LoRA(SummarizationModule):
         r: int = 32,
         alpha: int = 32,
         lora_dropout: float = 0.05,
-        # The list first: jsonargparse takes the first type that fits, and any text fits str.
+        # The list comes first: jsonargparse uses the first type that fits, and str always fits.
         target_modules: Sequence[str] | str = ("q", "v"),
         use_dora: bool = False,
         use_rslora: bool = False,
@@ -58,7 +58,7 @@ class LoRA(SummarizationModule):
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
-        """List, before anything is loaded, what cannot work; None stands for what can."""
+        """List configuration problems before anything is loaded; None is no problem."""
         problems = super().find_problems(init_args, trainer)
         if any(problems):
             return problems

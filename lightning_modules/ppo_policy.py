@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from datamodules.batching import Batch
 from lightning_modules.backbones import Decoding, Prompts, Sampling
@@ -77,6 +76,7 @@ class PPOPolicy(PolicyModule):
         schedule: Schedule of the learning rate over the batches of rollouts.
         warmup_fraction: Fraction of the batches over which the learning rate rises from 0.
         decoding: How summaries are generated in validation, test and predict.
+        acceleration: See :class:`BaseModule`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter does not fit the backbone.
@@ -98,10 +98,11 @@ class PPOPolicy(PolicyModule):
         schedule: Literal["constant", "linear", "cosine"] = "constant",
         warmup_fraction: float = 0.0,
         decoding: Decoding | None = None,
+        acceleration: bool = True,
     ) -> None:
         super().__init__(
             backbone, policy, adapter, decoding, optimizer=optimizer, schedule=schedule,
-            warmup_fraction=warmup_fraction,
+            warmup_fraction=warmup_fraction, acceleration=acceleration,
         )  # fmt: skip
         self.ppo = ppo or PPOConfig()
         if value_lr is not None and not value_lr > 0:
@@ -146,9 +147,9 @@ class PPOPolicy(PolicyModule):
             if isinstance(term, ClassifierReward):
                 term.load()
 
-    def assemble(self, backbone: PreTrainedModel) -> None:
-        """Build policy, reference and value head from the backbone."""
-        super().assemble(backbone)
+    def load_model(self) -> None:
+        """Load policy and reference, and build the value head."""
+        super().load_model()
         if self.advantage.uses_values:
             self.value_head = ValueHead(self.backbone.hidden_size)
 

@@ -25,17 +25,17 @@ class RewardModel(BaseModule):
 
     The pairwise loss of Bradley and Terry, -log sigmoid(r_j - r_k) for y_j preferred to y_k
     (Ouyang et al. 2022, "Training language models to follow instructions with human feedback",
-    equation 1). All pairs of a ranking come from one forward pass over its completions, and weigh
-    together as much as any other ranking's, so that long rankings do not dominate.
+    equation 1). All pairs of a ranking come from one forward pass over its completions, and their
+    weights sum to 1, so that long rankings do not dominate.
 
-    Completions are scored by themselves or with their dialogue, as the data module shows them. The
-    export records which, so that PPO asks in the same way. If the data module has reference
-    summaries, the exported and the tested model gives them 0 on average.
+    Completions are scored alone or with their dialogue, as the data module provides them. The
+    export records which, so that PPO does the same. If the data module has reference summaries,
+    their mean reward in exports and tests is 0.
 
     Args:
         backbone: A classifier or an encoder such as roberta-base: hub id, folder, or ``mini``.
-        margin: By how much, for each rank between them, the better of two completions has to lead:
-            the loss is -log sigmoid(r_j - r_k - margin * distance).
+        margin: Difference of rewards to aim at, per rank between two completions: the loss is
+            -log sigmoid(r_j - r_k - margin * distance).
         **kwargs: See :class:`BaseModule`.
 
     Raises:
@@ -55,7 +55,7 @@ class RewardModel(BaseModule):
         return backbone.requires_grad_(True)
 
     def load_backbone(self) -> PreTrainedModel:
-        """Load the encoder in fp32, with a fresh head of one output."""
+        """Load the encoder in fp32, with a head of one output."""
         return load_encoder(self.backbone_name, self.dropout, num_labels=1)
 
     def rewards(self, batch: PreferenceBatch) -> Tensor:
@@ -63,13 +63,13 @@ class RewardModel(BaseModule):
         return self.model(**batch["inputs"]).logits.float().squeeze(-1)
 
     def loss(self, rewards: Tensor, batch: PreferenceBatch) -> Tensor:
-        """Sum the pairwise losses of a batch, each ranking's weighing 1: a scalar."""
+        """Sum the pairwise losses of a batch, with weight 1 for each ranking: a scalar."""
         return pairwise_loss(
             rewards, batch["pairs"], batch["weights"], batch["distances"], self.margin
         )
 
     def sum_losses(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Sum the pairwise losses, each ranking's weighing 1; count the rankings."""
+        """Sum the pairwise losses, with weight 1 for each ranking; count the rankings."""
         loss = self.loss(self.rewards(batch), batch)
         return loss, loss.new_tensor(len(batch["ids"]))
 
@@ -87,7 +87,7 @@ class RewardModel(BaseModule):
         return self.evaluation_step(batch, "test")
 
     def evaluation_step(self, batch: PreferenceBatch, stage: str) -> dict[str, Any]:
-        """Give ``{"loss": scalar, "rewards": a list for each ranking}``; log ``<stage>/loss``."""
+        """Log ``<stage>/loss``; return ``loss`` and ``rewards`` (one list per ranking)."""
         rewards, count = self.rewards(batch), len(batch["ids"])
         loss = self.loss(rewards, batch) / count
         self.log_mean(f"{stage}/loss", loss, count)
@@ -105,10 +105,10 @@ class RewardModel(BaseModule):
         return normalize_rewards(self.model, batches(), self.gathered)
 
     def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the shifted model; its config says which input it expects and its scale.
+        """Write the shifted model; its config records the expected input and the scale.
 
         Returns:
-            Under "reward" what the config says, for the run's summary.
+            That record under "reward", for the run's summary.
         """
         found, about = self.normalize(), {}
         data = getattr(self.attached_trainer, "datamodule", None)
@@ -123,12 +123,12 @@ class RewardModel(BaseModule):
 
 
 def load_encoder(name: str, dropout: float | None, **config: Any) -> PreTrainedModel:
-    """Load an encoder in fp32 with a classification head, a fresh one where its shape is new.
+    """Load an encoder in fp32 with a classification head, a new one if none of its shape exists.
 
     Args:
         name: A classifier or an encoder: hub id, folder, or ``mini``.
         dropout: Dropout rate; None keeps the model's own.
-        **config: What its config is to say, such as ``num_labels``.
+        **config: Values to set in its config, such as ``num_labels``.
     """
     path = resolve_model(name, "classifier")
     settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -140,7 +140,7 @@ def load_encoder(name: str, dropout: float | None, **config: Any) -> PreTrainedM
             config=settings,
             dtype=torch.float32,
             trust_remote_code=False,
-            # The head of a classifier with other labels is left out, and a new one made.
+            # The head of a classifier with other labels is replaced by a new one.
             ignore_mismatched_sizes=True,
         )
     if dropout is not None:

@@ -1,4 +1,4 @@
-"""SoftPrompt: trained vectors before the input of a frozen backbone."""
+"""SoftPrompt: trained vectors in front of the input of a frozen backbone."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from lightning_modules.summarization import SummarizationModule
 
 
 class SoftPrompt(SummarizationModule):
-    """Prompt tuning (Lester et al. 2021): 20 to 100 virtual tokens; wants a high learning rate.
+    """Prompt tuning (Lester et al. 2021): 20 to 100 virtual tokens and a high learning rate.
 
     Args:
-        virtual_tokens: Number of trained vectors before the prompt.
-        init: Where they start: ``random`` (uniform in [-0.5, 0.5]), ``vocabulary`` (embeddings of
+        virtual_tokens: Number of trained vectors in front of the prompt.
+        init: Initial values: ``random`` (uniform in [-0.5, 0.5]), ``vocabulary`` (embeddings of
             common tokens) or ``text`` (embeddings of ``init_text``).
-        init_text: The text to start from, repeated or cut to the number of vectors.
+        init_text: The initial text, repeated or truncated to the number of vectors.
         **kwargs: See :class:`SummarizationModule`.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from datamodules.batching import Batch
-from lightning_modules.backbones import Decoding, EncoderDecoder
+from lightning_modules.backbones import Decoding
 from lightning_modules.base import BaseModule
 
 
@@ -54,14 +54,6 @@ class SummarizationModule(BaseModule):
     def decode(self, tokens: Tensor) -> list[str]:
         """Turn token ids [B, T] into texts without special tokens and outer white space."""
         return self.backbone.decode(tokens)
-
-
-def generate_texts(
-    model: Any, tokenizer: Any, input_ids: Tensor, attention_mask: Tensor, decoding: Decoding
-) -> list[str]:
-    """Generate a text for each of B prompts [B, S]."""
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-    return EncoderDecoder(model, tokenizer).generate(batch, decoding)
 
 
 def evaluate(module: Any, batch: Batch, stage: Literal["val", "test"]) -> dict[str, Any]:

@@ -93,9 +93,9 @@ def test_training_changes_the_text_and_adapter_off_gives_the_backbones(
     trained = module.generate(batch)
     assert trained != fresh
     trained_logits = logits(module.model, t5)
-    with use_adapter(module.model, None):
-        assert module.generate(batch) == fresh
-        torch.testing.assert_close(logits(module.model, t5), logits(load_backbone(t5), t5))
+    with use_adapter(module.model, None) as bare:
+        assert module.backbone.with_model(bare).generate(batch, DECODING) == fresh
+        torch.testing.assert_close(logits(bare, t5), logits(load_backbone(t5), t5))
     assert module.generate(batch) == trained
     torch.testing.assert_close(logits(module.model, t5), trained_logits)
 

@@ -73,5 +73,5 @@ def test_a_warm_up_that_outlasts_the_fit_is_told(
     "settings", [{"warmup_steps": -1}, {"warmup_steps": 2, "warmup_fraction": 0.1}]
 )
 def test_a_warm_up_is_given_one_way(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="in place of warmup_fraction"):
+    with pytest.raises(ValueError, match="warmup_fraction"):
         FullFT("x", **settings)

@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[float, list[str]]] = {
     "lora": (0.5, ["--model.r", "4", "--model.lora_dropout", "0"]),
     "soft_prompt": (0.005, ["--model.virtual_tokens", "5"]),
     "reward": (0.01, ["--data.max_length", "100"]),
+    "dpo": (0.01, ["--model.policy.r", "4", "--validate_first", "false"]),
 }
 """The norm that each method's gradients are clipped at, which they pass, and its settings."""
 
@@ -67,19 +68,26 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("callbacks.plots.draw_run", lambda folder: None)
 
     def arguments(method: str, name: str) -> list[str]:
-        is_reward = method == "reward"
         clip, settings = METHODS[method]
-        texts = ["--data.references", str(data / "references"), "--checkpoint.monitor", "val/loss"]
-        summaries = ["--model.decoding.max_new_tokens", "4", "--toxicity.model", "null"]
+        settings = [*settings, "--checkpoint.monitor", "val/loss"]
+        if method == "reward":
+            settings += ["--data.references", str(data / "references")]
+        else:
+            settings += ["--model.decoding.max_new_tokens", "4", "--toxicity.model", "null"]
+        if method == "dpo":
+            settings += ["--data.dialogues", str(data)]
+        else:
+            settings += ["--model.dropout", "0.0"]
+        learns_from_rankings = method in ("reward", "dpo")
         return [
             "--config", str(ROOT / "configs" / f"{method}.yaml"), *settings,
-            "--model.backbone", roberta if is_reward else t5, "--model.dropout", "0.0",
+            "--model.backbone", roberta if method == "reward" else t5,
             "--model.optimizer.lr", "0.01", "--model.optimizer.eps", "1e-3",
-            "--data.source", str(data / "rankings" if is_reward else data),
+            "--data.source", str(data / "rankings" if learns_from_rankings else data),
             "--trainer.max_epochs", "1", "--trainer.precision", "32-true",
             "--trainer.gradient_clip_val", str(clip), "--trainer.accelerator", "cpu",
             "--trainer.log_every_n_steps", "1", "--trainer.callbacks+=tests.ranks.SeenRows",
-            *(texts if is_reward else summaries), "--run_dir", str(tmp_path / name),
+            "--run_dir", str(tmp_path / name),
         ]  # fmt: skip
 
     def run(

@@ -219,10 +219,10 @@ def test_the_command_merges_and_overwrites_nothing(
     files = {file.name: file.read_bytes() for file in out.iterdir()}
     assert "model.safetensors" in files
     assert merge.main(command) == 2
-    assert "exists and stays as it is" in caplog.text
+    assert "already exists" in caplog.text
     assert {file.name: file.read_bytes() for file in out.iterdir()} == files
     assert merge.main([str(exports["short"]), "--out", str(tmp_path / "other")]) == 2
-    assert "a soft prompt is a part of the input and cannot be merged" in caplog.text
+    assert "only a LORA updates weights and can be merged" in caplog.text
     assert merge.main([str(out), "--out", str(tmp_path / "other")]) == 2
     assert "has no adapter to merge" in caplog.text
     assert not (tmp_path / "other").exists()

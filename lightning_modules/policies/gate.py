@@ -245,5 +245,7 @@ def fingerprint(model: Any, reference: Any) -> str:
     for name, weights in (model if reference is None else reference).named_parameters():
         if not weights.requires_grad:
             digest.update(name.encode())
-            digest.update(full(weights).detach().cpu().contiguous().numpy().data)
+            # A copy: FSDP could no longer free a gathered weight whose memory numpy shares.
+            copy = full(weights).detach().to("cpu", copy=True)
+            digest.update(copy.contiguous().numpy().data)
     return digest.hexdigest()

@@ -204,8 +204,9 @@ class FullPolicy(PolicyKind):
         if not self.train_encoder:
             for part in context_modules(model):
                 part.requires_grad_(False)
-                # deepcopy reuses the objects in this table instead of copying them.
-                shared |= {id(p): p for p in part.parameters()}
+                # deepcopy reuses the objects in this table instead of copying them. FSDP needs the
+                # modules to be shared too; a tied head shares a weight only.
+                shared |= {id(each): each for each in (part, *part.parameters())}
         reference = copy.deepcopy(model, shared)
         return model, reference.requires_grad_(False)
 

@@ -75,10 +75,6 @@ class PolicyModule(BaseModule):
                 each.train()
         return model
 
-    def assemble(self, backbone: PreTrainedModel) -> None:
-        """Make policy and reference from the backbone."""
-        super().assemble(backbone)
-
     def count_parameters(self) -> tuple[int, int]:
         """Count policy, reference and what else is trained; a reward model is no part of these."""
         return count_parameters(self)
@@ -115,7 +111,7 @@ class PolicyModule(BaseModule):
         It draws the same random numbers as the policy did, so that where texts are sampled the two
         differ by what was learned and not by chance.
         """
-        self.seed_test_batch(batch_idx)
+        self.on_test_batch_start(batch, batch_idx)
         with self.open_reference() as start:
             return start.generate(batch, self.decoding)
 
