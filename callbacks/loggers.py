@@ -35,8 +35,7 @@ class RunCSVLogger(Logger):
     """Append scalars to metrics.csv in the run folder, one row per call, on disk at once.
 
     Lightning's CSVLogger deletes what an earlier stage wrote and keeps rows in memory until it is
-    told to save. Here a test adds to the rows of its fit, and a killed run has lost nothing. A row
-    with the step and the metrics of an earlier one replaces it.
+    told to save. Here a test adds to the rows of its fit, and a killed run has lost nothing.
 
     Args:
         run_dir: The run folder.
@@ -46,7 +45,9 @@ class RunCSVLogger(Logger):
         super().__init__()
         self._folder = RunFolder(run_dir)
         self._columns: list[str] = []
-        self._rows: dict[tuple[int, frozenset[str]], dict[str, Any]] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._kept: dict[tuple[int, frozenset[str]], int] = {}
+        """Numbers of the rows that were there when the run resumed."""
 
     @property
     def name(self) -> str:
@@ -81,9 +82,10 @@ class RunCSVLogger(Logger):
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
         self._read()
-        appends = make_key(row) not in self._rows and row.keys() <= set(self._columns)
+        number = self._kept.get(make_key(row), len(self._rows))
+        appends = number == len(self._rows) and row.keys() <= set(self._columns)
         self._columns += [name for name in row if name not in self._columns]
-        self._rows[make_key(row)] = row
+        self._rows[number : number + 1] = [row]
         if not appends:
             self._write()
             return
@@ -99,7 +101,8 @@ class RunCSVLogger(Logger):
         """
         self._read()
         if self._rows:
-            self._rows = {key: row for key, row in self._rows.items() if key[0] <= step}
+            self._rows = [row for row in self._rows if int(row["step"]) <= step]
+            self._kept = {make_key(row): number for number, row in enumerate(self._rows)}
             self._write()
 
     def _read(self) -> None:
@@ -110,7 +113,7 @@ class RunCSVLogger(Logger):
         whole = text[: text.rfind("\n") + 1]
         reader = csv.DictReader(io.StringIO(whole))
         self._columns = list(reader.fieldnames or [])
-        self._rows = {make_key(row): row for row in reader}
+        self._rows = list(reader)
         if whole != text:
             self._write()
 
@@ -119,7 +122,7 @@ class RunCSVLogger(Logger):
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
-        writer.writerows(self._rows.values())
+        writer.writerows(self._rows)
         write_text(self._folder.metrics_csv, text.getvalue())
 
 
