@@ -160,7 +160,7 @@ def test_line_breaks_within_a_text_stay_within_a_line(
 ) -> None:
     keep, _ = fit(t5, roberta, tmp_path, batches=1)
     texts = ["a\u2028b\x85c\nd\re"] * 6
-    step = dict(keep.steps[0]) | {"texts": texts}
+    step = replace(keep.steps[0], texts=texts)
     path = tmp_path / "rows.jsonl"
     write_lines(path, to_records(step, ["x"] * 6, ["y"] * 6, spell))
     assert [row["response"] for row in read_rows(path)] == texts
