@@ -40,12 +40,15 @@ def test_shipped_sweeps_parse(file: Path) -> None:
 
 def test_estimators_are_compared_by_equal_rollouts_and_steps() -> None:
     made = read_sweep(ROOT / "configs" / "sweeps" / "ppo_estimators.yaml", "out", [])
-    ppo, *others = map(made.arguments, made.list_runs().values())
-    assert ppo == []
-    of_ppo = yaml.safe_load(MINI.read_text())["per_model"]["PPOPolicy"]
-    assert "samples" not in of_ppo["model"]["init_args"]["ppo"]
-    for arguments in others:
-        values = dict(argument.split("=") for argument in arguments)
-        rollouts = int(values["--data.batch_size"]) * int(values["--model.ppo.samples"])
-        assert rollouts == of_ppo["data"]["init_args"]["batch_size"]
-        assert not any("trainer" in name or "minibatch" in name for name in values)
+    of_mini = yaml.safe_load(MINI.read_text())["per_model"]["PPOPolicy"]
+    defaults = {
+        "--data.batch_size": of_mini["data"]["init_args"]["batch_size"],
+        "--model.ppo.samples": of_mini["model"]["init_args"]["ppo"]["samples"],
+    }
+    rollouts = set()
+    for params in made.list_runs().values():
+        own = dict(argument.split("=") for argument in made.arguments(params))
+        assert not any("trainer" in name or "minibatch" in name for name in own)
+        batch_size, samples = ({**defaults, **own}[name] for name in defaults)
+        rollouts.add(int(batch_size) * int(samples))
+    assert len(rollouts) == 1
