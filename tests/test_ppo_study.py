@@ -34,7 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 def test_parts_seed_by_seed_with_a_report_after_each(calls: Calls) -> None:
     RunFolder("runs/demo/lora").export.mkdir(parents=True)
     assert ppo_study.main(["--parts", "policies,betas", "--seeds", "7,8,9", "--few", "1"]) == 0
-    assert calls[0] == ["demo", "full_ft", "soft_prompt", "--root", "runs/demo"]
+    assert calls[0] == ["demo", "--only", "full_ft", "soft_prompt", "--root", "runs/demo"]
     configs = ["--config", "configs/ppo.yaml", "--config", "configs/overlays/mini.yaml"]
     lora = ["--model.adapter", "runs/demo/lora/export"]
     out = "runs/ppo_study"

@@ -149,8 +149,8 @@ def test_padding_changes_nothing(t5: str) -> None:
     ("settings", "message"),
     [
         ({"virtual_tokens": 0}, "at least 1"),
-        ({"init": "text"}, "give it as init_text"),
-        ({"init": "text", "init_text": "  "}, "give it as init_text"),
+        ({"init": "text"}, "set init_text"),
+        ({"init": "text", "init_text": "  "}, "set init_text"),
         ({"init": "random", "init_text": "Summarize"}, "set init: text"),
         ({"init_text": "Summarize"}, "has no effect with init: vocabulary"),
         ({"init": "zeros"}, "one of random, vocabulary, text, got 'zeros'"),

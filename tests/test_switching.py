@@ -59,15 +59,15 @@ def test_each_adapter_computes_what_it_does_alone(
     model = load_adapters(load_backbone(t5), {name: exports[name] for name in names})
     assert not any(p.requires_grad for p in model.parameters())
     texts = [tokens(load_backbone(t5), t5)]
-    with use_adapter(model, None):
-        assert tokens(model, t5) == texts[0]
-        torch.testing.assert_close(logits(model, t5), logits(load_backbone(t5), t5))
+    with use_adapter(model, None) as active:
+        assert tokens(active, t5) == texts[0]
+        torch.testing.assert_close(logits(active, t5), logits(load_backbone(t5), t5))
     # Twice, for switching must leave nothing behind.
     for name in [*names, *names]:
         alone, _ = load_exported(exports[name])
-        with use_adapter(model, name):
-            assert tokens(model, t5) == tokens(alone, t5), name
-            torch.testing.assert_close(logits(model, t5), logits(alone, t5), msg=name)
+        with use_adapter(model, name) as active:
+            assert tokens(active, t5) == tokens(alone, t5), name
+            torch.testing.assert_close(logits(active, t5), logits(alone, t5), msg=name)
         texts.append(tokens(alone, t5))
     # Each of them says something of its own.
     assert len({str(text) for text in texts}) == 1 + len(names)
@@ -93,17 +93,17 @@ def test_switches_may_be_nested(names: list[str], t5: str, exports: dict[str, Pa
     model = load_adapters(load_backbone(t5), {name: exports[name] for name in names})
     first, second = (tokens(load_exported(exports[name])[0], t5) for name in names)
     off = tokens(load_backbone(t5), t5)
-    with use_adapter(model, None):
-        with use_adapter(model, names[1]):
-            assert tokens(model, t5) == second
-            with use_adapter(model, None):
-                assert tokens(model, t5) == off
-            assert tokens(model, t5) == second
-        assert tokens(model, t5) == off
-        with pytest.raises(KeyError), use_adapter(model, names[0]):
-            assert tokens(model, t5) == first
+    with use_adapter(model, None) as outer:
+        with use_adapter(model, names[1]) as middle:
+            assert tokens(middle, t5) == second
+            with use_adapter(model, None) as inner:
+                assert tokens(inner, t5) == off
+            assert tokens(middle, t5) == second
+        assert tokens(outer, t5) == off
+        with pytest.raises(KeyError), use_adapter(model, names[0]) as middle:
+            assert tokens(middle, t5) == first
             raise KeyError
-        assert tokens(model, t5) == off
+        assert tokens(outer, t5) == off
     assert tokens(model, t5) == first
 
 
@@ -224,7 +224,7 @@ def test_the_command_merges_and_overwrites_nothing(
     assert merge.main([str(exports["short"]), "--out", str(tmp_path / "other")]) == 2
     assert "only a LORA updates weights and can be merged" in caplog.text
     assert merge.main([str(out), "--out", str(tmp_path / "other")]) == 2
-    assert "has no adapter to merge" in caplog.text
+    assert "without an adapter to merge" in caplog.text
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="cannot be merged into weights"):
         merge_adapter(load_exported(exports["short"])[0])

@@ -223,6 +223,7 @@ def use_adapter(model: PeftModel, name: str | None) -> Iterator[Any]:
 @contextmanager
 def _switch_lora(model: PeftModel, name: str | None) -> Iterator[Any]:
     tuner, before = model.base_model, model.active_adapter
+    together = list(tuner.active_adapters)
     was_enabled = model.get_model_status().enabled is True
     try:
         if name is None:
@@ -234,6 +235,7 @@ def _switch_lora(model: PeftModel, name: str | None) -> Iterator[Any]:
     finally:
         tuner.enable_adapter_layers()
         model.set_adapter(before, inference_mode=True)
+        tuner.set_adapter(together, inference_mode=True)
         if not was_enabled:
             tuner.disable_adapter_layers()
 
