@@ -81,8 +81,7 @@ class Scatter(NamedTuple):
         y_label: The quantity on y, with its unit.
         dots: At least one.
         log: Logarithmic x axis; x = 0 is drawn at its left end.
-        lines: Labels of dots to connect, in order.
-        target: Shaded area (left, bottom, right, top); infinite edges reach the axes' limits.
+        limit: Position of a dashed vertical line.
     """
 
     title: str
@@ -90,8 +89,7 @@ class Scatter(NamedTuple):
     y_label: str
     dots: Sequence[Dot]
     log: bool = False
-    lines: Sequence[Sequence[str]] = ()
-    target: tuple[float, float, float, float] | None = None
+    limit: float | None = None
 
 
 class Histogram(NamedTuple):

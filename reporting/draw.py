@@ -1,7 +1,6 @@
 """Draw charts with matplotlib: PNG files for run folders, SVG for the report page."""
 
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.run_folder import replacing
@@ -164,9 +162,6 @@ def _draw_dots(axes: Axes, chart: Dots) -> None:
 
 
 def _draw_scatter(axes: Axes, chart: Scatter) -> None:
-    positions = {dot.label: (dot.x.value, dot.value.value) for dot in chart.dots}
-    for labels in chart.lines:
-        axes.plot(*zip(*(positions[label] for label in labels), strict=True), color=MUTED, zorder=1)
     for dot in chart.dots:
         _draw_dot(axes, dot, dot.x, dot.value)
         for x, y in (run for run in dot.runs if isinstance(run, tuple)):
@@ -177,9 +172,9 @@ def _draw_scatter(axes: Axes, chart: Scatter) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
     axes.margins(x=0.15, y=0.12)
-    if chart.target:
-        _shade(axes, chart.target)
-    _label_points(axes, [(dot.label, dot.colour, *positions[dot.label]) for dot in chart.dots])
+    if chart.limit is not None:
+        axes.axvline(chart.limit, color=MUTED, linestyle="--", linewidth=1)
+    _label_points(axes, [(d.label, d.colour, d.x.value, d.value.value) for d in chart.dots])
 
 
 def _short(value: float) -> str:
@@ -188,19 +183,6 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def _shade(axes: Axes, target: tuple[float, float, float, float]) -> None:
-    """Shade an area without changing the limits of the axes."""
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    edges = (left, bottom, right, top)
-    x0, y0, x1, y1 = (
-        edge if math.isinf(wanted) else wanted for wanted, edge in zip(target, edges, strict=True)
-    )
-    area = Rectangle((x0, y0), x1 - x0, y1 - y0, color=PALETTE[2], alpha=0.12, linewidth=0)
-    area.set_zorder(0)
-    axes.add_patch(area)
-    axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
 def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:

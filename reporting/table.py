@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from metrics.intervals import Estimate
+from metrics.toxicity import TOXIC_ABOVE
 from reporting.comparison import COMPARED, LOWER_IS_BETTER, Comparison
 from reporting.numbers import (
     RAW,
     ROUGE_LABELS,
     Unit,
+    format_both,
     format_bytes,
     format_count,
     format_duration,
@@ -119,6 +121,19 @@ def make_other_results(comparison: Comparison) -> Table:
     return _make_table(comparison, columns, comparison.others)
 
 
+def make_toxicity(comparison: Comparison) -> Table:
+    """Tabulate toxicity and reward; with their changes where texts from before were tested."""
+    titles = {
+        "toxicity": "toxicity", "toxicity_std": "standard deviation",
+        "toxic_share": f"over {TOXIC_ABOVE}", "reward": "reward",
+    }  # fmt: skip
+    columns = [
+        *_COLUMNS[:2],
+        *(Column(key, title, -1, _changed(key)) for key, title in titles.items()),
+    ]
+    return _make_table(comparison, columns, range(len(comparison.groups)), members=False)
+
+
 def make_differences(comparison: Comparison, before: int) -> Table:
     """Tabulate the paired differences of all groups to one of them."""
     columns = [_COLUMNS[0], *(Column(m, _label(m), _better(m), _gap(before, m)) for m in COMPARED)]
@@ -174,20 +189,6 @@ def _make_table(
     return Table([columns[i] for i in kept], shown)
 
 
-def make_change_cell(
-    after: Estimate | None, before: Estimate | None, change: Estimate | None, unit: Unit
-) -> Cell:
-    """Make a cell "before → after" with the paired change below it, or just the value."""
-    if before is None or after is None:
-        return _estimate_cell(after, unit)
-    text = f"{format_value(before, unit)} → {format_value(after, unit)}"
-    if change is None:
-        return Cell(text, (), after.value, after)
-    interval = format_interval(change, unit, sign=True)
-    value = format_value(change, unit, sign=True)
-    return Cell(text, (f"{value} ({interval})" if interval else value,), after.value, after)
-
-
 def _estimate_cell(estimate: Estimate | None, unit: Unit, sign: bool = False) -> Cell:
     if estimate is None:
         return EMPTY
@@ -205,7 +206,7 @@ def _name(comparison: Comparison, index: int) -> Cell:
 
 
 def _examples(comparison: Comparison, index: int) -> Cell:
-    found = [comparison.estimate(index, key) for key in ROUGE_LABELS]
+    found = [comparison.estimate(index, key) for key in COMPARED]
     n = next((one.n for one in found if one is not None), None)
     return EMPTY if n is None else Cell(str(n), sort=n)
 
@@ -236,9 +237,20 @@ def _other_column(name: str) -> Column:
     return Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3)))
 
 
-def _toxicity(comparison: Comparison, index: int) -> Cell:
-    after, before = (comparison.estimate(index, f"toxicity{end}") for end in ("", "_before"))
-    return make_change_cell(after, before, comparison.change(index, "toxicity"), Unit())
+def _changed(key: str) -> Callable[[Comparison, int], Cell]:
+    return lambda comparison, index: make_change_cell(comparison, index, key)
+
+
+def make_change_cell(comparison: Comparison, index: int, key: str) -> Cell:
+    """Make a cell "before → after" with the paired change below it, or just the value."""
+    unit = unit_of(key)
+    after, before = (comparison.estimate(index, f"{key}{end}") for end in ("", "_before"))
+    if before is None or after is None:
+        return _estimate_cell(after, unit)
+    text = f"{format_value(before, unit)} → {format_value(after, unit)}"
+    change = comparison.change(index, key)
+    details = (format_both(change, unit, sign=True),) if change else ()
+    return Cell(text, details, after.value, after)
 
 
 def _kl(comparison: Comparison, index: int) -> Cell:
@@ -278,7 +290,7 @@ _COLUMNS = (
     Column("run", "run", 0, _name),
     Column("n", "n", 0, _examples),
     *(Column(key, label, 1, _metric(key)) for key, label in ROUGE_LABELS.items()),
-    Column("toxicity", "toxicity ↓", -1, _toxicity),
+    Column("toxicity", "toxicity ↓", -1, _changed("toxicity")),
     Column("reward", "reward", 1, _metric("reward")),
     Column("kl", "KL ↓", -1, _kl),
     Column("trainable", "trained weights", -1, _trainable),

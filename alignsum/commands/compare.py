@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignsum.commands.options import make_parser, require_runs
+from alignsum.commands.options import make_parser, read_runs
 from common.exits import run, start_log
 
 log = logging.getLogger("compare")
@@ -50,12 +50,10 @@ def compare(folders: Sequence[Path], out: Path, baseline: str | None = None) -> 
     from reporting.comparison import Comparison
     from reporting.comparison_files import check_output, write_comparison
     from reporting.markdown import terminal_table
-    from reporting.runs import read_runs
     from reporting.table import make_other_results, make_results
 
     check_output(out)
     runs, problems = read_runs([path for path in folders if path.resolve() != out.resolve()])
-    require_runs(runs, problems)
     comparison = Comparison(runs, problems, baseline)
     arguments = ["python", "-m", "alignsum", "compare", *map(str, folders), "--out", str(out)]
     write_comparison(comparison, out, show_command(arguments))

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignsum.commands.options import make_parser, require_runs
+from alignsum.commands.options import make_parser, read_runs
 from common.exits import run, start_log
 
 log = logging.getLogger("frontier")
@@ -13,8 +13,7 @@ HELP = """\
 Weigh what tested PPO runs gain in toxicity against what they lose in ROUGE-1, over seeds.
 
 Runs that differ only in their seed become one arm. The least toxic arm that loses no more ROUGE-1
-than allowed is marked. Writes frontier.md, frontier.json (by arm), frontier.csv (by run) and
-plots/frontier.png."""
+than allowed is marked. Writes frontier.md, frontier.json and plots/frontier.png."""
 
 EXAMPLE = """\
 example:
@@ -48,25 +47,15 @@ def frontier(paths: Sequence[Path], out: Path, max_rouge_loss: float = 1.0) -> N
         ValueError: No run can be used, or the limit is negative.
     """
     from reporting import frontier as work
+    from reporting.comparison import Comparison
     from reporting.markdown import terminal_table
-    from reporting.runs import read_runs
 
     if not max_rouge_loss >= 0:
         raise ValueError(f"--max_rouge_loss must be 0 or more, got {max_rouge_loss}")
-    found, problems = read_runs(work.find_run_folders(paths))
-    usable = []
-    for one in found:
-        try:
-            work.check_ppo_run(one)
-            usable.append(one)
-        except ValueError as error:
-            problems.append(f"{one.path}: {error}")
-    require_runs(usable, problems)
-    limit = max_rouge_loss / 100
-    arms = work.make_arms(usable, limit)
-    chosen = work.choose(arms, limit)
-    work.write_frontier(out, arms, chosen, limit, problems)
+    usable, problems = read_runs(work.find_run_folders(paths), work.check_ppo_run)
+    found = work.Frontier(Comparison(usable, problems), max_rouge_loss / 100)
+    found.write(out)
     from rich.console import Console
 
-    rows = [[*row[:6], row[9]] for row in work.tabulate_arms(arms, chosen)]
-    Console().print(terminal_table(rows, ("arm",), work.describe_arms(limit)))
+    rows = [[*row[:5], row[8]] for row in found.tabulate()]
+    Console().print(terminal_table(rows, ("arm",), found.describe()))

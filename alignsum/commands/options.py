@@ -2,7 +2,12 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reporting.runs import Run
 
 log = logging.getLogger("alignsum")
 
@@ -36,13 +41,34 @@ def parse_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def require_runs(runs: Sequence[object], problems: Sequence[str]) -> None:
-    """Report folders that could not be read, and stop if none could.
+def read_runs(
+    paths: Sequence[Path], check: Callable[["Run"], None] = lambda _: None
+) -> tuple[list["Run"], list[str]]:
+    """Read run folders and log what cannot be used.
+
+    Args:
+        paths: The folders.
+        check: Raises ValueError for a run that the command cannot use.
+
+    Returns:
+        The usable runs, and a sentence about each folder or file that could not be used.
 
     Raises:
-        ValueError: There is no readable run.
+        ValueError: No run can be used.
     """
+    from reporting import runs as work
+
+    usable, problems = [], []
+    found, unreadable = work.read_runs(paths)
+    for run in found:
+        try:
+            check(run)
+            usable.append(run)
+        except ValueError as error:
+            problems.append(f"{run.path}: {error}")
+    problems = [*unreadable, *problems]
     for problem in problems:
         log.error("%s", problem)
-    if not runs:
+    if not usable:
         raise ValueError("no folder holds a run that can be shown.")
+    return usable, problems

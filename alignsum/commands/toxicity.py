@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignsum.commands.options import make_parser, require_runs
+from alignsum.commands.options import make_parser, read_runs
 from common.exits import run, start_log
 
 log = logging.getLogger("toxicity")
@@ -13,8 +13,8 @@ HELP = """\
 Report the toxicity of test summaries before and after training: mean, spread, worst cases.
 
 Needs runs that were tested with a classifier (--toxicity.model). Writes toxicity.md (worst cases,
-and the examples with the highest and lowest gains in reward), toxicity.csv (all estimates),
-toxicity_examples.csv (all examples) and plots/toxicity_by_run.png."""
+and the examples with the highest and lowest gains in reward) and toxicity_examples.csv (all
+examples); `compare` draws the charts."""
 
 EXAMPLE = """\
 example:
@@ -44,21 +44,16 @@ def toxicity(paths: Sequence[Path], out: Path, top: int = 10) -> None:
         ValueError: No run can be read, or `top` is below 1.
     """
     from reporting import toxicity as work
+    from reporting.answer import find_answer
+    from reporting.comparison import Comparison
     from reporting.markdown import terminal_table
-    from reporting.runs import read_runs
+    from reporting.table import make_toxicity
 
     if top < 1:
         raise ValueError(f"--top must be at least 1, got {top}.")
-    found, problems = read_runs(paths)
-    reports = []
-    for one in found:
-        try:
-            reports.append(work.ToxicityReport(one))
-        except ValueError as error:
-            problems.append(f"{one.path}: {error}")
-    require_runs(reports, problems)
-    work.write_toxicity(reports, problems, top, out)
+    comparison = Comparison(*read_runs(paths, work.check_toxicity))
+    work.write_toxicity(comparison, top, out)
     from rich.console import Console
 
-    caption = "\n".join([work.CAPTION, *work.find_cautions(reports)])
-    Console().print(terminal_table(work.tabulate_toxicity(reports), caption=caption))
+    caption = "\n".join([work.CAPTION, *find_answer(comparison).cautions])
+    Console().print(terminal_table(make_toxicity(comparison).texts, caption=caption))

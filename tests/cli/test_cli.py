@@ -265,13 +265,11 @@ def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: 
     assert challenge.read_predictions()[0]["id"] == "challenge_0"
     folders = [str(tmp_path / "ppo"), str(challenge.path)]
     assert report.main(["toxicity", *folders, "--out", str(report_dir)]) == 0
-    with (report_dir / "toxicity.csv").open(newline="", encoding="utf-8") as file:
-        written = {(row["run"], row["metric"]): row for row in csv.DictReader(file)}
-    recorded = challenge.read_summary()["metrics"]
-    for name in ("toxicity_change", "toxicity_std_before", "toxic_share_after", "reward_change"):
-        row = written["challenge", f"test/{name}"]
-        expected = recorded[f"test/{name}"]
-        assert {key: float(row[key]) for key in expected} == expected
+    with (report_dir / "toxicity_examples.csv").open(newline="", encoding="utf-8") as file:
+        written = {(row["run"], row["id"]): row for row in csv.DictReader(file)}
+    for row in challenge.read_predictions():
+        for name in ("toxicity_before", "toxicity", "reward_before", "reward"):
+            assert float(written["challenge", row["id"]][name]) == row[name]
 
 
 def test_without_a_hub_everything_missing_is_named_at_once(tmp_path: Path, fails: Fails) -> None:
