@@ -4,15 +4,13 @@ Every logit comes from ``model(encoder_outputs=..., decoder_input_ids=...).logit
 scales, output heads, soft-capping, logit biases and masks are the model's own.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
@@ -28,8 +26,14 @@ from lightning_modules.backbones.interface import (
     ValueHead,
     select_rows,
 )
+from lightning_modules.backbones.passes import (
+    has_soft_prompt,
+    head_at,
+    last_hidden,
+    token_scores,
+)
 from lightning_modules.backbones.plain import plain_distribution
-from lightning_modules.backbones.sampling import entropy_of, sample_responses
+from lightning_modules.backbones.sampling import sample_responses
 
 
 class Encoded(NamedTuple):
@@ -92,14 +96,14 @@ class EncoderDecoder(Backbone):
     @property
     def trains_context(self) -> bool:
         """Whether anything that the encoder's output depends on is trained."""
-        if _has_soft_prompt(self.model):
+        if has_soft_prompt(self.model):
             return True
         return any(p.requires_grad for p in self.base.get_encoder().parameters())
 
     def read(self, prompts: Prompts) -> Encoded:
         """Run the encoder once for each prompt."""
         ids, mask = prompts
-        if _has_soft_prompt(self.model):
+        if has_soft_prompt(self.model):
             virtual = self.model.active_peft_config.num_virtual_tokens
             embedded = self.base.get_input_embeddings()(ids)
             start = self.model.get_prompt(len(ids))[:, :virtual].to(embedded.dtype)
@@ -124,15 +128,7 @@ class EncoderDecoder(Backbone):
         inputs = torch.cat([before, responses[:, :-1]], dim=1)
         places = F.pad(mask, (len(self.prefix) - 1, 0))
         logits, hidden = self._decode(context, inputs, places)
-        logits = logits.float() / temperature
-        logprobs = -F.cross_entropy(logits, responses[mask], reduction="none")
-        entropy = values = torch.zeros_like(logprobs)
-        if with_entropy:
-            with torch.no_grad():
-                entropy = entropy_of(logits.log_softmax(dim=-1))
-        if value_head is not None:
-            values = value_head(hidden)
-        return TokenScores(*(_scatter(each, mask) for each in (logprobs, entropy, values)))
+        return token_scores(logits, hidden, responses, mask, temperature, value_head, with_entropy)
 
     @torch.no_grad()
     def sample(
@@ -214,7 +210,10 @@ class EncoderDecoder(Backbone):
         Returns:
             Logits [N, V] and last hidden states [N, d].
         """
-        with _last_hidden(self.base) as found, _head_at(self.base, places):
+        # A decoder that is a language model of its own (EncoderDecoderModel) keeps a body inside.
+        decoder = self.base.get_decoder()
+        body = getattr(decoder, "base_model", decoder)
+        with last_hidden(body) as found, head_at(self.base, places):
             logits = self.base(
                 encoder_outputs=context.kind(last_hidden_state=context.hidden),
                 attention_mask=context.attention_mask,
@@ -254,44 +253,6 @@ class CachedDecoder:
         self.context = self.context._replace(hidden=hidden, attention_mask=mask)
 
 
-@contextmanager
-def _last_hidden(model: Any) -> Iterator[list[Tensor]]:
-    """Collect the decoder's last hidden states [B, T, d] during a forward pass."""
-    found: list[Tensor] = []
-    # A decoder that is a language model of its own (EncoderDecoderModel) keeps a body inside.
-    decoder = model.get_decoder()
-    body = getattr(decoder, "base_model", decoder)
-    hook = body.register_forward_hook(lambda _, __, output: found.append(output[0]))
-    try:
-        yield found
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def _head_at(model: Any, places: Tensor) -> Iterator[None]:
-    """Let the output head compute [N, V] logits at some places only, instead of [B, T, V].
-
-    The vocabulary makes logits the largest tensor of all. A model whose head does not receive
-    [B, T, d] computes all of its logits.
-
-    Args:
-        model: An encoder-decoder.
-        places: True at N positions of the decoder's output, [B, T].
-    """
-
-    def select(_: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        hidden = inputs[0]
-        is_usual = hidden.dim() == 3 and hidden.shape[:2] == places.shape
-        return (hidden[places], *inputs[1:]) if is_usual else None
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def context_modules(model: Any) -> tuple[nn.Module, ...]:
     """Return the parts of a model that its context depends on: encoder and input embedding."""
     return model.get_encoder(), model.get_input_embeddings()
@@ -325,13 +286,3 @@ def _reads_embeddings_like_ids(model: Any) -> bool:
     found = encoder(inputs_embeds=embedded, return_dict=True).last_hidden_state
     model.train(training)
     return torch.allclose(wanted, found, rtol=1e-3, atol=1e-4)
-
-
-def _has_soft_prompt(model: Any) -> bool:
-    """Tell whether a model is a PEFT model whose active adapter is a soft prompt."""
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
-
-
-def _scatter(real: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Place the values of the N real tokens where the mask has them, and 0 elsewhere."""
-    return real.new_zeros(mask.shape).masked_scatter(mask, real)
