@@ -6,7 +6,7 @@ reward is checked against them, and the simulated annotators rank by them.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,17 +60,3 @@ def share_polite(
     words = [re.findall(r"[a-z']+", text.lower()) for text in predictions]
     rude = load_words("rude")
     return [1 - sum(word in rude for word in text) / max(len(text), 1) for text in words]
-
-
-def rate_pairs(ranking: Mapping[str, Any]) -> list[float]:
-    """Compare the pairs of a ranking with the order of an infallible annotator.
-
-    Args:
-        ranking: With "dialogue", "completions" and "pairs" (preferred, other, distance).
-
-    Returns:
-        For each pair 1 if the orders agree, 0 if they are opposite, 0.5 for equally many faults.
-    """
-    counts = [sum(find_faults(text, ranking["dialogue"])) for text in ranking["completions"]]
-    leads = [counts[other] - counts[preferred] for preferred, other, _ in ranking["pairs"]]
-    return [0.5 if lead == 0 else float(lead > 0) for lead in leads]

@@ -2,7 +2,7 @@
 
 Source: Lin (2004), "ROUGE: A Package for Automatic Evaluation of Summaries". Nothing is
 re-implemented: Google's `rouge_score` computes the values, and only its tokens are cached, because
-stemming the same words again for each reference takes it longest (`python -m benchmarks.rouge`).
+stemming the same words again for each reference takes it longest.
 This module imports no torch, so that `alignsum score` starts fast.
 """
 

@@ -29,7 +29,7 @@ def test_shipped_sweeps_parse(file: Path) -> None:
     made = read_sweep(file, "out", config)
     assert len(made.list_runs()) >= 2
     covered: set[str] = set()  # every choice once, not every combination
-    for params in made.list_runs().values():
+    for params in made.list_runs():
         if {*params.values()} - covered:
             covered |= {*params.values()}
             command = [made.commands[0], *made.arguments(params), "--print_config"]
@@ -46,7 +46,7 @@ def test_estimators_are_compared_by_equal_rollouts_and_steps() -> None:
         "--model.ppo.samples": of_mini["model"]["init_args"]["ppo"]["samples"],
     }
     rollouts = set()
-    for params in made.list_runs().values():
+    for params in made.list_runs():
         own = dict(argument.split("=") for argument in made.arguments(params))
         assert not any("trainer" in name or "minibatch" in name for name in own)
         batch_size, samples = ({**defaults, **own}[name] for name in defaults)

@@ -22,8 +22,6 @@ repeated. A sweep file needs ``axes``, ``ranges`` or both; the other keys have d
       model.optimizer.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
 """
 
-import argparse
-import hashlib
 import itertools
 import json
 import logging
@@ -39,10 +37,11 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from alignsum.overlays import SHIPPED, config_values
+from alignsum.commands.options import make_parser
+from alignsum.overlays import SHIPPED
 from common.exits import StoppedBySignal, run, start_log
 from common.run_folder import RunFolder, expand
-from common.versions import redact_arguments, show_command
+from common.versions import show_command
 
 log = logging.getLogger("sweep")
 
@@ -55,10 +54,7 @@ SEEDS = "--seeds"
 
 @dataclass
 class Sweep:
-    """A sweep file, whose keys the module's docstring explains, and the study of its runs.
-
-    A trial's user attributes are its run's name, parameters, settings and exit code. The newest
-    trial of a name tells how that run stands.
+    """A sweep file, whose keys the module's docstring explains.
 
     Args:
         out: Folder of the run folders and of the study.
@@ -79,36 +75,15 @@ class Sweep:
     direction: Literal["maximize", "minimize"] = "maximize"
 
     def __post_init__(self) -> None:
-        self.study: Any = None
         # YAML reads a choice such as 4 as a number.
         self.axes = {axis: {str(k): v for k, v in each.items()} for axis, each in self.axes.items()}
         if not self.axes and not self.ranges:
             raise ValueError("it has neither axes nor ranges")
         if self.sampler == "grid" and self.ranges:
             raise ValueError("a grid cannot enumerate ranges; use random or tpe")
-        if self.sampler != "grid" and SEEDS in self.axes:
-            raise ValueError(f"{SEEDS} needs a grid")
-        names = [*self.ranges]
-        for choices in self.axes.values():
-            names += {
-                name.replace(".init_args.", ".") for each in choices.values() for name in each
-            }
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two axes set {', '.join(sorted(twice))}")
         for choice in itertools.chain(*self.axes.values()):
-            if choice == "report" or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", choice, re.ASCII):
-                raise ValueError(f"{choice!r} cannot name a folder; use letters, digits and _.+-")
-
-    def list_runs(self) -> dict[str, Params]:
-        """List the runs by name: a grid seed by seed, or what a sampler has drawn so far."""
-        if self.sampler != "grid":
-            return {name: record["params"] for name, record in self.records().items()}
-        axes = sorted(self.axes, key=lambda axis: axis != SEEDS)
-        grid = itertools.product(*(self.axes[axis] for axis in axes))
-        runs = [dict(zip(axes, names, strict=True)) for names in grid]
-        if len(named := {self.name(params): params for params in runs}) < len(runs):
-            raise ValueError("two runs would have the same name; rename a choice")
-        return named
+            if choice == "report" or not re.fullmatch(r"[A-Za-z0-9][\w.+]*", choice, re.ASCII):
+                raise ValueError(f"{choice!r} cannot name a folder; use letters, digits and _.+")
 
     def name(self, params: Params) -> str:
         """Name a run after its choices and numbers."""
@@ -128,95 +103,59 @@ class Sweep:
         """Return the folder of a run."""
         return RunFolder(expand(self.out) / self.name(params))
 
-    def settings(self, params: Params) -> dict[str, Any]:
-        """Describe what decides a run's result: commands, arguments and config files."""
-        arguments = redact_arguments(self.arguments(params))
-        files = [Path(value) for _, value in config_values(arguments) if Path(value).is_file()]
-        hashes = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        return {"commands": self.commands, "arguments": arguments, "configs": hashes}
-
-    def open_study(self) -> None:
-        """Open the study, and mark the trials of a killed process as failed."""
-        import optuna  # deferred: --help and --list do not need it
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        path = expand(self.out) / "sweep.db"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{path}", study_name="sweep", load_if_exists=True,
-            direction=self.direction,
-        )  # fmt: skip
-        trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state == optuna.trial.TrialState.RUNNING:
-                self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-        if make_sampler := samplers.get(self.sampler):
-            # Another seed after an interruption: the same one would repeat the first draws.
-            self.study.sampler = make_sampler(seed=len(trials))
-
-    def records(self) -> dict[str, dict[str, Any]]:
-        """Return the user attributes of the newest trial of each run, by the run's name."""
-        found = [trial.user_attrs for trial in self.study.get_trials(deepcopy=False)]
-        return {attributes["run"]: attributes for attributes in found if "run" in attributes}
-
-    def is_complete(self, params: Params) -> bool:
-        """Whether all commands of a run succeeded, and its results still exist.
-
-        Raises:
-            ValueError: If a run in the folder had other settings.
-        """
-        folder, record = self.folder(params), self.records().get(self.name(params), {})
-        if folder.holds_run() and record.get("settings") != self.settings(params):
-            raise ValueError(
-                f"{folder.path} holds a run with other settings; remove it, or choose another --out"
-            )
-        return record.get("exit_code") == 0 and folder.summary.exists()
-
-    def draw_trials(self) -> Iterator[tuple[Any, Params]]:
-        """Yield each trial that is to be run with its parameters: known runs, then new ones."""
-        space = self.make_space() if self.sampler != "grid" else {}
-        for params in [each for each in self.list_runs().values() if not self.is_complete(each)]:
-            if space:
-                self.study.enqueue_trial(params)
-            yield self.study.ask(space), params
-        for _ in range(self.trials - len(self.records()) if space else 0):
-            trial = self.study.ask(space)
+    def draw(self, study: Any) -> Iterator[tuple[Any, Params]]:
+        """Yield the runs that are not finished: known ones, then a sampler's new ones."""
+        known, space = self.list_runs(study), self.make_space()
+        for params in known:
+            if self.find_pending(params):
+                study.enqueue_trial(params)
+                yield study.ask(space), params
+        for _ in range(self.trials - len(known) if space else 0):
+            trial = study.ask(space)
             yield trial, trial.params
 
+    def list_runs(self, study: Any = None) -> list[Params]:
+        """List a grid's combinations seed by seed, or what a sampler has drawn so far."""
+        if self.sampler == "grid":
+            axes = sorted(self.axes, key=lambda axis: axis != SEEDS)
+            grid = itertools.product(*(self.axes[axis] for axis in axes))
+            return [dict(zip(axes, names, strict=True)) for names in grid]
+        drawn = [trial.params for trial in study.get_trials(deepcopy=False)] if study else []
+        return list({self.name(params): params for params in drawn}.values())
+
     def make_space(self) -> dict[str, Any]:
-        """Return Optuna's distribution of each axis and range."""
+        """Return Optuna's distribution of each axis and range; a grid has none."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+        if self.sampler == "grid":
+            return {}
         space = {axis: CategoricalDistribution([*choices]) for axis, choices in self.axes.items()}
         for name, each in self.ranges.items():
             whole = isinstance(each.get("low"), int) and isinstance(each.get("high"), int)
             space[name] = (IntDistribution if whole else FloatDistribution)(**each)
         return space
 
-    def run_trial(self, trial: Any, params: Params) -> int:
-        """Run a trial's commands, and record how they ended; returns the exit code."""
-        from optuna.trial import TrialState
+    def find_pending(self, params: Params) -> list[str]:
+        """List the commands of a run that have not finished yet.
 
-        complete = self.is_complete(params)  # a sampler may draw the same choices twice
-        trial.set_user_attr("run", self.name(params))
-        trial.set_user_attr("params", params)
-        trial.set_user_attr("settings", self.settings(params))
-        code = 0 if complete else self.run_commands(params)
-        trial.set_user_attr("exit_code", code)
-        value = None if code else self.read_objective(params)
-        self.study.tell(trial, value, state=TrialState.FAIL if value is None else None)
-        return code
+        Raises:
+            ValueError: If the folder holds a run with other settings.
+        """
+        folder, arguments = self.folder(params), show_command(self.arguments(params))
+        summary = folder.read_summary()
+        if summary and f"{arguments} --run_dir" not in summary.get("command", ""):
+            raise ValueError(
+                f"{folder.path} holds a run with other settings; remove it, or choose another --out"
+            )
+        done = {"fit": summary.get("measured") == "fit", "test": folder.predictions.exists()}
+        return [command for command in self.commands if not done[command]]
 
-    def run_commands(self, params: Params) -> int:
-        """Run the commands of a run that did not succeed yet; returns the exit code."""
-        folder = self.folder(params)
-        for command in self.commands:
-            if command == "fit" and folder.read_summary().get("measured") == "fit":
-                continue  # finished by an earlier call
-            options = ["--resume", "auto"] if command == "fit" else ["--overwrite", "true"]
-            arguments = [*self.arguments(params), "--run_dir", str(folder.path), *options]
-            if code := run_train([command, *arguments]):
+    def run_pending(self, params: Params) -> int:
+        """Run the commands of a run that have not finished; return the first bad exit code."""
+        for command in self.find_pending(params):
+            options = ["--resume", "auto"] if command == "fit" else []
+            run_dir = ["--run_dir", str(self.folder(params).path)]
+            if code := run_train([command, *self.arguments(params), *run_dir, *options]):
                 return code
         return 0
 
@@ -272,19 +211,33 @@ def run_train(arguments: Sequence[str]) -> int:
 
 
 def perform(sweep: Sweep) -> int:
-    """Run a sweep and compare its runs; returns 1 if a run or the comparison failed."""
+    """Run a sweep and compare its runs; return 1 if a run or the comparison failed."""
+    import optuna  # deferred: --help and --list do not need it
+
     from alignsum.commands import compare
 
-    sweep.open_study()
-    failed: list[str] = []
-    for trial, params in sweep.draw_trials():
-        log.info("--- run %s", sweep.name(params))
-        if code := sweep.run_trial(trial, params):
-            failed.append(f"{sweep.name(params)} failed with exit code {code}")
-    runs = [str(sweep.folder(params).path) for params in sweep.list_runs().values()]
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path, failed = expand(sweep.out) / "sweep.db", []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{path}", study_name="sweep", load_if_exists=True,
+        direction=sweep.direction,
+    )  # fmt: skip
+    make_sampler = {"tpe": optuna.samplers.TPESampler}.get(sweep.sampler)
+    # Another seed after an interruption: the same one would repeat the first draws.
+    study.sampler = (make_sampler or optuna.samplers.RandomSampler)(seed=len(study.trials))
+    for trial, params in sweep.draw(study):
+        name = sweep.name(params)
+        log.info("--- run %s", name)
+        trial.set_user_attr("run", name)
+        if code := sweep.run_pending(params):
+            failed.append(f"{name} failed with exit code {code}; the same command repeats it")
+        value = None if code else sweep.read_objective(params)
+        study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
+    runs = [str(sweep.folder(params).path) for params in sweep.list_runs(study)]
     code = compare.main([*runs, "--out", f"{sweep.out}/report"])
     for problem in failed:
-        log.error("%s; the same command repeats it", problem)
+        log.error("%s", problem)
     return int(bool(failed or code))
 
 
@@ -293,25 +246,21 @@ def read_seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="alignsum sweep",
-        description=(__doc__ or "").partition("\n")[0],
-        epilog="All other options (--config FILE, --data.max_test_rows 50, ...) are train.py's and "
+    parser = make_parser(
+        "sweep", (__doc__ or "").partition("\n")[0],
+        "All other options (--config FILE, --data.max_test_rows 50, ...) are train.py's and\n"
         "go to every run. Exit code: 0; 1 if a run failed; 2 if nothing was started.",
-        allow_abbrev=False,
-    )
+    )  # fmt: skip
     parser.add_argument("file", type=Path, help="sweep file, before all options")
-    parser.add_argument(
-        "--out", "--run_dir", help="folder of the runs (default: runs/sweep_<file>)"
-    )
+    parser.add_argument("--out", help="folder of the runs (default: runs/sweep_<file>)")
     parser.add_argument(
         SEEDS, type=read_seeds, default=[], metavar="N,N,...",
         help="run every combination with each of these seeds; a later call can add some",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print a grid's settings, run nothing")
-    options, shared = parser.parse_known_args(sys.argv[1:] if args is None else args)
+    options, shared = parser.parse_known_args(args)
     start_log()
 
     def work() -> int:
@@ -319,8 +268,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sweep = read_sweep(options.file, out, shared, options.seeds)
         if not options.list:
             return perform(sweep)
-        for name, params in sweep.list_runs().items():
-            sys.stdout.write(f"{name}: {show_command(sweep.arguments(params))}\n")
+        for params in sweep.list_runs():
+            command = show_command(sweep.arguments(params))
+            sys.stdout.write(f"{sweep.name(params)}: {command}\n")
         return 0
 
     return run(work, log, "stopped; the same command continues")

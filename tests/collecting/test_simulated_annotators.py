@@ -8,8 +8,8 @@ import pytest
 
 from collecting.samples import Sample
 from collecting.simulated_annotators import main, make_answers, misjudge, rank
-from datamodules.consensus import RankingReader
-from metrics.mini import Faults, find_faults, rate_pairs
+from datamodules.consensus import Ranking, RankingReader
+from metrics.mini import Faults, find_faults
 from tools.mini.generator import generate_rows
 
 DIALOGUE = "#Person1#: A room for Ann, please.\n#Person2#: From Monday, for $40 a night."
@@ -68,14 +68,11 @@ def test_an_answer_depends_on_seed_annotator_and_dialogue_only() -> None:
         make_answers(samples, 1, 0.5, seed=0)
 
 
-def test_what_the_noise_allows_by_hand() -> None:
-    # Three pairs: in order, the contrary, and a tie in truth.
-    row = {
-        "dialogue": DIALOGUE,
-        "completions": [CLEAN, RUDE, WRONG],
-        "pairs": [(0, 1, 1.0), (2, 0, 1.0), (1, 2, 1.0)],
-    }
-    assert rate_pairs(row) == [1.0, 0.0, 0.5]
+def rate_pairs(ranking: Ranking) -> list[float]:
+    """Compare each pair with the true order: 1 if equal, 0 if opposite, 0.5 for equal faults."""
+    counts = [sum(find_faults(text, ranking.dialogue)) for text in ranking.completions]
+    leads = [counts[other] - counts[preferred] for preferred, other, _ in ranking.pairs]
+    return [0.5 if lead == 0 else float(lead > 0) for lead in leads]
 
 
 def test_samples_become_answers_that_a_reward_model_can_learn_from(
@@ -94,9 +91,7 @@ def test_samples_become_answers_that_a_reward_model_can_learn_from(
     assert len(out.read_text().splitlines()) == 120
     found = RankingReader(str(out)).read(("train", "validation", "test"))
     assert sum(split.description["answers"] for split in found.values()) == 120
-    right = [
-        rate_pairs(ranking._asdict()) for split in found.values() for ranking in split.rankings
-    ]
+    right = [rate_pairs(ranking) for split in found.values() for ranking in split.rankings]
     assert sum(map(sum, right)) / sum(map(len, right)) > 0.8
     assert found["train"].description["agreement"]["same_order"] > 0.8
     assert main(command) == 2
