@@ -4,40 +4,31 @@
     python -m alignsum demo --quick             # a few batches of everything: does it run?
     python -m alignsum demo --only lora ppo     # these steps
     python -m alignsum demo --feedback          # also learn from simulated annotators' rankings
-    python -m alignsum demo --source data/dialogsum --root runs/real
 
 All steps run in this process, so the libraries are imported once. Each consists of commands that
 anyone can type; they and their output are in ROOT/<step>.log. Finished steps are skipped, so the
-same command continues an interrupted demo. With ``--source`` the miniature's models train on other
-dialogues; the reward model keeps the miniature's rankings.
+same command continues an interrupted demo.
 """
 
-import argparse
 import contextlib
 import gc
 import importlib
-import json
 import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from alignsum.commands.options import make_parser
 from common.exits import run, start_log
-from common.run_folder import RunFolder, write_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from common.run_folder import RunFolder
 
 log = logging.getLogger("demo")
 
 BASELINES = ("human", "lead_3")
 """Rows without a model: see alignsum/commands/baselines.py."""
-
-FEW_RANKINGS = "--data.batch_size 4 --trainer.max_epochs 4 --model.optimizer.init_args.lr 3e-4"
-"""Settings of a reward model that learns from some hundreds of rankings instead of 2,000."""
 
 METHODS = {
     "zero_shot": "in_context --data.shots 0",
@@ -47,9 +38,11 @@ METHODS = {
     "lora": "lora",
     "soft_prompt": "soft_prompt",
     "reward": "reward",
-    "ppo": "ppo --model.adapter {root}/lora/export",
-    # Learn from rankings of the LoRA's summaries, with a reward model or without one.
-    "reward_feedback": f"reward --data.source {{root}}/feedback/answers.jsonl {FEW_RANKINGS}",
+    "ppo": "ppo --config configs/overlays/rollouts.yaml --model.adapter {root}/lora/export",
+    # Learn from rankings of the LoRA's summaries, with a reward model or without one. The reward
+    # model learns from some hundreds of rankings instead of 2,000.
+    "reward_feedback": "reward --data.source {root}/feedback/answers.jsonl --data.batch_size 4 "
+    "--trainer.max_epochs 4 --model.optimizer.init_args.lr 3e-4",
     "ppo_feedback": "ppo --model.adapter {root}/lora/export "
     "--model.reward_model {root}/reward_feedback/export",
     "dpo": "dpo --model.adapter {root}/lora/export --data.source {root}/feedback/answers.jsonl",
@@ -73,83 +66,41 @@ COMPLETIONS = 8
 """Completions of each ranked dialogue: 28 pairs a ranking."""
 
 
-def make_commands(
-    name: str, root: str, seed: int = 42, source: str = "mini", quick: bool = False
-) -> list[list[str]]:
+def make_commands(name: str, root: str, seed: int = 42, quick: bool = False) -> list[list[str]]:
     """Return the commands of a step, each a module with a `main` and its arguments.
 
     Args:
         name: One of STEPS.
         root: Folder of the run folders.
         seed: Seed of everything random in the step.
-        source: Where the dialogues come from.
         quick: Use a few batches only.
     """
+
+    def fill(text: str) -> list[str]:
+        return [part.format(root=root) for part in text.split()]
+
     if name in BASELINES:
-        options = ["--source", source, "--out", root, "--toxicity", "mini", "--overwrite", "true"]
-        options += ["--max_test_rows", "64"] if quick else []
-        return [["alignsum.commands.baselines", name, *options]]
+        text = "--source mini --out {root} --toxicity mini --overwrite true "
+        text += "--max_test_rows 64" if quick else ""
+        return [["alignsum.commands.baselines", name, *fill(text)]]
     if name == "feedback":
-        samples, answers = (Path(root, name, f"{part}.jsonl") for part in ("samples", "answers"))
-        rows = QUICKLY_RANKED if quick else RANKED
-        return sample_and_rank(Path(root, "lora"), samples, answers, rows, seed)
-    config, *settings = (part.format(root=root) for part in METHODS[name].split())
-    overlays = ["mini", *(["rollouts"] if config == "ppo" else [])]
-    if source != "mini" and name != "reward":
-        overlays.append("real_text")
-        settings += ["--data.source", source]
+        samples, rows = "{root}/feedback/samples.jsonl", QUICKLY_RANKED if quick else RANKED
+        sample = f"{{root}}/lora --input mini --split train --max_rows {rows} --output {samples} "
+        sample += f"--completions {COMPLETIONS} --seed {seed} --overwrite true"
+        rank = f"{samples} --out {{root}}/feedback/answers.jsonl --seed {seed} --overwrite"
+        return [
+            ["alignsum.commands.rank", "sample", *fill(sample)],
+            ["collecting.simulated_annotators", *fill(rank)],
+        ]
+    config, _, settings = METHODS[name].partition(" ")
+    text = f"--config configs/{config}.yaml --config configs/overlays/mini.yaml {settings} "
     if quick:
-        overlays.append("debug")
+        text += "--config configs/overlays/debug.yaml "
         if config != "in_context":  # which has no epoch
-            settings += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
-            settings += ["--trainer.val_check_interval", "1.0"]
-    return fit_and_test(config, Path(root, name), seed, settings, overlays)
-
-
-def fit_and_test(
-    config: str,
-    run_dir: Path,
-    seed: int,
-    settings: Sequence[str] = (),
-    overlays: Sequence[str] = ("mini",),
-) -> list[list[str]]:
-    """Return the commands that fit and test a config and replace an earlier run."""
-    paths = [f"configs/{config}.yaml", *(f"configs/overlays/{name}.yaml" for name in overlays)]
-    arguments = [part for path in paths for part in ("--config", path)]
-    arguments += [*settings, "--run_dir", str(run_dir)]
-    arguments += ["--seed_everything", str(seed), "--overwrite", "true"]
-    return [["train", command, *arguments] for command in ("fit", "test")]
-
-
-def sample_and_rank(
-    run_dir: Path,
-    samples: Path,
-    answers: Path,
-    rows: int,
-    seed: int,
-    split: str = "train",
-    completions: int = COMPLETIONS,
-    annotators: Sequence[str] = (),
-) -> list[list[str]]:
-    """Return the commands that sample from a run and let simulated annotators rank the samples.
-
-    Args:
-        run_dir: A run folder with an export.
-        samples: File of completions to write.
-        answers: File of rankings to write.
-        rows: Number of the miniature's dialogues.
-        seed: Seed of the sampling and of the annotators' mistakes.
-        split: Split of the dialogues.
-        completions: Number per dialogue.
-        annotators: Further options of the annotators.
-    """
-    sample = f"--input mini --split {split} --max_rows {rows} --completions {completions}".split()
-    sample += ["--output", str(samples), "--seed", str(seed), "--overwrite", "true"]
-    rank = [str(samples), "--out", str(answers), "--seed", str(seed), "--overwrite", *annotators]
-    return [
-        ["alignsum.commands.rank", "sample", str(run_dir), *sample],
-        ["collecting.simulated_annotators", *rank],
-    ]
+            text += "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 "
+            text += "--trainer.val_check_interval 1.0 "
+    text += f"--run_dir {{root}}/{name} --seed_everything {seed} --overwrite true"
+    return [["train", command, *fill(text)] for command in ("fit", "test")]
 
 
 def run_one(commands: Sequence[Sequence[str]]) -> int:
@@ -173,29 +124,33 @@ def show(command: Sequence[str]) -> str:
     return f"python {name} {shlex.join(arguments)}"
 
 
-def run_steps(options: argparse.Namespace, console: "Console") -> None:
-    """Run the steps that are not finished, and report each in two lines.
+def run_step(name: str, root: Path, commands: Sequence[Sequence[str]]) -> str:
+    """Run a step with its output in a file; return its main results.
 
     Raises:
-        ValueError: If a step fails; names its log.
+        ValueError: If the step fails; shows the end of its log.
     """
-    root = Path(options.root)
-    steps = [name for name in options.steps if options.overwrite or not is_finished(name, root)]
-    if skipped := [name for name in options.steps if name not in steps]:
-        console.print(f"finished earlier (--overwrite repeats them): {', '.join(skipped)}")
-    for number, name in enumerate(steps, start=1):
-        console.print(f"{number} of {len(steps)}: {name}", style="bold")
-        commands = make_commands(name, options.root, options.seed, options.source, options.quick)
-        path, began = root / f"{name}.log", time.monotonic()
-        with output_to(path):
-            for command in commands:
-                log.info("$ %s", show(command))
-            code = run_one(commands)
-        if code:
-            tail = "\n".join(path.read_text(encoding="utf-8").splitlines()[-8:])
-            raise ValueError(f"{name} failed with exit code {code}; the end of {path}:\n{tail}")
-        result = f"{describe_result(name, root) or 'done'} ({time.monotonic() - began:.0f} s)"
-        console.print(f"   {result}", style="green")
+    path, began = root / f"{name}.log", time.monotonic()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        for command in commands:
+            log.info("$ %s", show(command))
+        code = run_one(commands)
+    if code:
+        tail = "\n".join(path.read_text(encoding="utf-8").splitlines()[-8:])
+        raise ValueError(f"{name} failed with exit code {code}; the end of {path}:\n{tail}")
+    metrics = RunFolder(root / name).read_summary().get("metrics", {})
+    titles = {"rouge1": "ROUGE-1", "toxicity": "toxicity", "accuracy": "accuracy"}
+    found = [
+        f"{title} {100 * metrics[f'test/{key}']['value']:.1f}"
+        for key, title in titles.items()
+        if f"test/{key}" in metrics
+    ]
+    return f"{', '.join(found) or 'done'} ({time.monotonic() - began:.0f} s)"
 
 
 def is_finished(name: str, root: Path) -> bool:
@@ -204,73 +159,17 @@ def is_finished(name: str, root: Path) -> bool:
     return (root / name / last).is_file()
 
 
-def describe_result(name: str, root: Path) -> str:
-    """Return a step's main test metrics, times 100."""
-    metrics = RunFolder(root / name).read_summary().get("metrics", {})
-    titles = {"rouge1": "ROUGE-1", "toxicity": "toxicity", "accuracy": "accuracy"}
-    return ", ".join(
-        f"{title} {100 * metrics[f'test/{key}']['value']:.1f}"
-        for key, title in titles.items()
-        if f"test/{key}" in metrics
-    )
-
-
-@contextlib.contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Write everything that a step prints to a file."""
-    with (
-        path.open("w", encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield
-
-
-def check_root(options: argparse.Namespace) -> None:
-    """Refuse to mix runs of different settings in one folder, and record the settings.
-
-    Raises:
-        ValueError: If the folder holds a demo with other settings.
-    """
-    path = Path(options.root, "demo.json")
-    settings = {"seed": options.seed, "source": options.source, "quick": options.quick}
-    if path.is_file() and not options.overwrite:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier != settings:
-            raise ValueError(
-                f"{options.root} holds a demo with {earlier}; choose another folder with --root, "
-                "or replace it with --overwrite"
-            )
-    write_text(path, json.dumps(settings))
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `steps` of the result are the steps to run, in order."""
-    parser = argparse.ArgumentParser(
-        prog="alignsum demo", description=(__doc__ or "").partition("\n")[0]
-    )
-    add = parser.add_argument
-    add("--only", nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}")
+def main(args: Sequence[str]) -> int:
+    """Run the steps and the comparison; return the exit code (see common/exits.py)."""
+    parser = make_parser("demo", __doc__ or "")
+    add: Any = parser.add_argument
+    add("--only", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}")
     add("--root", help="folder of the run folders (runs/demo; runs/demo_quick with --quick)")
-    add("--seed", type=int, default=42)
-    add("--source", default="mini", help="dialogues: mini, a file, a folder or a hub id")
+    add("--seed", type=int, default=42, help="choose another --root for another seed")
     add("--quick", action="store_true", help="a few batches of everything")
     add("--feedback", action="store_true", help=f"also {', '.join(FEEDBACK)}")
     add("--overwrite", action="store_true", help="repeat finished steps")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.only or ()) - set(STEPS):
-        parser.error(f"no such step: {', '.join(sorted(unknown))}; choose from {', '.join(STEPS)}")
-    default = [name for name in STEPS if options.feedback or name not in FEEDBACK]
-    options.steps = [name for name in STEPS if name in (options.only or default)]
-    if options.source != "mini" and (refused := [s for s in options.steps if s in FEEDBACK]):
-        parser.error(f"{', '.join(refused)}: the simulated annotators know the miniature only")
-    options.root = options.root or ("runs/demo_quick" if options.quick else "runs/demo")
-    return options
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the steps and the comparison; return the exit code (see common/exits.py)."""
-    options = parse(args)
+    options = parser.parse_args(args)
     start_log()
 
     def work() -> int:
@@ -278,13 +177,20 @@ def main(args: Sequence[str]) -> int:
 
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         started, console = time.monotonic(), Console(soft_wrap=True, highlight=False)
-        check_root(options)
-        run_steps(options, console)
-        runs = [f"{options.root}/{name}" for name in TABLE if Path(options.root, name).is_dir()]
-        code = run_one([["alignsum.commands.compare", *runs, "--out", f"{options.root}/report"]])
+        root = Path(options.root or ("runs/demo_quick" if options.quick else "runs/demo"))
+        default = [name for name in STEPS if options.feedback or name not in FEEDBACK]
+        chosen = [name for name in STEPS if name in (options.only or default)]
+        steps = [name for name in chosen if options.overwrite or not is_finished(name, root)]
+        if skipped := [name for name in chosen if name not in steps]:
+            console.print(f"finished earlier (--overwrite repeats them): {', '.join(skipped)}")
+        for number, name in enumerate(steps, start=1):
+            console.print(f"{number} of {len(steps)}: {name}", style="bold")
+            commands = make_commands(name, str(root), options.seed, options.quick)
+            console.print(f"   {run_step(name, root, commands)}", style="green")
+        runs = [f"{root}/{name}" for name in TABLE if (root / name).is_dir()]
+        code = run_one([["alignsum.commands.compare", *runs, "--out", f"{root}/report"]])
         minutes = (time.monotonic() - started) / 60
-        page = f"{options.root}/report/report.html"
-        console.print(f"{minutes:.1f} minutes; open {page}", style="bold")
+        console.print(f"{minutes:.1f} minutes; open {root}/report/report.html", style="bold")
         return code
 
     return run(work, log, "interrupted; the same command continues")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("alignsum")
 
 
-def make_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
+def make_parser(command: str, description: str, example: str = "") -> argparse.ArgumentParser:
     """Create a parser whose help shows an example and keeps line breaks."""
     return argparse.ArgumentParser(
         prog=f"python -m alignsum {command}", description=description, epilog=example,

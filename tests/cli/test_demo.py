@@ -1,6 +1,5 @@
 """The demo: its steps, what it skips, and what it prints."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,18 +40,19 @@ def test_steps_read_what_earlier_steps_have_written() -> None:
 
 
 def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
-    fit, test = demo.make_commands("ppo", "runs/x", seed=3)
+    fit, test = demo.make_commands("ppo", "my runs", seed=3)
     assert fit[:2] == ["train", "fit"]
     assert test[:2] == ["train", "test"]
     assert fit[2:] == test[2:]
     assert fit[fit.index("--seed_everything") + 1] == "3"
+    assert "my runs/lora/export" in fit
     assert "configs/overlays/rollouts.yaml" in fit  # for the report's token view
 
 
 def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for name in set(demo.METHODS) - set(demo.FEEDBACK):
-        for command in demo.make_commands(name, "runs/x", source="some/folder", quick=True):
+    for name in demo.METHODS:
+        for command in demo.make_commands(name, "runs/x", quick=True):
             prepare_configs(command[2:])  # refuses an overlay without an entry for the class
 
 
@@ -76,16 +76,6 @@ def test_finished_steps_are_skipped_unless_they_are_to_be_repeated(
     assert len(called) == 5
 
 
-def test_runs_of_other_settings_are_not_mixed(
-    called: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--root", str(tmp_path), "--only", "zero_shot"]
-    assert demo.main(arguments) == 0
-    assert demo.main([*arguments, "--seed", "7"]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert demo.main([*arguments, "--seed", "7", "--overwrite"]) == 0
-
-
 def test_a_failed_step_ends_the_demo_and_shows_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,35 +87,19 @@ def test_a_failed_step_ends_the_demo_and_shows_its_log(
     assert "configs/nothing.yaml" in said  # the reason, from the step's log
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [(["--only", "lorra"], "lorra"), (["--source", "x", "--only", "dpo"], "miniature only")],
-)
-def test_unknown_steps_are_refused(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        demo.main(arguments)
+        demo.main(["--only", "lorra"])
     assert stop.value.code == 2
-    assert words in capsys.readouterr().err
+    assert "lorra" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["mini", "real"])
-def test_one_command_makes_the_whole_table(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_command_makes_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    feedback = ["--feedback"] if source == "mini" else []
-    if source == "real":
-        source = os.environ.get("DIALOGSUM_DIR", str(ROOT.parent / "shared" / "data" / "dialogsum"))
-        if not Path(source).is_dir():
-            pytest.skip(f"no DialogSum in {source}; name its folder in DIALOGSUM_DIR")
-    root = str(tmp_path)
-    assert demo.main(["--quick", "--source", source, "--root", root, *feedback]) == 0
+    assert demo.main(["--quick", "--root", str(tmp_path), "--feedback"]) == 0
     page = (tmp_path / "report" / "comparison.md").read_text()
-    runs = [run for run in demo.TABLE if feedback or run not in demo.FEEDBACK]
-    assert all(f"| {run} " in page for run in runs)
+    assert all(f"| {run} " in page for run in demo.TABLE)
     assert any(RunFolder(tmp_path / "ppo").rollouts.iterdir())
-    for name in set(runs) & set(demo.METHODS):
+    for name in demo.METHODS:
         assert RunFolder(tmp_path / name).read_summary()["peak_memory_bytes"] > 0
