@@ -37,23 +37,6 @@ class Item:
     phase: str | None = None
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """Numbers of rows and of tokens.
-
-    rows, source and target are those of a forward and backward pass; sampled rows and new_tokens
-    those of a rollout (PPO) or of generation in evaluation; eval_rows of its teacher forcing.
-    """
-
-    rows: int
-    source: int
-    target: int
-    eval_rows: int
-    eval_target: int
-    sampled: int
-    new_tokens: int
-
-
 def main(args: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
     if not args or args[0] in ("-h", "--help"):
@@ -94,56 +77,53 @@ def make_plan(config: dict[str, Any]) -> list[Item]:
     Raises:
         AlignsumError: If there is no plan for the method.
     """
+    import torch
+
     name = config["model"]["class_path"].rpartition(".")[2]
     if name not in ("FullFT", "LoRA", "SoftPrompt", "PPOPolicy"):
         raise AlignsumError(
             f"plan: {name} has no plan; only FullFT, LoRA, SoftPrompt and PPOPolicy"
         )
-    settings, trainer = config["model"]["init_args"], config["trainer"]
-    shapes = read_shapes(name, config)
+    settings, data, trainer = (
+        config["model"]["init_args"],
+        config["data"]["init_args"],
+        config["trainer"],
+    )
     model = build_model(name, settings)
-    bf16 = "bf16" in str(trainer["precision"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weights = sum(p.numel() for p in model.parameters())
-    items = [
-        Item("weights", FP32 * weights),
-        Item("optimizer state", count_moments(settings) * FP32 * trained),
-        Item("gradients", FP32 * trained, "optimizer step"),
-    ]
-    if runs_on_cpu(trainer["accelerator"]):
-        items.insert(0, Item("Python, libraries, data", PROCESS))
-    if bf16:
-        items.append(Item("bf16 copies of weights", BF16 * weights, "training step"))
-    if name == "SoftPrompt":
-        shapes = Shapes(**{**vars(shapes), "source": shapes.source + settings["virtual_tokens"]})
-    items += plan_training(model, shapes, bf16, name == "PPOPolicy")
-    items += plan_generation(model, shapes)
-    if name == "PPOPolicy":
-        items += plan_rewards(settings, shapes)
-    return items
+    optimizer = (settings.get("optimizer") or {"class_path": "torch.optim.AdamW"})["class_path"]
+    moments = 2 if "Adam" in optimizer else 0
 
-
-def runs_on_cpu(accelerator: str) -> bool:
-    """Return whether a Trainer with this accelerator computes on the CPU."""
-    import torch
-
-    is_auto = accelerator == "auto" and not torch.accelerator.is_available()
-    return accelerator == "cpu" or is_auto
-
-
-def read_shapes(name: str, config: dict[str, Any]) -> Shapes:
-    """Read the numbers of rows and tokens from a configuration."""
-    data, settings = config["data"]["init_args"], config["model"]["init_args"]
-    rows, source = data["batch_size"], data["max_source_length"]
-    eval_rows = data["eval_batch_size"] or rows
-    decoding = (settings.get("decoding") or {}).get("max_new_tokens", 128)
-    target, sampled, new_tokens = data["max_target_length"], eval_rows, decoding
+    rows, source, target = data["batch_size"], data["max_source_length"], data["max_target_length"]
+    source += settings.get("virtual_tokens") or 0
+    sampled = eval_rows = data["eval_batch_size"] or rows
+    new_tokens = (settings.get("decoding") or {}).get("max_new_tokens", 128)
+    validation_logits = 3 * FP32 * eval_rows * target * model.config.vocab_size
     if name == "PPOPolicy":
         ppo = settings["ppo"]
-        sampled, new_tokens = rows * ppo["samples"], ppo["max_new_tokens"]
-        rows = min(ppo.get("microbatch_size") or ppo["minibatch_size"], sampled)
-        target = new_tokens
-    return Shapes(rows, source, target, eval_rows, data["max_target_length"], sampled, new_tokens)
+        sampled, target = rows * ppo["samples"], ppo["max_new_tokens"]
+        rows, new_tokens = min(ppo.get("microbatch_size") or ppo["minibatch_size"], sampled), target
+    logits = FP32 * rows * target * model.config.vocab_size
+    items = [
+        Item("weights", FP32 * weights),
+        Item("optimizer state", moments * FP32 * trained),
+        Item("gradients", FP32 * trained, "optimizer step"),
+        # In fp32: the logits, their log-softmax, and the gradient of one of them.
+        Item("logits and their gradient", 3 * logits, "training step"),
+        *plan_generation(model.config, sampled, source, new_tokens),
+        Item("logits of a validation batch", validation_logits, "validation loss"),
+    ]
+    if trainer["accelerator"] == "cpu" or not torch.accelerator.is_available():
+        items.append(Item("Python, libraries, data", PROCESS))
+    if settings.get("reward_model"):
+        items.append(Item("reward model", FP32 * count_classifier(settings["reward_model"])))
+    if "bf16" in str(trainer["precision"]):
+        items.append(Item("bf16 copies of weights", BF16 * weights, "training step"))
+        model = model.to(torch.bfloat16)
+    model.train(name != "PPOPolicy")  # PPO trains without dropout
+    saved = count_saved(model, rows, source, target) - logits
+    return [*items, Item("activations saved for the backward pass", saved, "training step")]
 
 
 def build_model(name: str, settings: dict[str, Any]) -> Any:
@@ -164,10 +144,8 @@ def build_model(name: str, settings: dict[str, Any]) -> Any:
         lora = settings.get("policy", {"init_args": settings})
         if name != "FullFT" and (rank := (lora.get("init_args") or {}).get("r")):
             targets = lora["init_args"].get("target_modules")
-            model = get_peft_model(
-                model,
-                LoraConfig(task_type="SEQ_2_SEQ_LM", r=rank, target_modules=targets),
-            )
+            adapter = LoraConfig(task_type="SEQ_2_SEQ_LM", r=rank, target_modules=targets)
+            model = get_peft_model(model, adapter)
     if name == "SoftPrompt":
         model.requires_grad_(False)
         # Its gradient passes through the whole frozen model.
@@ -196,29 +174,6 @@ def has_own_head(path: str, backbone: Any) -> bool:
         return any(name.endswith("lm_head.weight") for name in weights.keys())  # noqa: SIM118
 
 
-def count_moments(settings: dict[str, Any]) -> int:
-    """Return how many numbers an optimizer keeps for each trained weight."""
-    optimizer = (settings.get("optimizer") or {"class_path": "torch.optim.AdamW"})["class_path"]
-    return {"SGD": 0, "Adafactor": 0, "Adam": 2, "AdamW": 2}.get(optimizer.rpartition(".")[2], 2)
-
-
-def plan_training(model: Any, shapes: Shapes, bf16: bool, is_ppo: bool) -> list[Item]:
-    """Plan a forward and backward pass over one (micro-)batch."""
-    import torch
-
-    if bf16:
-        model = model.to(torch.bfloat16)
-    if is_ppo:
-        model.eval()  # PPO trains without dropout
-    saved = count_saved(model, shapes.rows, shapes.source, shapes.target)
-    logits = FP32 * shapes.rows * shapes.target * model.config.vocab_size
-    return [
-        Item("activations saved for the backward pass", saved - logits, "training step"),
-        # In fp32: the logits, their log-softmax, and the gradient of one of them.
-        Item("logits and their gradient", 3 * logits, "training step"),
-    ]
-
-
 def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     """Count the bytes that autograd saves in one forward pass with a cross-entropy loss.
 
@@ -239,52 +194,37 @@ def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     storages = [p.untyped_storage() for p in model.parameters()]
     weights = {id(storage) for storage in storages}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(
-            input_ids=ids,
-            decoder_input_ids=labels,
-            use_cache=False,
-        ).logits
+        logits = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def plan_generation(model: Any, shapes: Shapes) -> list[Item]:
-    """Plan a rollout, or generation in evaluation: the caches of keys and values."""
-    config = model.config
-    width = getattr(config, "num_heads", 1) * getattr(config, "d_kv", config.d_model)
-    layers = getattr(config, "num_decoder_layers", None) or config.decoder_layers
-    tokens = shapes.source + shapes.new_tokens
-    cache = 2 * FP32 * layers * shapes.sampled * tokens * width
-    states = FP32 * shapes.sampled * shapes.source * config.d_model
+def plan_generation(config: Any, rows: int, source: int, new_tokens: int) -> list[Item]:
+    """Plan a rollout, or generation in evaluation."""
     heads = getattr(config, "num_heads", None) or config.encoder_attention_heads
-    scores = 2 * FP32 * shapes.sampled * heads * shapes.source**2
-    logits = 3 * FP32 * shapes.eval_rows * shapes.eval_target * config.vocab_size
+    width = heads * getattr(config, "d_kv", config.d_model // heads)
+    layers = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    cache = 2 * FP32 * layers * rows * (source + new_tokens) * width
+    states = FP32 * rows * source * config.d_model
+    scores = 2 * FP32 * rows * heads * source**2
     return [
         Item("keys and values of the decoder", cache, "generation"),
         Item("encoder states", 4 * states, "generation"),
-        Item("encoder's attention of one layer", scores, "encoding"),
-        Item("encoder's hidden states of one layer", 8 * states, "encoding"),
-        Item("logits of a validation batch", logits, "validation loss"),
+        Item("encoder's attention and states of one layer", scores + 8 * states, "encoding"),
     ]
 
 
-def plan_rewards(settings: dict[str, Any], shapes: Shapes) -> list[Item]:
-    """Plan what only PPO has: the reward model and the scores of whole rollouts."""
+def count_classifier(name: str) -> int:
+    """Count the weights of a reward model."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from common.hub import resolve_model
 
-    items = []
-    if settings.get("reward_model"):
-        path = resolve_model(settings["reward_model"], "classifier")
-        with torch.device("meta"):
-            judge = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(path))
-        items.append(Item("reward model", FP32 * sum(p.numel() for p in judge.parameters())))
-    vocabulary = AutoConfig.from_pretrained(resolve_model(settings["backbone"])).vocab_size
-    rows = min(shapes.rows, shapes.sampled)
-    logits = 3 * FP32 * rows * shapes.new_tokens * vocabulary
-    return [*items, Item("logits of policy and reference", logits, "scoring of rollouts")]
+    config = AutoConfig.from_pretrained(resolve_model(name, "classifier"))
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    return sum(p.numel() for p in model.parameters())
 
 
 def find_peak(items: Sequence[Item]) -> tuple[str, float]:
