@@ -66,15 +66,15 @@ def test_rows_come_in_the_order_of_the_input(base: list[str], tmp_path: Path) ->
 
 
 def fork(task: Callable[[], object]) -> int | None:
-    """Run a task in a child process; give its exit code, negative for a signal."""
+    """Run a task in a child process; return its exit code, negative for a signal."""
     child = multiprocessing.get_context("fork").Process(target=task)
     child.start()
     child.join(120)
     return child.exitcode
 
 
-@pytest.mark.parametrize("budget", [0, 1, 0.2, 0.39, 0.4, 0.7, 1.0])
-def test_killed_after_any_byte_it_goes_on_as_if_nothing_had_been(
+@pytest.mark.parametrize("budget", [0, 1, 0.39, 0.4, 0.7, 1.0])
+def test_killed_after_any_byte_it_continues_to_the_same_file(
     budget: float, base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The budget is a number of bytes, or a share of the whole file: all of the first window."""
@@ -104,26 +104,16 @@ def test_a_complete_output_is_left_as_it_is(
     assert run(base, tmp_path / "s.jsonl") == whole
 
 
-def test_a_lost_end_is_made_again(base: list[str], tmp_path: Path) -> None:
-    whole = run(base, tmp_path / "s.jsonl")
-    lines = whole.splitlines(keepends=True)
-    for kept in (0, 3, 4, 9):
-        (tmp_path / "s.jsonl").write_bytes(b"".join(lines[:kept]))
-        assert run(base, tmp_path / "s.jsonl") == whole
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--num_beams", "2"], "num_beams was 1 and is 2"),
         (["--prompt", "Flan"], "prompt was None and is 'Flan'"),
-        (["--max_source_length", "99"], "max_source_length was None and is 99"),
-        (["--precision", "bf16-mixed"], "precision was"),
         (["--seed", "1"], "seed was 42 and is 1"),
         (["--batch_size", "3"], "batch_size was 2 and is 3"),  # a part of what is sampled
     ],
 )
-def test_work_of_other_settings_is_not_mixed(
+def test_outputs_of_other_settings_are_not_mixed(
     change: list[str], message: str, base: list[str], tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -138,7 +128,7 @@ def test_work_of_other_settings_is_not_mixed(
     assert predict.main([*base, "--output", str(tmp_path / "s.jsonl")]) == 2  # now it is theirs
 
 
-def test_work_on_another_input_or_by_another_model_is_not_mixed(
+def test_outputs_of_another_input_or_model_are_not_mixed(
     base: list[str], t5: str, dialogues: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "s.jsonl"
@@ -170,8 +160,7 @@ def test_without_sampling_the_batch_size_may_change(base: list[str], tmp_path: P
 
 @pytest.mark.parametrize(
     ("method", "shots"),
-    [("lora", []), ("soft_prompt", []), ("in_context", []),
-     ("in_context", ["--data.shots", "2"]),
+    [("lora", []), ("soft_prompt", []),
      ("in_context", ["--data.shots", "2", "--data.examples", "SimilarExamples"])],
 )  # fmt: skip
 def test_the_texts_are_those_of_the_runs_own_test(
@@ -204,20 +193,10 @@ def test_the_texts_are_those_of_the_runs_own_test(
     assert len({row["prediction"] for row in tested}) > 3
 
 
-def test_long_dialogues_lose_their_end_and_never_the_question(t5: str, tmp_path: Path) -> None:
-    texts = ["#Person1#: short", "#Person1#: " + "long " * 99, "#Person1#: " + "long " * 400]
-    (tmp_path / "d.txt").write_text("\n\n".join(texts))
-    arguments = [t5, "--input", str(tmp_path / "d.txt"), "--max_new_tokens", "4"]
-    arguments += ["--device", "cpu", "--max_source_length", "100"]
-    run(arguments, tmp_path / "s.jsonl")
-    # Both are the same once they are cut.
-    rows = read(tmp_path / "s.jsonl")
-    assert rows[1]["prediction"] == rows[2]["prediction"]
-
-
 def read_job(*arguments: str) -> exported_run.ExportedRun:
     files = ["--input", "i", "--output", "o"]
-    return predict.read_job(predict.make_parser().parse_args([*arguments, *files]))
+    settings = predict.make_parser().parse_args([*arguments, *files])
+    return exported_run.read_exported_run(settings.run, {n: settings[n] for n in predict.GIVEN})
 
 
 def test_settings_that_are_given_precede_those_of_the_run(t5: str, tmp_path: Path) -> None:

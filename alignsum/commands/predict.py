@@ -23,30 +23,28 @@ from common.resumable import count_done, open_output
 
 if TYPE_CHECKING:
     from datamodules.reading import Row
-    from lightning_modules.exported_run import ExportedRun
 
 log = logging.getLogger("predict")
 
-DECODING: dict[str, type] = {
-    "max_new_tokens": int,
-    "min_new_tokens": int,
-    "no_repeat_ngram_size": int,
-    "num_beams": int,
-    "length_penalty": float,
-    "early_stopping": bool,
-    "do_sample": bool,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
+GIVEN: dict[str, tuple[object, str]] = {
+    "prompt": (str | dict, "prompt style, such as Flan"),
+    "shots": (int, "examples from the run's train split"),
+    "max_source_length": (int, "maximum tokens of a prompt"),
+    "batch_size": (int, "dialogues in one pass"),
+    "precision": (str, "32-true or bf16-mixed"),
+    "max_new_tokens": (int, "see model.decoding, as for the following"),
+    **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "num_beams", "top_k"), (int, "")),
+    **dict.fromkeys(("length_penalty", "temperature", "top_p"), (float, "")),
+    **dict.fromkeys(("early_stopping", "do_sample"), (bool, "")),
 }
-"""Fields of `Decoding` and their types."""
+"""Options that replace settings of the run: type and help."""
 
 WINDOW_BATCHES = 16
 """Batches that are sorted by length, generated and written together."""
 
 
 def make_parser() -> ArgumentParser:
-    """Make the parser of the command line; None means the run's own setting."""
+    """Make the parser of the command line."""
     parser = ArgumentParser(prog="alignsum predict", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", help="run folder, its export, or a model in Hugging Face format")
     parser.add_argument("--input", required=True, help=".jsonl, .csv, or .txt with blank lines")
@@ -56,15 +54,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--id_column", type=str, default="id")
     parser.add_argument("--on_bad_row", choices=["stop", "skip"], default="stop")
     parser.add_argument("--backbone", type=str | None, help="where an adapter's backbone is now")
-    parser.add_argument("--prompt", type=str | dict | None, help="style, such as Flan")
-    parser.add_argument("--shots", type=int | None, help="examples from the run's train split")
-    parser.add_argument("--max_source_length", type=int | None, help="maximum tokens of a prompt")
-    parser.add_argument("--batch_size", type=int | None, help="dialogues in one pass")
-    parser.add_argument("--precision", type=str | None, help="32-true or bf16-mixed")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=42, help="of the sampling")
-    for name, kind in DECODING.items():
-        parser.add_argument(f"--{name}", type=kind | None, help="see model.decoding")
+    for name, (kind, text) in GIVEN.items():
+        parser.add_argument(f"--{name}", type=kind | None, help=text)
     return parser
 
 
@@ -80,20 +73,6 @@ def main(args: Sequence[str]) -> int:
     return run(work, log, "interrupted; the same command continues where it stopped")
 
 
-def read_job(settings: Namespace) -> "ExportedRun":
-    """Read how a run was tested; settings that are given take precedence.
-
-    Raises:
-        ValueError: If there is no such model, or a setting is invalid.
-    """
-    from lightning_modules.exported_run import read_exported_run
-
-    names = ("prompt", "shots", "max_source_length", "batch_size", "precision", *DECODING)
-    return read_exported_run(
-        settings.run, {name: settings[name] for name in names}, settings.backbone
-    )
-
-
 def predict(settings: Namespace) -> None:
     """Summarize a file of dialogues, or continue with it.
 
@@ -103,7 +82,8 @@ def predict(settings: Namespace) -> None:
     """
     from lightning_modules import exported_run
 
-    job = read_job(settings)
+    given = {name: settings[name] for name in GIVEN}
+    job = exported_run.read_exported_run(settings.run, given, settings.backbone)
     device = exported_run.find_device(settings.device)
     rows = read_dialogues(settings)
     output = Path(settings.output).expanduser()
