@@ -6,10 +6,10 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from common.run_folder import expand
 
@@ -34,6 +34,9 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _TOKENIZER = ("tokenizer.json", "spiece.model", "vocab.json")
+
+
+NO_TEXT = "generates no text; name an encoder-decoder or a decoder-only language model"
 
 
 class NotCached(str):
@@ -166,7 +169,7 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     Args:
         name: A folder written by ``save_pretrained``, or a hub id.
         what: The model's role in the message, for example "backbone".
-        kind: "seq2seq" if it has to be an encoder-decoder.
+        kind: "seq2seq" if it has to generate text.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -176,6 +179,14 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
         return None
     return _find_hub_problem(name, what)
+
+
+def generates_text(config: Mapping[str, Any]) -> bool:
+    """Return whether a model's ``config.json`` is that of a language model with an output head."""
+    heads = config.get("architectures") or ["ForCausalLM"]
+    endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    is_decoder = any(head.endswith(endings) for head in heads)
+    return bool(config.get("is_encoder_decoder")) or is_decoder
 
 
 def _find_hub_problem(name: str, what: str) -> str | None:
@@ -207,11 +218,8 @@ def _find_folder_problem(folder: Path, what: str, kind: str) -> str | None:
         return f"{what}: {path} is not JSON ({error})"
     if not isinstance(config, dict):
         return f"{what}: {path} is not a model's configuration: it holds no JSON object"
-    if kind == "seq2seq" and not config.get("is_encoder_decoder"):
-        return (
-            f"{what}: {folder} holds a {config.get('model_type')!r} model, not an encoder-decoder "
-            "such as google/flan-t5-base"
-        )
+    if kind == "seq2seq" and not generates_text(config):
+        return f"{what}: {folder} holds a {config.get('model_type')!r} model, which {NO_TEXT}"
     # transformers would build a tokenizer without words. ByT5 reads bytes and has no vocabulary.
     tokenizer = folder / "tokenizer_config.json"
     reads_bytes = tokenizer.is_file() and "ByT5" in tokenizer.read_text(encoding="utf-8")

@@ -18,11 +18,11 @@ from common import hub
 from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import (
     Backbone,
-    EncoderDecoder,
     checkpoint_activations,
     find_model_type,
     find_precision_problem,
     load_backbone,
+    wrap_model,
 )
 from lightning_modules.fsdp import (
     FullyShardedStrategy,
@@ -184,7 +184,7 @@ class BaseModule(L.LightningModule):
         if self.acceleration:
             accelerate(self)
         if self.kind == "seq2seq":
-            self.backbone = EncoderDecoder(self.model, self.tokenizer)
+            self.backbone = wrap_model(self.model, self.tokenizer)
         if self.gradient_checkpointing:
             checkpoint_activations(self.model)
         # from_pretrained returns a model in eval mode, and Lightning keeps modes as they are:

@@ -16,7 +16,7 @@ from common.run_folder import RunFolder, expand
 from datamodules.batching import LengthBatchSampler, pad
 from datamodules.dialogsum import DialogSumDataModule
 from datamodules.reading import Row
-from lightning_modules.backbones import Decoding, EncoderDecoder
+from lightning_modules.backbones import Decoding, wrap_model
 from lightning_modules.exports import find_export_problem, load_exported
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def load_generator(run: ExportedRun, device: torch.device) -> Generate:
         ValueError: If the run's data settings are invalid, or its prompt does not fit.
     """
     model, tokenizer = load_exported(run.export, run.backbone)
-    backbone = EncoderDecoder(model.to(device), tokenizer)
+    backbone = wrap_model(model.to(device), tokenizer)
     data = make_datamodule(run, tokenizer)
     log.info("%s on %s, %s, %s", run.export, device, run.precision, run.decoding)
 

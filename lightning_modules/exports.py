@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common import hub
 from common.run_folder import expand
-from lightning_modules.backbones import load_backbone
+from lightning_modules.backbones import Prompts, load_backbone, wrap_model
 from lightning_modules.policies.adapters import (
     POLICY,
     load_adapters,
@@ -24,7 +24,7 @@ from lightning_modules.policies.adapters import (
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""Largest change of a logit by merging that counts as rounding, relative to the largest logit."""
+"""Largest change of a log-probability by merging that is rounding, relative to the largest one."""
 
 
 def load_exported(
@@ -100,10 +100,10 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
         backbone: See :func:`load_exported`.
 
     Returns:
-        The largest change of a logit of a probe, which in fp32 is rounding.
+        The largest change of a log-probability of a probe, which in fp32 is rounding.
 
     Raises:
-        ValueError: If there is nothing to merge, ``out`` exists, or logits change by more than
+        ValueError: If there is nothing to merge, ``out`` exists, or outputs change by more than
             rounding.
     """
     folder, target = expand(path), expand(out)
@@ -115,7 +115,7 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
     difference = float((probe(merged, tokenizer) - before).abs().max())
     if not difference <= TOLERANCE * float(before.abs().max()):
         raise ValueError(
-            f"merging {str(folder)!r} would change its logits by {difference:.3g}; nothing was "
+            f"merging {str(folder)!r} would change its outputs by {difference:.3g}; nothing was "
             "written. Use the adapter as it is"
         )
     partial = target.with_name(f".{target.name}.partial")
@@ -124,7 +124,7 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
         merged.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     os.replace(partial, target)
-    logger.info("Merged %s into %s; logits differ by at most %.2g", folder, target, difference)
+    logger.info("Merged %s into %s; outputs differ by at most %.2g", folder, target, difference)
     return difference
 
 
@@ -147,10 +147,8 @@ def find_merge_problem(folder: Path, target: Path, backbone: str | None) -> str 
 
 @torch.no_grad()
 def probe(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Compute logits [1, T, V] of a model in eval mode for a fixed dialogue and summary."""
+    """Compute log-probabilities [1, T, V] of a model in eval mode for a fixed summary."""
     dialogue = tokenizer("#Person1#: Is the room free?\n#Person2#: From nine.", return_tensors="pt")
-    labels = tokenizer("The room is free from nine.", return_tensors="pt")["input_ids"]
-    logits: Tensor = model(
-        input_ids=dialogue["input_ids"], attention_mask=dialogue["attention_mask"], labels=labels
-    ).logits
-    return logits
+    summary = tokenizer("The room is free from nine.", return_tensors="pt")["input_ids"]
+    prompts = Prompts(dialogue["input_ids"], dialogue["attention_mask"])
+    return wrap_model(model, tokenizer).plain_distribution(prompts, summary)

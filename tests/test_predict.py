@@ -260,7 +260,7 @@ def test_a_folder_that_is_no_model_is_refused(
 ) -> None:
     for folder, message in (
         (str(tmp_path), "neither config.json"), ("./nothing", "there is no folder"),
-        (roberta, "not an encoder-decoder"),
+        (roberta, "generates no text"),
     ):  # fmt: skip
         assert predict.main([folder, *base[1:], "--output", str(tmp_path / "s.jsonl")]) == 2
         assert message in caplog.text

@@ -1,11 +1,14 @@
 """Language models behind one interface: the only package that knows about architectures."""
 
+from lightning_modules.backbones.decoder_only import DecoderOnly
 from lightning_modules.backbones.decoding import Decoding
 from lightning_modules.backbones.dropout import find_noise, set_dropout
-from lightning_modules.backbones.encoder_decoder import (
-    EncoderDecoder,
+from lightning_modules.backbones.encoder_decoder import EncoderDecoder
+from lightning_modules.backbones.families import (
     context_modules,
     find_soft_prompt_problem,
+    task_type,
+    wrap_model,
 )
 from lightning_modules.backbones.interface import (
     Backbone,
@@ -26,8 +29,8 @@ from lightning_modules.backbones.loading import (
 )
 
 __all__ = [
-    "Backbone", "Context", "Decoding", "EncoderDecoder", "Prompts", "Samples", "Sampling",
-    "TokenScores", "checkpoint_activations", "context_modules", "find_model_type", "find_noise",
-    "find_precision_problem", "find_soft_prompt_problem", "head_is_tied", "load_backbone",
-    "record_head", "set_dropout", "sketch_backbone",
+    "Backbone", "Context", "DecoderOnly", "Decoding", "EncoderDecoder", "Prompts", "Samples",
+    "Sampling", "TokenScores", "checkpoint_activations", "context_modules", "find_model_type",
+    "find_noise", "find_precision_problem", "find_soft_prompt_problem", "head_is_tied",
+    "load_backbone", "record_head", "set_dropout", "sketch_backbone", "task_type", "wrap_model",
 ]  # fmt: skip

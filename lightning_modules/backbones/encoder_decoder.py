@@ -6,12 +6,11 @@ scales, output heads, soft-capping, logit biases and masks are the model's own.
 
 from collections.abc import Mapping
 from functools import cached_property
-from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -251,38 +250,3 @@ class CachedDecoder:
         self.cache.batch_select_indices(rows)
         hidden, mask = self.context.hidden[rows], self.context.attention_mask[rows]
         self.context = self.context._replace(hidden=hidden, attention_mask=mask)
-
-
-def context_modules(model: Any) -> tuple[nn.Module, ...]:
-    """Return the parts of a model that its context depends on: encoder and input embedding."""
-    return model.get_encoder(), model.get_input_embeddings()
-
-
-def find_soft_prompt_problem(model: Any) -> str | None:
-    """Explain why a soft prompt cannot precede a model's embedded input, or return None.
-
-    PEFT embeds the prompt's tokens itself. Pegasus, Marian, M2M100 and others scale embeddings by
-    sqrt(d) in the encoder only when it receives token ids, so that all of a prompt would reach such
-    a model too small. FSMT's encoder accepts no input without token ids.
-    """
-    if signature(model.get_encoder().forward).parameters["input_ids"].default is Parameter.empty:
-        return "its encoder does not accept embedded input, which PEFT passes to it"
-    if not _reads_embeddings_like_ids(model):
-        return (
-            "its encoder treats embedded input, which PEFT passes to it, differently from token "
-            "ids (many scale the embeddings of token ids only)"
-        )
-    return None
-
-
-@torch.no_grad()
-def _reads_embeddings_like_ids(model: Any) -> bool:
-    """Tell whether token ids and their embeddings are the same input to a model's encoder."""
-    ids = torch.arange(1, 5, device=model.device)[None]
-    training = model.training
-    encoder = model.eval().get_encoder()
-    wanted = encoder(input_ids=ids, return_dict=True).last_hidden_state
-    embedded = model.get_input_embeddings()(ids)
-    found = encoder(inputs_embeds=embedded, return_dict=True).last_hidden_state
-    model.train(training)
-    return torch.allclose(wanted, found, rtol=1e-3, atol=1e-4)

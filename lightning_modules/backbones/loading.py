@@ -7,10 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from common.hub import Kind, reading, resolve_model
+from common.hub import NO_TEXT, Kind, generates_text, reading, resolve_model
 from lightning_modules.backbones.dropout import set_dropout
 
 _FP16 = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
@@ -47,7 +53,7 @@ def find_model_type(name: str, kind: Kind = "seq2seq") -> str:
 
 
 def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
-    """Load an encoder-decoder in fp32, with its output head as it was trained.
+    """Load a language model in fp32, with its output head as it was trained.
 
     The weights stay in fp32 whatever the precision of the run: in pure bf16 an update of 1e-5
     rounds to nothing, so ``bf16-mixed`` computes in bf16 with these fp32 master weights.
@@ -57,17 +63,14 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
         dropout: Dropout rate to set everywhere in the model; None keeps the model's own.
 
     Raises:
-        ValueError: If the model is not an encoder-decoder.
+        ValueError: If the model does not generate text.
     """
     path = resolve_model(name)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if not config.is_encoder_decoder:
-        raise ValueError(
-            f"backbone {name!r} is a {config.model_type!r} model, not an encoder-decoder; "
-            "alignsum trains encoder-decoders such as google/flan-t5-base"
-        )
+    if not generates_text(config.to_dict()):
+        raise ValueError(f"backbone {name!r} is a {config.model_type!r} model, which {NO_TEXT}")
     with _without_tying_advice(), reading(path):
-        model = AutoModelForSeq2SeqLM.from_pretrained(
+        model = _auto_class(config).from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False
         )
     if dropout is not None:
@@ -77,10 +80,14 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
 
 
 def sketch_backbone(name: str) -> PreTrainedModel:
-    """Build an encoder-decoder on the meta device: names and shapes without weights."""
+    """Build a language model on the meta device: names and shapes without weights."""
     config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
     with torch.device("meta"):
-        return AutoModelForSeq2SeqLM.from_config(config, trust_remote_code=False)
+        return _auto_class(config).from_config(config, trust_remote_code=False)
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

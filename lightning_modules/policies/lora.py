@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightning_modules.backbones import task_type
 from lightning_modules.policies.adapters import (
     POLICY,
     REFERENCE,
@@ -86,7 +87,7 @@ def attach_lora(backbone: PreTrainedModel, settings: LoRASettings) -> PeftModel:
     if problem:
         raise ValueError(problem)
     config = LoraConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM,
+        task_type=task_type(backbone),
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,

@@ -4,12 +4,12 @@ import copy
 from typing import Literal, get_args
 
 import torch
-from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.hub import load_tokenizer
-from lightning_modules.backbones import find_soft_prompt_problem
+from lightning_modules.backbones import find_soft_prompt_problem, task_type
 from lightning_modules.policies.adapters import POLICY, REFERENCE
 
 Start = Literal["random", "vocabulary", "text"]
@@ -25,7 +25,7 @@ def attach_soft_prompt(
     init: Start = "vocabulary",
     init_text: str | None = None,
 ) -> PeftModel:
-    """Freeze a backbone and put trained vectors before its encoder's input embeddings.
+    """Freeze a backbone and put trained vectors before its input embeddings.
 
     Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv
     2104.08691. Section 3.2 compares the first two initializations:
@@ -52,7 +52,7 @@ def attach_soft_prompt(
         raise ValueError(_refuse(backbone, problem))
     is_text = init == "text"
     config = PromptTuningConfig(
-        task_type=TaskType.SEQ_2_SEQ_LM,
+        task_type=task_type(backbone),
         num_virtual_tokens=virtual_tokens,
         prompt_tuning_init={"random": "RANDOM", "vocabulary": "SAMPLE_VOCAB", "text": "TEXT"}[init],
         prompt_tuning_init_text=init_text if is_text else None,
