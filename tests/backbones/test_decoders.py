@@ -88,6 +88,7 @@ def test_scorer_and_sampler_follow_the_plain_distribution(name: str) -> None:
     backbone = make_backbone(name)
     prompts = Prompts(*make_prompts(0))
     context = backbone.read(prompts).rows(torch.arange(6).repeat_interleave(2))
+    assert (context.cache is None) == (name == "mamba")
     torch.manual_seed(2)
     drawn = backbone.sample(context, Sampling(14, temperature=0.8), value_head=lambda h: h.sum(-1))
     mask = mask_of(drawn.responses)
