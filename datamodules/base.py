@@ -77,7 +77,7 @@ class ClassifierDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of similar lengths."""
-        return self.resume_loader(self._loader("train", shuffle=True))
+        return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return batches of the validation rows, longest first."""

@@ -4,7 +4,7 @@ import itertools
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -27,7 +27,7 @@ STAGES: dict[str, tuple[Split, ...]] = {
 
 IGNORED_LABEL = -100
 MULTIPLE = 8
-"""Default multiple of padded lengths: tensor cores want it, and fewer shapes occur."""
+"""Padded lengths are multiples of this: tensor cores want it, and fewer shapes occur."""
 
 BUCKET_STEPS = 50
 """Optimizer steps per bucket; rows are sorted by length within a bucket."""
@@ -49,9 +49,10 @@ class Batch(TypedDict):
     """A batch of B rows, with source length S and target length T.
 
     Keys:
-        input_ids: [B, S] int64, padded on the right.
+        input_ids: [B, S] int64, the prompts alone, padded on the right.
         attention_mask: [B, S] int64, 0 on padding.
-        labels: [B, T] int64 of the first reference, ending in EOS, padded with -100.
+        labels: [B, T] int64, the response (the first reference) alone, ending in EOS, padded
+            with -100.
         index: [B] int64, row number in the split; restores the order over batches and ranks.
         ids: B row ids.
         dialogues: B dialogues, without prompt and truncation.
@@ -72,20 +73,18 @@ class Collator:
 
     Args:
         pad_token_id: Padding of ``input_ids``.
-        multiple: Source and target lengths are padded to a multiple of this.
     """
 
-    def __init__(self, pad_token_id: int, multiple: int = MULTIPLE) -> None:
+    def __init__(self, pad_token_id: int) -> None:
         self.pad_token_id = pad_token_id
-        self.multiple = multiple
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Collate examples into a batch, in their order."""
         sources = [example.source for example in examples]
         return Batch(
-            input_ids=pad(sources, self.pad_token_id, self.multiple),
-            attention_mask=pad([np.ones_like(source) for source in sources], 0, self.multiple),
-            labels=pad([example.target for example in examples], IGNORED_LABEL, self.multiple),
+            input_ids=pad(sources, self.pad_token_id),
+            attention_mask=pad([np.ones_like(source) for source in sources], 0),
+            labels=pad([example.target for example in examples], IGNORED_LABEL),
             index=torch.tensor([example.index for example in examples], dtype=torch.int64),
             ids=[example.id for example in examples],
             dialogues=[example.dialogue for example in examples],
@@ -93,10 +92,13 @@ class Collator:
         )
 
 
-def pad(rows: Sequence[np.ndarray], value: int, multiple: int = MULTIPLE) -> Tensor:
-    """Stack rows of different lengths into [B, L] int64, padded on the right."""
+def pad(rows: Sequence[np.ndarray], value: int) -> Tensor:
+    """Stack rows of different lengths into [B, L] int64, padded on the right.
+
+    L is a multiple of ``MULTIPLE``.
+    """
     longest = max((len(row) for row in rows), default=0)
-    width = -(-longest // multiple) * multiple
+    width = -(-longest // MULTIPLE) * MULTIPLE
     padded = torch.full((len(rows), width), value, dtype=torch.int64)
     for row, target in zip(rows, padded, strict=True):
         target[: len(row)] = torch.from_numpy(row.astype(np.int64))
@@ -225,14 +227,9 @@ class ResumableDataModule(L.LightningDataModule):
     _saved: dict[str, Any] | None = None
     """The position in the checkpoint that was loaded, until a loader takes it over."""
 
-    @property
-    def accumulate(self) -> int:
-        """Return the number of micro-batches per optimizer step on each rank."""
-        return getattr(self.trainer, "accumulate_grad_batches", 1)
-
     def length_loader(
         self,
-        rows: Any,
+        rows: Sequence[Any],
         lengths: Sequence[int],
         batch_size: int,
         seed: int,
@@ -242,43 +239,45 @@ class ResumableDataModule(L.LightningDataModule):
         """Build a loader of batches of similar lengths, sharded over the ranks.
 
         Args:
-            rows: A list or a dataset.
+            rows: The rows.
             lengths: Length of each row, to sort by.
             batch_size: Rows per batch on each rank.
             seed: Seed of the order.
-            shuffle: For training: new batches each epoch, by a loader whose position can be saved.
-                Otherwise the longest rows come first.
+            shuffle: For training: new batches each epoch, by a loader that continues at the
+                position of the loaded checkpoint. Otherwise the longest rows come first.
             **settings: Further arguments of ``DataLoader``.
-        """
-        sampler = LengthBatchSampler(
-            lengths,
-            batch_size,
-            shuffle,
-            seed,
-            self.trainer.world_size if self.trainer else 1,
-            self.trainer.global_rank if self.trainer else 0,
-            self.accumulate if shuffle else 1,
-        )
-        settings.setdefault("worker_init_fn", ignore_first_signal)
-        kind = StatefulDataLoader if shuffle else DataLoader
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11
-            return kind(rows, batch_sampler=sampler, **settings)
-
-    def resume_loader(self, loader: Any) -> DataLoader[Any]:
-        """Continue a training loader at the position of the checkpoint, if one was loaded.
 
         Raises:
             ValueError: If the number of worker processes has changed, which the position counts.
         """
-        self._train_loader, saved, self._saved = loader, self._saved, None
-        if saved is None:
-            return loader
+        ranks = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        accumulate = getattr(self.trainer, "accumulate_grad_batches", 1) if shuffle else 1
+        if shuffle and batch_size * ranks * accumulate > len(rows):
+            log.warning(
+                "data.batch_size %d x %d rank(s) x %d accumulated batch(es) is more than the %d "
+                "train rows: each epoch is a single optimizer step",
+                batch_size, ranks, accumulate, len(rows),
+            )  # fmt: skip
+        sampler = LengthBatchSampler(lengths, batch_size, shuffle, seed, ranks, rank, accumulate)
+        settings.setdefault("worker_init_fn", ignore_first_signal)
+        if not shuffle:
+            return DataLoader(rows, batch_sampler=sampler, **settings)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11
+            self._train_loader = StatefulDataLoader(rows, batch_sampler=sampler, **settings)
+        if self._saved is not None:
+            self._resume(self._train_loader, self._saved)
+            self._saved = None
+        return self._train_loader
+
+    def _resume(self, loader: Any, saved: Mapping[str, Any]) -> None:
+        """Move a training loader to a saved position."""
         sampler = loader.batch_sampler
         # Workers fetch before Lightning announces the epoch.
         sampler.set_epoch(saved["epoch"])
         if saved["position"] is None:
-            return loader
+            return
         if saved["workers"] != loader.num_workers:
             raise ValueError(
                 f"data.num_workers is {loader.num_workers} and was {saved['workers']} when the "
@@ -292,7 +291,6 @@ class ResumableDataModule(L.LightningDataModule):
                 saved["batches"], len(sampler),
             )  # fmt: skip
         loader.load_state_dict(saved["position"])
-        return loader
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the position of the next batch in it."""

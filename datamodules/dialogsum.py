@@ -5,17 +5,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.hub import load_tokenizer, resolve_model
 from datamodules import sources
-from datamodules.batching import (
-    MULTIPLE,
-    STAGES,
-    Collator,
-    Example,
-    ResumableDataModule,
-)
+from datamodules.batching import STAGES, Collator, Example, ResumableDataModule
 from datamodules.encoding import Encoded, Encoder
 from datamodules.few_shot import ExampleSelector, RandomExamples
 from datamodules.prompts import Instruction, PromptStyle
@@ -23,31 +17,6 @@ from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
 from datamodules.splits import SplitReader, check_holdout
 
 logger = logging.getLogger(__name__)
-
-
-class ExampleDataset(Dataset[Example]):
-    """The rows of a split with their tokens.
-
-    Args:
-        rows: The rows.
-        encoded: Their tokens, in the same order.
-    """
-
-    def __init__(self, rows: Sequence[Row], encoded: Encoded) -> None:
-        self.rows = rows
-        self.encoded = encoded
-        self.lengths = [len(source) for source in encoded.sources]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example:
-        """Return one row by its number in the split."""
-        row = self.rows[index]
-        return Example(
-            index, row.id, row.dialogue, list(row.references),
-            self.encoded.sources[index], self.encoded.targets[index],
-        )  # fmt: skip
 
 
 class DialogSumDataModule(ResumableDataModule):
@@ -68,8 +37,6 @@ class DialogSumDataModule(ResumableDataModule):
         eval_batch_size: Rows per evaluation batch and rank; None is ``batch_size``.
         max_source_length: Maximum number of tokens of a prompt; dialogues are truncated to fit.
         max_target_length: Maximum number of tokens of a label, EOS included.
-        pad_to_multiple_of: Pad batches to lengths that are multiples of this. Tensor cores want 8;
-            a CPU gains nothing from more than 1.
         max_train_rows: Use only the first train rows.
         max_validation_rows: Use only the first validation rows.
         max_test_rows: Use only the first test rows.
@@ -96,7 +63,6 @@ class DialogSumDataModule(ResumableDataModule):
         eval_batch_size: int | None = None,
         max_source_length: int = 512,
         max_target_length: int = 128,
-        pad_to_multiple_of: int = MULTIPLE,
         max_train_rows: int | None = None,
         max_validation_rows: int | None = None,
         max_test_rows: int | None = None,
@@ -118,7 +84,6 @@ class DialogSumDataModule(ResumableDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
-        self.pad_to_multiple_of = pad_to_multiple_of
         self.max_rows: dict[Split, int | None] = {
             "train": max_train_rows,
             "validation": max_validation_rows,
@@ -132,7 +97,8 @@ class DialogSumDataModule(ResumableDataModule):
         self._selector = examples or RandomExamples()
         self._check_settings()
         self.tokenizer: Any = None
-        self.datasets: dict[Split, ExampleDataset] = {}
+        self.datasets: dict[Split, list[Example]] = {}
+        self._descriptions: dict[str, dict[str, Any]] = {}
         self._rows: dict[Split, list[Row]] = {}
         self._encoder: Encoder | None = None
 
@@ -142,7 +108,6 @@ class DialogSumDataModule(ResumableDataModule):
             "eval_batch_size": (self.eval_batch_size, 1), "num_workers": (self.num_workers, 0),
             "max_source_length": (self.max_source_length, 2),
             "max_target_length": (self.max_target_length, 2),
-            "pad_to_multiple_of": (self.pad_to_multiple_of, 1),
             "min_dialogue_chars": (self.min_dialogue_chars, 0),
             "max_dialogue_chars": (self.max_dialogue_chars, max(1, self.min_dialogue_chars)),
             "seed": (self.seed, 0),
@@ -154,13 +119,9 @@ class DialogSumDataModule(ResumableDataModule):
             if value is not None and value < low
         ]
         problems += check_holdout(self.reader.holdout)
-        if self.reader.on_bad_row not in ("stop", "skip"):
-            problems.append(f"on_bad_row must be stop or skip, got {self.reader.on_bad_row!r}")
         if self.examples is not None and self.shots == 0:
             name = type(self.examples).__name__
             problems.append(f"examples {name} has no effect if shots is 0; set shots, or null")
-        if problem := self._selector.find_problem(self.shots):
-            problems.append(problem)
         if problems:
             raise ValueError("data: " + "; ".join(problems))
 
@@ -188,24 +149,33 @@ class DialogSumDataModule(ResumableDataModule):
             return
         # Not reused: the selector may have been fitted to another datamodule's rows meanwhile.
         self._encoder = None
-        encoder = self.encoder
+        _ = self.encoder  # fits the selector, which `without_shown` needs
         for split in missing:
             rows = self._split_rows(split)
             if split == "train":  # never ask for a row that the prompt shows with its summary
                 rows = self._selector.without_shown(rows)
             if not rows:
                 raise DataError("data: all train rows are examples; lower shots")
-            encoded = encoder.encode(rows, self._selector.pick(rows))
-            self._log(split, encoded)
-            self.datasets[split] = ExampleDataset(rows, encoded)
+            encoded = self.encode(rows)
+            self.datasets[split] = [
+                Example(i, row.id, row.dialogue, list(row.references), each.source, each.target)
+                for i, (row, each) in enumerate(zip(rows, encoded, strict=True))
+            ]
+            self._describe(split, encoded)
 
-    def _log(self, split: Split, encoded: Encoded) -> None:
-        rows = len(encoded.sources)
-        if truncated := int(encoded.cut.sum()):
-            logger.info("%s: %d of %d dialogues were truncated", split, truncated, rows)
+    def _describe(self, split: Split, encoded: Sequence[Encoded]) -> None:
+        rows, shortened = len(encoded), sum(each.cut for each in encoded)
+        fitted = sum(each.shots for each in encoded) / rows
+        self._descriptions[split] = {
+            "rows": rows,
+            "shortened": shortened,
+            "shots_asked": self.shots,
+            "shots_fitted_mean": fitted,
+        }
+        if shortened:
+            logger.info("%s: %d of %d dialogues were truncated", split, shortened, rows)
         if self.shots:
-            fitted = ", ".join(f"{n} in {count} rows" for n, count in encoded.count_shots().items())
-            logger.info("%s: of %d examples there fit %s", split, self.shots, fitted)
+            logger.info("%s: %.2f of %d examples fit on average", split, fitted, self.shots)
 
     @property
     def encoder(self) -> Encoder:
@@ -221,27 +191,24 @@ class DialogSumDataModule(ResumableDataModule):
             )  # fmt: skip
         return self._encoder
 
-    def encode(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenize other rows like those of a split, with examples from the train split.
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Tokenize rows, with examples from the train split.
 
         Raises:
             DataError: If the train split has too few examples.
             ValueError: If the instruction does not fit.
         """
-        return self.encoder.encode(rows, self._selector.pick(rows))
+        encoder = self.encoder  # fits the selector
+        return encoder.encode(rows, self._selector.pick(rows))
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Describe the rows of each split that was read, for the run's summary.
 
         Returns:
             By split: ``rows``; ``shortened``, rows whose dialogue was truncated; ``shots_asked``;
-            ``shots_fitted_mean``, the mean number of examples; ``shots_fitted``, the number of
-            rows by their number of examples.
+            ``shots_fitted_mean``, the mean number of examples that fit.
         """
-        return {
-            str(split): dataset.encoded.describe(self.shots)
-            for split, dataset in self.datasets.items()
-        }
+        return self._descriptions
 
     def _check_tokenizer(self) -> None:
         module = self.trainer.lightning_module if self.trainer else None
@@ -278,7 +245,7 @@ class DialogSumDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of similar lengths, different in each epoch."""
-        return self.resume_loader(self._loader("train", self.batch_size))
+        return self._loader("train", self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Return the validation batches, longest rows first."""
@@ -295,14 +262,14 @@ class DialogSumDataModule(ResumableDataModule):
         return self._loader("test", self.eval_batch_size)
 
     def _loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
-        dataset = self.datasets[split]
+        examples = self.datasets[split]
         return self.length_loader(
-            dataset,
-            dataset.lengths,
+            examples,
+            [len(example.source) for example in examples],
             batch_size,
             self.seed,
             shuffle=split == "train",
-            collate_fn=Collator(self.tokenizer.pad_token_id, self.pad_to_multiple_of),
+            collate_fn=Collator(self.tokenizer.pad_token_id),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )

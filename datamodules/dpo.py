@@ -85,7 +85,6 @@ class DPODataModule(DialogSumDataModule):
         )
         self.rankings = RankingReader(source, consensus, on_bad_row, holdout)
         self.splits: dict[Split, list[Ranking]] = {}
-        self._descriptions: dict[str, dict[str, Any]] = {}
 
     @staticmethod
     def find_problems(settings: Any) -> list[str]:
@@ -108,13 +107,9 @@ class DPODataModule(DialogSumDataModule):
             self.splits[split] = found.rankings
             self._descriptions[f"{split}_pairs"] = found.description
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Return counts of the dialogues and pairs, for the run's summary."""
-        return super().describe() | self._descriptions
-
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of pairs."""
-        return self.resume_loader(self._pair_loader("train", self.batch_size))
+        return self._pair_loader("train", self.batch_size)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return the validation dialogues and the held-out pairs."""
@@ -135,19 +130,19 @@ class DPODataModule(DialogSumDataModule):
 
     def collate(self, rankings: Sequence[Ranking]) -> ComparisonBatch:
         """Tokenize the prompts and completions of some dialogues and list their pairs."""
-        encoder, multiple = self.encoder, self.pad_to_multiple_of
+        encoder = self.encoder
         padding = encoder.tokenizer.pad_token_id
-        rows = [Row(r.id, r.dialogue, tuple(r.completions)) for r in rankings]
-        prompts = self.encode(rows).sources
-        texts = [text for ranking in rankings for text in ranking.completions]
-        responses = [np.asarray(ids) for ids in encoder.encode_targets(texts)] if texts else []
+        prompts = [
+            each.source for each in self.encode([Row(r.id, r.dialogue, ()) for r in rankings])
+        ]
+        responses = encoder.encode_responses([text for r in rankings for text in r.completions])
         pairs, _, weights = stack_pairs(rankings)
         sizes = torch.tensor([len(ranking.completions) for ranking in rankings], dtype=torch.int64)
         return ComparisonBatch(
-            input_ids=pad(prompts, padding, multiple),
-            attention_mask=pad([np.ones_like(prompt) for prompt in prompts], 0, multiple),
-            responses=pad(responses, padding, multiple),
-            mask=pad([np.ones_like(response) for response in responses], 0, multiple).bool(),
+            input_ids=pad(prompts, padding),
+            attention_mask=pad([np.ones_like(prompt) for prompt in prompts], 0),
+            responses=pad(responses, padding),
+            mask=pad([np.ones_like(response) for response in responses], 0).bool(),
             owner=torch.arange(len(rankings)).repeat_interleave(sizes),
             pairs=pairs,
             weights=weights,

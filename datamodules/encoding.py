@@ -1,6 +1,5 @@
-"""Tokenize rows: prompts that fit the context, labels that end in EOS."""
+"""Tokenize rows: prompts that fit the context, and responses that end in EOS."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,37 +12,19 @@ from datamodules.reading import Row
 
 
 class Encoded(NamedTuple):
-    """The tokens of N rows.
+    """The tokens of a row: its prompt and, separately, its response.
 
     Attributes:
-        sources: N prompts, int32 [length] each.
-        targets: N first references, int32 [length] each, ending in EOS.
-        shots: [N] number of examples before each question.
-        cut: [N] whether the dialogue was truncated.
+        source: The prompt, int32 [length].
+        target: The first reference, int32 [length], ending in EOS; only EOS without references.
+        shots: Number of examples before the question.
+        cut: Whether the dialogue was truncated.
     """
 
-    sources: list[np.ndarray]
-    targets: list[np.ndarray]
-    shots: np.ndarray
-    cut: np.ndarray
-
-    def count_shots(self) -> dict[int, int]:
-        """Count the rows by their number of examples, most examples first."""
-        return dict(sorted(Counter(self.shots.tolist()).items(), reverse=True))
-
-    def describe(self, asked: int) -> dict[str, Any]:
-        """Summarize truncation and fitted examples in JSON types.
-
-        Args:
-            asked: Number of examples requested per row.
-        """
-        return {
-            "rows": len(self.sources),
-            "shortened": int(self.cut.sum()),
-            "shots_asked": asked,
-            "shots_fitted_mean": float(self.shots.mean()),
-            "shots_fitted": {str(n): rows for n, rows in self.count_shots().items()},
-        }
+    source: np.ndarray
+    target: np.ndarray
+    shots: int
+    cut: bool
 
 
 class Encoder:
@@ -60,7 +41,7 @@ class Encoder:
         prompt: The words around the dialogue.
         examples: Rows that may be shown, solved, before a question.
         max_source_length: Maximum number of tokens of a prompt, EOS included.
-        max_target_length: Maximum number of tokens of a label, EOS included.
+        max_target_length: Maximum number of tokens of a response, EOS included.
         best_last: Whether the best example comes last, next to the question, or first.
 
     Raises:
@@ -87,7 +68,7 @@ class Encoder:
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
         self.best_last = best_last
-        needed = len(self.tokenize([prompt.wrap("")])[0])
+        needed = len(self.encode_prompts([prompt.wrap("")])[0])
         if needed >= max_source_length:
             raise ValueError(
                 f"data: the instruction of {type(prompt).__name__} takes {needed} tokens and "
@@ -95,26 +76,29 @@ class Encoder:
                 f"(--data.max_source_length) or choose a shorter prompt"
             )
 
-    def encode(self, rows: Sequence[Row], picks: np.ndarray | None = None) -> Encoded:
-        """Tokenize N rows.
+    def encode(
+        self, rows: Sequence[Row], picks: Sequence[Sequence[int]] | None = None
+    ) -> list[Encoded]:
+        """Tokenize rows.
 
         Args:
-            rows: The rows.
-            picks: [N, K] positions in ``examples`` of the examples requested before each question,
-                best first; negative numbers are skipped. None shows no examples.
+            rows: N rows.
+            picks: For each row the positions in ``examples`` of the examples requested before its
+                question, best first. None shows no examples.
         """
-        if picks is None:
-            picks = np.empty((len(rows), 0), dtype=np.int32)
-        wanted = [[int(position) for position in row if position >= 0] for row in picks]
-        texts = [self.ask(row, shown) for row, shown in zip(rows, wanted, strict=True)]
-        sources = self.tokenize(texts)
-        shots = np.array([len(shown) for shown in wanted], dtype=np.int32)
-        cut = np.zeros(len(rows), dtype=bool)
-        for i, ids in enumerate(sources):
-            if len(ids) > self.max_source_length:
-                sources[i], shots[i], cut[i] = self.fit_prompt(rows[i], wanted[i])
-        targets = self.encode_targets([row.references[0] for row in rows])
-        return Encoded(_arrays(sources), _arrays(targets), shots, cut)
+        picks = picks or [()] * len(rows)
+        texts = [self.ask(row, shown) for row, shown in zip(rows, picks, strict=True)]
+        targets = self.encode_responses(["".join(row.references[:1]) for row in rows])
+        encoded = []
+        for row, shown, source, target in zip(
+            rows, picks, self.encode_prompts(texts), targets, strict=True
+        ):
+            prompt = source, len(shown), False
+            if len(source) > self.max_source_length:
+                prompt = self.fit_prompt(row, shown)
+            ids, shots, cut = prompt
+            encoded.append(Encoded(np.array(ids, np.int32), target, shots, cut))
+        return encoded
 
     def ask(self, row: Row, shown: Sequence[int]) -> str:
         """Return a prompt: examples (positions, best first), and the question."""
@@ -127,18 +111,18 @@ class Encoder:
         Returns:
             Its tokens, its number of examples, and whether its dialogue was truncated.
         """
-        (best,) = self.tokenize([self.ask(row, [])])
+        (best,) = self.encode_prompts([self.ask(row, [])])
         if len(best) > self.max_source_length:
             return self.truncate(row.dialogue), 0, True
         kept: list[int] = []
         for position in wanted:
-            (ids,) = self.tokenize([self.ask(row, [*kept, position])])
+            (ids,) = self.encode_prompts([self.ask(row, [*kept, position])])
             if len(ids) <= self.max_source_length:
                 best, kept = ids, [*kept, position]
         return best, len(kept), False
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts without truncation, special tokens included."""
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize prompts without truncation, special tokens included."""
         if not texts:
             return []
         return self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
@@ -161,15 +145,14 @@ class Encoder:
             ]
             dialogue = dialogue[: inside[-excess]] if excess <= len(inside) else ""
 
-    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize references to at most ``max_target_length`` tokens, EOS included."""
+    def encode_responses(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokenize responses to at most ``max_target_length`` tokens, EOS included."""
+        if not texts:
+            return []
         eos = self.tokenizer.eos_token_id
         encoding = self.tokenizer(text_target=list(texts), truncation=False, verbose=False)
-        targets = []
-        for ids in encoding["input_ids"]:
-            body = ids[:-1] if ids and ids[-1] == eos else ids
-            targets.append([*body[: self.max_target_length - 1], eos])
-        return targets
+        bodies = [ids[:-1] if ids[-1:] == [eos] else ids for ids in encoding["input_ids"]]
+        return [np.array([*ids[: self.max_target_length - 1], eos], np.int32) for ids in bodies]
 
 
 def encode_texts(
@@ -191,7 +174,3 @@ def encode_texts(
     return dict(
         tokenizer(*pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     )
-
-
-def _arrays(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    return [np.asarray(row, dtype=np.int32) for row in rows]

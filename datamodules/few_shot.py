@@ -1,6 +1,6 @@
 """Few-shot examples: which train rows are shown, solved, before which question.
 
-A selector is given the train split once (:meth:`ExampleSelector.fit`) and then ranks, for each
+A selector reads the train split once (:meth:`ExampleSelector.fit`) and then ranks, for each
 question, the rows to show. How many of them fit is decided where tokens are counted
 (:class:`datamodules.encoding.Encoder`).
 """
@@ -12,9 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.reading import DataError, Row, normalize_whitespace
-
-NO_EXAMPLE = -1
-"""Fills up the row of a question that has fewer examples than requested."""
 
 _CHUNK = 256
 
@@ -40,10 +37,6 @@ class ExampleSelector(ABC):
         self.shots = 0
         self._positions: dict[str, int] = {}
 
-    def find_problem(self, shots: int) -> str | None:
-        """Return why this selector cannot provide that many examples, or None."""
-        return None
-
     def fit(self, train: Sequence[Row], shots: int, seed: int) -> None:
         """Set the pool from the train split.
 
@@ -58,43 +51,36 @@ class ExampleSelector(ABC):
         first: dict[str, Row] = {}
         for row in train:
             first.setdefault(normalize_whitespace(row.dialogue), row)
-        rows = list(first.values())
-        if shots > len(rows):
+        if shots > len(first):
             raise DataError(
-                f"data: {shots} shots, but only {len(rows)} train dialogues; lower shots"
+                f"data: {shots} shots, but only {len(first)} train dialogues; lower shots"
             )
         self.shots = shots
-        self.pool = self.choose_pool(rows, seed)
+        self.pool = self.choose_pool(list(first.values()), seed)
         self._positions = {normalize_whitespace(row.dialogue): i for i, row in enumerate(self.pool)}
 
     def choose_pool(self, rows: list[Row], seed: int) -> list[Row]:
         """Choose the rows that may be shown from rows with different dialogues."""
         return rows
 
-    def pick(self, questions: Sequence[Row]) -> np.ndarray:
-        """Choose the examples for N questions.
-
-        Returns:
-            [N, shots] int32 positions in :attr:`pool`, best first, filled up with ``NO_EXAMPLE``.
-        """
-        picks = np.full((len(questions), self.shots), NO_EXAMPLE, dtype=np.int32)
+    def pick(self, questions: Sequence[Row]) -> list[list[int]]:
+        """Choose the examples for questions: positions in :attr:`pool`, best first."""
         if self.shots == 0:
-            return picks
+            return [[] for _ in questions]
+        picks = []
         for start in range(0, len(questions), _CHUNK):  # bounds the memory of `rank`
             chunk = questions[start : start + _CHUNK]
-            for row, (question, ranked) in enumerate(zip(chunk, self.rank(chunk), strict=True)):
-                own = self._positions.get(normalize_whitespace(question.dialogue), NO_EXAMPLE)
-                allowed = ranked[ranked != own][: self.shots]
-                picks[start + row, : len(allowed)] = allowed
+            for question, ranked in zip(chunk, self.rank(chunk), strict=True):
+                own = self._positions.get(normalize_whitespace(question.dialogue))
+                picks.append([int(i) for i in ranked if i != own][: self.shots])
         return picks
 
     @abstractmethod
-    def rank(self, questions: Sequence[Row]) -> np.ndarray:
-        """Rank the pool for each of N questions.
+    def rank(self, questions: Sequence[Row]) -> Sequence[Sequence[int]]:
+        """Rank the pool for each question, best first.
 
-        Returns:
-            [N, K] positions in :attr:`pool`, best first. :meth:`pick` removes the question's own
-            dialogue and keeps the first ``shots``.
+        :meth:`pick` removes the question's own dialogue and keeps the first ``shots``, so one more
+        position than ``shots`` is enough.
         """
 
     def without_shown(self, rows: list[Row]) -> list[Row]:
@@ -104,30 +90,17 @@ class ExampleSelector(ABC):
         return [row for row in rows if normalize_whitespace(row.dialogue) not in self._positions]
 
 
-class _SharedExamples(ExampleSelector):
-    """The whole pool before every question, in a fixed order."""
-
-    shared = True
-
-    def rank(self, questions: Sequence[Row]) -> np.ndarray:
-        """Rank the pool in its own order."""
-        return np.tile(np.arange(len(self.pool)), (len(questions), 1))
-
-
-class RandomExamples(_SharedExamples):
+class RandomExamples(ExampleSelector):
     """Randomly drawn rows, the same for every question.
 
     Args:
         seed: Seed of the draw; None is the datamodule's seed.
-
-    Raises:
-        ValueError: If the seed is negative.
     """
+
+    shared = True
 
     def __init__(self, seed: int | None = None) -> None:
         super().__init__()
-        if seed is not None and seed < 0:
-            raise ValueError(f"RandomExamples: seed must be at least 0, got {seed}")
         self.seed = seed
 
     def choose_pool(self, rows: list[Row], seed: int) -> list[Row]:
@@ -135,50 +108,9 @@ class RandomExamples(_SharedExamples):
         generator = np.random.default_rng(seed if self.seed is None else self.seed)
         return [rows[i] for i in generator.choice(len(rows), self.shots, replace=False)]
 
-
-class FixedExamples(_SharedExamples):
-    """Rows given by id, the same for every question, in the order of the ids.
-
-    Args:
-        ids: Ids of train rows. The first ``shots`` are shown; if they do not fit, the last are
-            left out first.
-
-    Raises:
-        ValueError: If there is no id, or a repeated one.
-    """
-
-    def __init__(self, ids: list[str | int]) -> None:
-        super().__init__()
-        self.ids = [str(name) for name in ids]  # YAML reads 40 as a number
-        if not ids or len(set(self.ids)) < len(ids):
-            raise ValueError(
-                f"FixedExamples: ids must be different ids of train rows, at least one; got {ids}"
-            )
-
-    def find_problem(self, shots: int) -> str | None:
-        """Return a message if there are fewer ids than shots."""
-        if shots <= len(self.ids):
-            return None
-        return f"shots is {shots}, but FixedExamples has {len(self.ids)} ids; name as many"
-
-    def fit(self, train: Sequence[Row], shots: int, seed: int) -> None:
-        """Find the rows of the ids.
-
-        Raises:
-            DataError: If an id is not in the train split, or two have the same dialogue.
-        """
-        rows = {row.id: row for row in train}
-        if missing := [name for name in self.ids if name not in rows]:
-            raise DataError(
-                f"data: the train split has no row {', '.join(missing)} (FixedExamples.ids); it "
-                f"has {len(rows)} rows, the first is {next(iter(rows))}. Examples come from the "
-                "train split only, after data.max_train_rows, min_dialogue_chars and "
-                "max_dialogue_chars"
-            )
-        wanted = [rows[name] for name in self.ids[:shots]]
-        if len({normalize_whitespace(row.dialogue) for row in wanted}) < len(wanted):
-            raise DataError("data: two of FixedExamples.ids have the same dialogue; keep one")
-        super().fit(wanted, shots, seed)
+    def rank(self, questions: Sequence[Row]) -> Sequence[Sequence[int]]:
+        """Rank the pool in the order in which it was drawn."""
+        return [range(len(self.pool))] * len(questions)
 
 
 class SimilarExamples(ExampleSelector):
@@ -203,22 +135,16 @@ class SimilarExamples(ExampleSelector):
         """Learn the vocabulary of the train split.
 
         Raises:
-            DataError: If it has too few dialogues, or no words.
+            DataError: If it has too few dialogues.
         """
         from sklearn.feature_extraction.text import TfidfVectorizer  # slow to import
 
         super().fit(train, shots, seed)
         # No stop words: speaker tags and other words of every dialogue get the lowest weight.
-        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
-        words = vectorizer.build_analyzer()
-        if not any(words(row.dialogue) for row in self.pool):
-            raise DataError(
-                "data: no train dialogue has a word to compare by; choose RandomExamples"
-            )
-        self._vectors = vectorizer.fit_transform(row.dialogue for row in self.pool)
-        self._vectorizer = vectorizer
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+")
+        self._vectors = self._vectorizer.fit_transform(row.dialogue for row in self.pool)
 
-    def rank(self, questions: Sequence[Row]) -> np.ndarray:
+    def rank(self, questions: Sequence[Row]) -> Sequence[Sequence[int]]:
         """Rank the most similar dialogues, one more than requested.
 
         The vectors have length 1, so their products are cosines. They are rounded, so that
@@ -226,12 +152,12 @@ class SimilarExamples(ExampleSelector):
         """
         vectors = self._vectorizer.transform(row.dialogue for row in questions)
         cosines = np.round((vectors @ self._vectors.T).toarray(), 9)
-        return np.stack([_largest(row, self.shots + 1) for row in cosines])
+        return [_largest(row, self.shots + 1) for row in cosines]
 
 
-def _largest(values: np.ndarray, count: int) -> np.ndarray:
+def _largest(values: np.ndarray, count: int) -> list[int]:
     """Return the positions of the largest values, descending, earlier ones first."""
     count = min(count, len(values))
     least = np.partition(values, -count)[-count]
     positions = np.flatnonzero(values >= least)
-    return positions[np.argsort(-values[positions], kind="stable")][:count]
+    return positions[np.argsort(-values[positions], kind="stable")][:count].tolist()

@@ -143,8 +143,7 @@ def load_generator(run: ExportedRun, device: torch.device) -> Generate:
     log.info("%s on %s, %s, %s", run.export, device, run.precision, run.decoding)
 
     def generate(rows: Sequence[Row], key: Sequence[int]) -> list[str]:
-        # Encoding includes a reference, which is not used.
-        sources = data.encode([row._replace(references=("",)) for row in rows]).sources
+        sources = [each.source for each in data.encode(rows)]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         texts = [""] * len(rows)
         lengths = [len(source) for source in sources]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -68,16 +67,16 @@ def encoder(t5: str, **settings: Any) -> Encoder:
 def test_only_the_end_of_the_dialogue_is_cut(
     t5: str, dialogue: str, expected: str, cut: bool
 ) -> None:
-    encoded = (subject := encoder(t5)).encode([Row("a", dialogue, ("s",))])
-    assert subject.tokenizer.decode(encoded.sources[0]) == expected
-    assert encoded.cut.tolist() == [cut]
+    (encoded,) = (subject := encoder(t5)).encode([Row("a", dialogue, ("s",))])
+    assert subject.tokenizer.decode(encoded.source) == expected
+    assert encoded.cut == cut
 
 
 def test_what_fits_is_the_whole_string_tokenised(t5: str) -> None:
     subject = encoder(t5, prompt=Instruction(), max_source_length=500)
     dialogue = "  #Person1#: Caf\u00e9?\n\n"
-    (source,) = subject.encode([Row("a", dialogue, ("s",))]).sources
-    assert source.tolist() == subject.tokenizer(Instruction().wrap(dialogue))["input_ids"]
+    (encoded,) = subject.encode([Row("a", dialogue, ("s",))])
+    assert encoded.source.tolist() == subject.tokenizer(Instruction().wrap(dialogue))["input_ids"]
 
 
 def test_an_instruction_that_leaves_no_room_is_refused(t5: str) -> None:
@@ -85,8 +84,8 @@ def test_an_instruction_that_leaves_no_room_is_refused(t5: str) -> None:
     with pytest.raises(ValueError, match=r"Template takes 3 tokens.*max_source_length 3"):
         encoder(t5, max_source_length=3)
     subject = encoder(t5, max_source_length=4)
-    (source,) = subject.encode([Row("a", "abc", ("s",))]).sources
-    assert subject.tokenizer.decode(source) == "<a></s>"
+    (encoded,) = subject.encode([Row("a", "abc", ("s",))])
+    assert subject.tokenizer.decode(encoded.source) == "<a></s>"
 
 
 @pytest.mark.parametrize(
@@ -95,9 +94,9 @@ def test_an_instruction_that_leaves_no_room_is_refused(t5: str) -> None:
 )
 def test_labels_end_in_one_eos(t5: str, summary: str, expected: str) -> None:
     subject = encoder(t5)
-    (target,) = subject.encode([Row("a", "d", (summary, "other"))]).targets
-    assert subject.tokenizer.decode(target) == expected
-    assert target.tolist().count(EOS) == 1
+    (encoded,) = subject.encode([Row("a", "d", (summary, "other"))])
+    assert subject.tokenizer.decode(encoded.target) == expected
+    assert encoded.target.tolist().count(EOS) == 1
 
 
 def test_examples_of_every_question_are_not_trained_on(
@@ -119,22 +118,6 @@ def test_all_wrong_settings_are_in_one_error(make: Callable[..., DialogSumDataMo
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("multiple", [1, 5])
-def test_batches_are_padded_to_the_multiple_asked_for(
-    tmp_path: Path, make: Callable[..., DialogSumDataModule], multiple: int
-) -> None:
-    write(tmp_path / "test.jsonl", 7)
-    data = make(pad_to_multiple_of=multiple, eval_batch_size=4)
-    data.setup("test")
-    for batch in data.test_dataloader():
-        real = {"input_ids": batch["attention_mask"] == 1, "labels": batch["labels"] != -100}
-        for name, places in real.items():
-            longest = int(places.sum(1).max())
-            assert batch[name].shape[1] == -(-longest // multiple) * multiple
-    with pytest.raises(ValueError, match="pad_to_multiple_of must be at least 1"):
-        make(pad_to_multiple_of=0)
-
-
 def test_limits_and_lengths(tmp_path: Path, make: Callable[..., DialogSumDataModule]) -> None:
     for name in ("train", "val", "test"):
         write(tmp_path / f"{name}.jsonl", 8)  # of 10 to 17 characters
@@ -142,11 +125,11 @@ def test_limits_and_lengths(tmp_path: Path, make: Callable[..., DialogSumDataMod
                 max_validation_rows=4)  # fmt: skip
     data.setup("fit")
     data.setup("test")
-    assert [row.id for row in data.datasets["train"].rows] == ["r2", "r3", "r4"]
+    assert [row.id for row in data.datasets["train"]] == ["r2", "r3", "r4"]
     assert len(data.datasets["validation"]) == 4
     assert len(data.datasets["test"]) == 8  # the lengths are asked of train dialogues only
     (whole := make(min_dialogue_chars=12, max_dialogue_chars=16)).setup("fit")
-    assert [row.id for row in whole.datasets["train"].rows] == ["r2", "r3", "r4", "r5", "r6"]
+    assert [row.id for row in whole.datasets["train"]] == ["r2", "r3", "r4", "r5", "r6"]
     with pytest.raises(DataError, match="no train dialogue has 99 to inf characters"):
         make(min_dialogue_chars=99).setup("fit")
 
@@ -259,6 +242,19 @@ def test_test_and_predict_need_the_test_split_only(
     assert module.seen == [[8, 7, 6, 5], [4, 3, 2, 1, 0]]
 
 
+def test_a_step_larger_than_the_train_split_is_reported(
+    folder: Path, make: Callable[..., DialogSumDataModule], caplog: pytest.LogCaptureFixture
+) -> None:
+    (data := make(batch_size=22)).setup("fit")
+    data.train_dataloader()
+    assert not caplog.records
+    (data := make(batch_size=23)).setup("fit")
+    data.train_dataloader()
+    assert "data.batch_size 23 x 1 rank(s) x 1 accumulated batch(es) is more than the 22" in (
+        caplog.text
+    )
+
+
 def test_another_tokenizer_than_the_backbones_is_refused(
     folder: Path, make: Callable[..., DialogSumDataModule]
 ) -> None:
@@ -281,13 +277,13 @@ def test_real_dialogues(make: Callable[..., DialogSumDataModule]) -> None:
     data.setup("test")
     sizes = {split: len(dataset) for split, dataset in data.datasets.items()}
     assert sizes == {"train": 1000, "validation": 500, "test": 250}
-    assert {len(row.references) for row in data.datasets["test"].rows} == {3}
-    for example in (data.datasets["test"][i] for i in range(250)):
+    assert {len(row.references) for row in data.datasets["test"]} == {3}
+    for example in data.datasets["test"]:
         prompt = data.tokenizer.decode(example.source)
         assert len(example.source) <= 1024
         assert prompt.startswith("Summarize the following conversation.\n\n#Person")
         assert prompt.endswith("\n\nSummary:</s>")
-    lengths = np.array(data.datasets["train"].lengths)
+    lengths = sum(len(example.source) for example in data.datasets["train"])
     batches = list(data.train_dataloader())
     padded = sum(batch["input_ids"].numel() for batch in batches)
-    assert lengths.sum() / padded > 0.95
+    assert lengths / padded > 0.95
