@@ -46,7 +46,6 @@ CALLBACKS: dict[str, type[Callback]] = {
     "toxicity": ToxicityCallback,
     "samples": SampleTexts,
     "early_stopping": RunEarlyStopping,
-    "kl": KLCallback,
     "monitor": PPOMonitor,
     "checkpoint": RunCheckpoint,
 }
@@ -237,13 +236,14 @@ class AlignsumCLI(LightningCLI):
     def make_callbacks(self, settings: Any, trainer: dict[str, Any]) -> list[Callback]:
         """Return the callbacks of a run in their order; drop those with nothing to observe."""
         unused = set() if self.model.generates else set(FOR_TEXTS)
-        if not isinstance(self.model, lightning_modules.PPOPolicy):
-            unused |= {"kl", "monitor"}
+        is_ppo = isinstance(self.model, lightning_modules.PPOPolicy)
+        if not is_ppo:
+            unused.add("monitor")
         if trainer["enable_checkpointing"] is False:
             unused.add("checkpoint")
         configured = [settings[name] for name in CALLBACKS if name not in unused]
         callbacks = default_callbacks(
-            [*as_list(trainer["callbacks"]), *configured],
+            [*as_list(trainer["callbacks"]), *configured, *([KLCallback()] if is_ppo else [])],
             generates=self.model.generates,
             checkpointing=trainer["enable_checkpointing"] is not False,
             progress_bar=trainer["enable_progress_bar"] is not False,

@@ -1,6 +1,5 @@
 """Checkpoints: best.ckpt to test and export, last.ckpt to resume from exactly."""
 
-import logging
 import os
 import time
 import warnings
@@ -15,9 +14,6 @@ from callbacks.checkpoint_io import RESUME
 from callbacks.loggers import RunCSVLogger
 from callbacks.signals import GracefulStop
 from common.run_folder import PARTIAL, RunFolder
-from lightning_modules.fsdp import are_finite
-
-log = logging.getLogger(__name__)
 
 NEXT = ".next.ckpt"
 """A checkpoint of a step that Lightning has not finished yet; never resumed from."""
@@ -36,8 +32,8 @@ class RunCheckpoint(ModelCheckpoint):
     step's metrics are in metrics.csv and no validation was due. A validation or the end of the
     epoch discards it and writes its own.
 
-    A resumed run removes the rows of metrics.csv that were written after its checkpoint, and writes
-    them again.
+    A resumed run removes the rows of metrics.csv that were written after its checkpoint, because it
+    writes them again.
 
     Args:
         monitor: Validation metric of the best checkpoint; None keeps no ``best.ckpt``.
@@ -84,15 +80,10 @@ class RunCheckpoint(ModelCheckpoint):
         """Identify the best score by its metric alone; other settings may change on resuming."""
         return f"RunCheckpoint(monitor={self.monitor!r}, mode={self.mode!r})"
 
-    @property
-    def folder(self) -> Path:
-        """Return the folder of the checkpoints."""
-        return Path(str(self.dirpath))
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove what a killed write left behind."""
-        if self.dirpath is None:
-            self.dirpath = str(RunFolder(trainer.default_root_dir).checkpoints)
+        self.folder = Path(self.dirpath or RunFolder(trainer.default_root_dir).checkpoints)
+        self.dirpath = str(self.folder)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not")
             super().setup(trainer, pl_module, stage)
@@ -102,25 +93,17 @@ class RunCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, in the folder where the files are now."""
-        best = self.folder / "best.ckpt"
+        best, score = str(self.folder / "best.ckpt"), state_dict["best_model_score"]
         if state_dict["best_model_path"]:
-            state_dict = state_dict | {
-                "dirpath": self.dirpath,
-                "best_model_path": str(best),
-                "kth_best_model_path": str(best),
-                "best_k_models": {str(best): state_dict["best_model_score"]},
-                "last_model_path": "",
-            }
-        super().load_state_dict(state_dict | {"dirpath": self.dirpath})
+            names = ("best_model_path", "kth_best_model_path")
+            state_dict = state_dict | dict.fromkeys(names, best) | {"best_k_models": {best: score}}
+        super().load_state_dict(state_dict | {"dirpath": self.dirpath, "last_model_path": ""})
 
     # When to save -------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock; the checkpoint that was resumed from is not written again."""
-        self._saved_time = time.monotonic()
-        source, last = trainer.ckpt_path, self.folder / "last.ckpt"
-        is_last = source is None or os.path.realpath(source) == os.path.realpath(last)
-        self._saved_step = trainer.global_step if is_last else -1
+        self._saved_time, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -192,12 +175,6 @@ class RunCheckpoint(ModelCheckpoint):
             self._accept(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
-        weights = trainer.lightning_module.parameters()
-        if not are_finite(weight for weight in weights if weight.requires_grad):
-            raise FloatingPointError(
-                f"the weights are not finite after step {trainer.global_step}; no checkpoint was "
-                "written, the last one is untouched. Try a lower learning rate"
-            )
         trainer.save_checkpoint(self.folder / NEXT)
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._pending, self._overdue = True, False
@@ -221,16 +198,16 @@ class RunCheckpoint(ModelCheckpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note whether the run stands between two optimizer steps, and can resume exactly."""
-        checkpoint[RESUME] = {"exact": self._between_steps}
+        """Note whether the run is between two optimizer steps, and the rows of metrics.csv."""
+        loggers = [each for each in trainer.loggers if isinstance(each, RunCSVLogger)]
+        rows = [len(each.rows) for each in loggers if trainer.is_global_zero]
+        checkpoint[RESUME] = {"exact": self._between_steps, "rows": rows}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Remove what was logged after the checkpoint, when a fit resumes from it."""
-        if trainer.state.fn != TrainerFn.FITTING or not trainer.is_global_zero:
-            return
-        step = checkpoint["global_step"]
-        for logger in trainer.loggers:
-            if isinstance(logger, RunCSVLogger):
-                logger.rewind(step)
+        if trainer.state.fn == TrainerFn.FITTING:
+            loggers = [each for each in trainer.loggers if isinstance(each, RunCSVLogger)]
+            for logger, rows in zip(loggers, checkpoint[RESUME]["rows"], strict=False):
+                logger.rewind(rows, checkpoint["global_step"])

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from common.run_folder import replacing
 
 RESUME = "alignsum_resume"
-"""Key of a checkpoint under which :class:`RunCheckpoint` says how to resume from it."""
+"""Key of a checkpoint under which :class:`RunCheckpoint` stores how to resume from it."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -44,9 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def find_checkpoint_problem(path: Path) -> str | None:
-    """Say why a run cannot resume from a file, or return None if every byte is intact.
+    """Explain why a run cannot resume from a file, or return None if every byte is intact.
 
-    A file that holds anything but tensors and plain values is refused: loading it runs code.
+    A file that contains anything but tensors and plain values is refused: loading it runs code.
     """
     if not path.is_file():
         return f"there is no checkpoint {path}"
@@ -57,14 +57,13 @@ def find_checkpoint_problem(path: Path) -> str | None:
         content = read_checkpoint(path)
     except pickle.UnpicklingError:
         return (
-            f"{path} is refused: it holds more than tensors and plain values, and loading it could "
-            "run someone else's code"
+            f"{path} is refused: it contains more than tensors and plain values, and loading it "
+            "could run someone else's code"
         )
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # torch's reader raises the second
         return f"{path} cannot be read ({error})"
-    wanted = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
-    if not isinstance(content, dict) or any(name not in content for name in wanted):
-        return f"{path} is not a checkpoint of a run: it needs {', '.join(wanted)}"
+    if not isinstance(content, dict) or not {"epoch", "global_step", "state_dict"} <= set(content):
+        return f"{path} is not a checkpoint of a run"
     return None
 
 
@@ -88,7 +87,7 @@ def choose_checkpoint(wanted: str, folder: Path) -> tuple[Path | None, list[str]
         folder: The run's checkpoints.
 
     Returns:
-        The checkpoint, None if there is none, and the problems of those that were passed over.
+        The checkpoint, None if there is none, and the problems of those that were rejected.
     """
     last = folder / "last.ckpt"
     others = (path for path in folder.glob("[!.]*.ckpt") if path != last)

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from sklearn.metrics import f1_score
 
-from callbacks.text_metric import Row, RowCollector, log_estimates
+from callbacks.text_metric import Row, RowCollector, log_estimates, to_rows
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
@@ -23,16 +23,14 @@ class ClassificationMetrics(RowCollector):
 
     def make_rows(self, batch: Any, outputs: Any) -> list[Row]:
         """Return one row per text of a batch, with its probability for each label index."""
-        fields = {
+        columns = {
             "index": batch["index"].tolist(),
             "id": batch["ids"],
             "text": batch["texts"],
             "label": batch["labels"].tolist(),
             "probabilities": outputs["probabilities"],
         }
-        return [
-            dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)
-        ]
+        return to_rows(columns)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Log the metrics."""

@@ -21,7 +21,7 @@ class RunEarlyStopping(EarlyStopping):
         mode: Whether more of it is better; the CLI takes ``checkpoint.mode``.
 
     Raises:
-        ValueError: If a setting is out of range, or there is no metric.
+        ValueError: If there is no metric.
     """
 
     def __init__(
@@ -31,12 +31,8 @@ class RunEarlyStopping(EarlyStopping):
         monitor: str | None = "val/rougeL",
         mode: Literal["min", "max"] = "max",
     ) -> None:
-        if patience is not None and (patience < 1 or min_delta < 0 or monitor is None):
-            raise ValueError(
-                "early_stopping: patience must be 1 or more, min_delta 0 or more, and "
-                f"checkpoint.monitor set; got patience {patience}, min_delta {min_delta}, monitor "
-                f"{monitor}"
-            )
+        if patience is not None and monitor is None:
+            raise ValueError("early_stopping.patience needs a metric: set checkpoint.monitor")
         self.enabled = patience is not None
         super().__init__(
             monitor or "",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
+from callbacks.text_metric import Columns, Row, TextMetricCallback
 from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
 
 
@@ -42,13 +42,10 @@ class EvaluatorCallback(TextMetricCallback):
         if isinstance(self.evaluator, ClassifierReward):
             self.evaluator.load()
 
-    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Score the rows' predictions, and the texts before training if there are any."""
-        dialogues = [row["dialogue"] for row in rows]
-        references = [row["references"] for row in rows]
-
-        def evaluate(texts: Sequence[str]) -> Columns:
-            scores = self.evaluator.score(Texts(texts, dialogues, references), pl_module.device)
-            return {self.name: (self.evaluator.weight * scores).tolist()}
-
-        return score_texts(rows, evaluate)
+    def score(
+        self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]
+    ) -> Columns:
+        """Score the texts with the evaluator."""
+        dialogues, references = ([row[name] for row in rows] for name in ("dialogue", "references"))
+        scores = self.evaluator.score(Texts(texts, dialogues, references), pl_module.device)
+        return {self.name: (self.evaluator.weight * scores).tolist()}

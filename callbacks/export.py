@@ -20,16 +20,9 @@ class ExportCallback(Callback):
     """Write `export/` at the end of a fit, from the best checkpoint if there is one.
 
     The module keeps the exported weights, so that a test in the same process tests the export. A
-    test writes `export/` only if it is missing. The folder is renamed into place when complete.
+    test writes `export/` only if it is missing. The folder is renamed into place when complete, and
+    one of an earlier part of the run is deleted last.
     """
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module that cannot be exported before it is trained."""
-        if not callable(getattr(pl_module, "export", None)):
-            raise ValueError(
-                f"ExportCallback: {type(pl_module).__name__} has no export(path) method; "
-                "add one or drop the callback."
-            )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the best checkpoint's weights and export them."""
@@ -53,7 +46,14 @@ class ExportCallback(Callback):
         folder.path.mkdir(parents=True, exist_ok=True)
         with hub.writing(partial):
             about: dict[str, Any] = pl_module.export(partial)
-        replace_folder(partial, folder.export)
+        for file in partial.rglob("*"):
+            file.chmod(0o644)  # safetensors makes its files private
+        old = folder.path / ".export.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.export.exists():
+            os.replace(folder.export, old)
+        os.replace(partial, folder.export)
+        shutil.rmtree(old, ignore_errors=True)
         if about:
             folder.update_summary(**about)
         log.info("Exported %s to %s", source, folder.export)
@@ -74,13 +74,3 @@ def load_best(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
     trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
     monitor, score = callback.monitor, callback.best_model_score
     return f"the weights of the best checkpoint, {Path(path).name} ({monitor} {float(score):.4f})"
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; an existing target (of a resumed run) is deleted last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback, measure_texts
+from callbacks.text_metric import Columns, Row, TextMetricCallback, measure
 from metrics.faithfulness import CHECKS, find_unknown_speakers
 from metrics.names import find_unknown_names
 
@@ -18,10 +18,11 @@ class FaithfulnessCallback(TextMetricCallback):
     under these names, and what was found as `unknown_speakers` and `unknown_names`.
     """
 
-    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Check the rows' predictions, and the texts before training if there are any."""
-        for row in rows:
-            text, dialogue = row["prediction"], row["dialogue"]
-            row["unknown_speakers"] = find_unknown_speakers(text, dialogue)
-            row["unknown_names"] = find_unknown_names(text, dialogue)
-        return measure_texts(rows, CHECKS)
+    def score(
+        self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]
+    ) -> Columns:
+        """Check the texts against their dialogues and references."""
+        for text, row in zip(texts, rows, strict=True):
+            row["unknown_speakers"] = find_unknown_speakers(text, row["dialogue"])
+            row["unknown_names"] = find_unknown_names(text, row["dialogue"])
+        return measure(CHECKS, texts, rows)

@@ -17,8 +17,8 @@ from common.run_folder import RunFolder, write_text
 class StepAxis(Callback):
     """Log everything over `step`: the optimizer steps that are complete, from 0.
 
-    Lightning counts batches by default, which in PPO are several optimizer steps each. It takes a
-    logged metric of the name `step` instead, for all loggers.
+    Lightning counts batches by default, which in PPO are several optimizer steps each. For all
+    loggers it prefers a logged metric with the name `step`.
     """
 
     def log_step(
@@ -41,32 +41,35 @@ class RunCSVLogger(Logger):
         run_dir: The run folder.
     """
 
+    name = version = ""
+    """Empty, so that Lightning adds no folder."""
+
     def __init__(self, run_dir: str) -> None:
         super().__init__()
-        self._folder = RunFolder(run_dir)
+        self.path = RunFolder(run_dir).metrics_csv
         self._columns: list[str] = []
         self._rows: list[dict[str, Any]] = []
-        self._kept: dict[tuple[int, frozenset[str]], int] = {}
-        """Numbers of the rows that were there when the run resumed."""
-
-    @property
-    def name(self) -> str:
-        """Empty, so that Lightning adds no folder of its own."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty, like the name."""
-        return ""
 
     @property
     def save_dir(self) -> str:
         """The run folder."""
-        return str(self._folder.path)
+        return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: config.yaml in the run folder has every setting."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the file, which is read once; a kill may have truncated its last row."""
+        if not self._columns and self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+            self._columns = list(reader.fieldnames or [])
+            self._rows = list(reader)
+            if not text.endswith("\n"):
+                self._write()
+        return self._rows
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -81,40 +84,26 @@ class RunCSVLogger(Logger):
             row[name] = value.item() if isinstance(value, Tensor) else value
         if "epoch" in row:
             row["epoch"] = int(row["epoch"])
-        self._read()
-        number = self._kept.get(make_key(row), len(self._rows))
-        appends = number == len(self._rows) and row.keys() <= set(self._columns)
-        self._columns += [name for name in row if name not in self._columns]
-        self._rows[number : number + 1] = [row]
-        if not appends:
+        self.rows.append(row)
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
             self._write()
             return
-        with self._folder.metrics_csv.open("a", encoding="utf-8", newline="") as file:
+        with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Remove the rows after a step, when a run resumes from a checkpoint of that step.
+    def rewind(self, count: int, step: int) -> None:
+        """Remove the rows that a run will write again when it resumes from a checkpoint.
 
-        A row of the step itself may have been logged after the checkpoint. The resumed run logs it
-        again, and replaces it.
+        Args:
+            count: Number of rows when the checkpoint was written.
+            step: Its optimizer step. Lightning logs the metrics of a training step after the
+                checkpoint, but those of a validation before it.
         """
-        self._read()
+        own = [row for row in self.rows[count:] if int(row["step"]) == step and is_of_step(row)]
+        self._rows = self._rows[:count] + own
         if self._rows:
-            self._rows = [row for row in self._rows if int(row["step"]) <= step]
-            self._kept = {make_key(row): number for number, row in enumerate(self._rows)}
-            self._write()
-
-    def _read(self) -> None:
-        """Read the file once; a kill may have cut its last row off."""
-        if self._columns or not self._folder.metrics_csv.exists():
-            return
-        text = self._folder.metrics_csv.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        reader = csv.DictReader(io.StringIO(whole))
-        self._columns = list(reader.fieldnames or [])
-        self._rows = list(reader)
-        if whole != text:
             self._write()
 
     def _write(self) -> None:
@@ -123,9 +112,10 @@ class RunCSVLogger(Logger):
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(self._rows)
-        write_text(self._folder.metrics_csv, text.getvalue())
+        write_text(self.path, text.getvalue())
 
 
-def make_key(row: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
-    """Identify a row by its step and the metrics that it has."""
-    return int(row["step"]), frozenset(name for name in row if row[name] not in ("", None))
+def is_of_step(row: Mapping[str, Any]) -> bool:
+    """Return whether a row has what a training step logged: no validation, no learning rate."""
+    names = {name for name, value in row.items() if value not in ("", None)}
+    return "epoch" in names and not any(name.startswith("val/") for name in names)

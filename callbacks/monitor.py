@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -83,22 +83,12 @@ class PPOMonitor(Callback):
         self.falls = {"val/rouge1": 0.03} if falls is None else dict(falls)
         self.window = window
         self.stop_on = tuple(stop_on)
-        self._check()
         self._state = MonitorState()
-
-    def _check(self) -> None:
         problems = [
             f"{name} must be above 0, got {value}"
             for name in ("kl_limit", "entropy_floor", "reward_rise", "window")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
-        problems += [
-            f"falls must be 0 or more, got {name} {limit}"
-            for name, limit in self.falls.items()
-            if not limit >= 0
-        ]
-        if unknown := set(self.stop_on) - set(get_args(Condition)):
-            problems.append(f"stop_on takes {', '.join(get_args(Condition))}, not {unknown}")
         if problems:
             raise ValueError("monitor: " + "; ".join(problems))
 
@@ -111,16 +101,14 @@ class PPOMonitor(Callback):
         step = ppo_step(outputs)
         if step is None:
             return
-        rollout = step.rollout
-        kl = Moments.of(
-            per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask), trainer
-        ).mean
+        rollout, state = step.rollout, self._state
+        logratios = k1(rollout.logprobs, rollout.ref_logprobs)
+        kl = Moments.of(per_sequence(logratios, rollout.mask), trainer).mean
         self._report(
             trainer, "kl", self.kl_limit is not None and kl > self.kl_limit,
             f"the KL of {kl:.2f} nats per sequence is above the limit of {self.kl_limit}: raise "
             "model.ppo.kl_coef, set model.ppo.kl_target, or lower the learning rate",
         )  # fmt: skip
-        state = self._state
         entropy = Moments.of(rollout.entropy[rollout.mask], trainer).mean
         if state.first_entropy is None:
             state.first_entropy = entropy
@@ -148,7 +136,7 @@ class PPOMonitor(Callback):
             return
         logged = trainer.callback_metrics
         if missing := [name for name in self.falls if name not in logged]:
-            known = ", ".join(sorted(name for name in logged if name.startswith("val/"))) or "none"
+            known = ", ".join(sorted(name for name in logged if name.startswith("val/")))
             raise ValueError(
                 f"monitor.falls names {', '.join(missing)}, which the validation did not log; it "
                 f"logged: {known}"
@@ -162,20 +150,16 @@ class PPOMonitor(Callback):
             for name, limit in self.falls.items()
             if not now[name] >= first[name] - limit  # also if it is NaN
         ]
-        rise = self._reward_rise()
+        recent, start = self._state.recent, Moments(*self._state.start)
+        rise = 0.0
+        if recent:  # in standard deviations of the first rollouts
+            rise = (sum(recent) / len(recent) - start.mean) / (start.std or 1.0)
         self._report(
             trainer, "hacking", rise > self.reward_rise and bool(fallen),
             f"the reward rose by {rise:.2f} standard deviations while {', '.join(fallen)}: the "
             "policy optimizes the reward and not the task; raise model.ppo.kl_coef, or add the "
             "metric to the reward (model.extra_rewards)",
         )  # fmt: skip
-
-    def _reward_rise(self) -> float:
-        """Return the rise of the mean reward, in standard deviations of the first rollouts."""
-        recent, start = self._state.recent, Moments(*self._state.start)
-        if not recent:
-            return 0.0
-        return (sum(recent) / len(recent) - start.mean) / (start.std or 1.0)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the warnings."""
@@ -191,11 +175,11 @@ class PPOMonitor(Callback):
             active.remove(condition)
             return
         active.append(condition)
-        stops, step = condition in self.stop_on, trainer.global_step
+        step, end = trainer.global_step, ""
         self._state.warnings.append({"condition": condition, "step": step, "message": what})
-        trainer.should_stop = trainer.should_stop or stops
+        if condition in self.stop_on:
+            trainer.should_stop, end = True, "; the fit ends here"
         if trainer.is_global_zero:
-            end = "; the fit ends here" if stops else ""
             log.warning("%s, step %d: %s%s", condition, step, what, end)
 
     def state_dict(self) -> dict[str, Any]:

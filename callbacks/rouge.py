@@ -1,9 +1,11 @@
 """ROUGE of generated summaries."""
 
+from collections.abc import Sequence
+
 import lightning as L
 
-from callbacks.text_metric import Row, TextMetricCallback, add_scores, all_gather
-from metrics.rouge import Rouge
+from callbacks.text_metric import Columns, Row, TextMetricCallback
+from metrics.rouge_scores import BEST, score_rouge
 
 
 class RougeCallback(TextMetricCallback):
@@ -19,15 +21,15 @@ class RougeCallback(TextMetricCallback):
         super().__init__()
         self.use_stemmer = use_stemmer
 
-    def gather_scores(self, pl_module: L.LightningModule, rows: list[Row]) -> list[Row]:
-        """Score this rank's texts, those from before training too, and gather all values."""
-        gathered = all_gather(rows)
-        columns: dict[str, list[float]] = {}
-        for text, suffix in (("prediction", ""), ("prediction_before", "_before")):
-            if gathered and text in gathered[0]:
-                rouge = Rouge(self.use_stemmer)
-                if pl_module.trainer.world_size > 1:
-                    rouge.to(pl_module.device)  # NCCL gathers nothing from the CPU
-                rouge.update([row[text] for row in rows], [row["references"] for row in rows])
-                columns |= {name + suffix: each for name, each in rouge.per_example().items()}
-        return add_scores(gathered, columns)
+    def score(
+        self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]
+    ) -> Columns:
+        """Score the texts against the references of their rows."""
+        references = [row["references"] for row in rows]
+        return score_rouge(texts, references, self.use_stemmer, with_best=True)
+
+    def score_rows(self, pl_module: L.LightningModule) -> tuple[list[Row], Columns]:
+        """Keep `<key>_best` only if a row on any rank has several references."""
+        rows, columns = super().score_rows(pl_module)
+        several = any(len(row["references"]) > 1 for row in rows)
+        return rows, {name: each for name, each in columns.items() if several or BEST not in name}

@@ -50,28 +50,20 @@ class RunConfig(SaveConfigCallback):
         if trainer.state.fn == TrainerFn.VALIDATING and self.fits:
             self.on_fit_start(trainer, pl_module)
         elif trainer.state.fn == TrainerFn.VALIDATING:
-            self._save_beside(trainer, pl_module, "validate")
+            self._save(trainer, pl_module, "validate")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove earlier predictions if told to, and save under a free name."""
-        self._replace_predictions(trainer)
-        self._save_beside(trainer, pl_module, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove earlier predictions if told to, and save under a free name."""
-        self._replace_predictions(trainer)
-        self._save_beside(trainer, pl_module, "predict")
-
-    def _save_beside(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if RunFolder(trainer.default_root_dir).config.exists():
-            self.config_filename = f"config.{stage}.yaml"
-        self._save(trainer, pl_module, stage)
-
-    def _replace_predictions(self, trainer: Trainer) -> None:
+        stage = "test" if trainer.state.fn == TrainerFn.TESTING else "predict"
         if self.config.overwrite and trainer.is_global_zero:
             RunFolder(trainer.default_root_dir).predictions.unlink(missing_ok=True)
+        self._save(trainer, pl_module, stage)
+
+    on_predict_start = on_test_start
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" and RunFolder(trainer.default_root_dir).config.exists():
+            self.config_filename = f"config.{stage}.yaml"
         self.config = self.config.clone()
         for name, default in (("overwrite", False), ("resume", None), ("ckpt_path", None)):
             self.config[name] = default
@@ -88,10 +80,7 @@ class RunConfig(SaveConfigCallback):
 
 def find_changes(path: Path, text: str) -> str:
     """Describe the settings that differ between a saved config and a new one; "" if none does."""
-    try:
-        before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return f"{path} cannot be read ({error})"
+    before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
     now = dict(_flatten(yaml.safe_load(text)))
     return "; ".join(
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"

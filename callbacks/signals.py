@@ -1,6 +1,5 @@
 """SIGTERM and Ctrl-C: finish the step, save a checkpoint, exit with 128 + signal."""
 
-import logging
 import signal
 import threading
 from pathlib import Path
@@ -14,10 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from common.exits import StoppedBySignal
 from common.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class GracefulStop(Callback):
@@ -34,7 +29,6 @@ class GracefulStop(Callback):
         """Number of the signal on which all ranks have agreed; 0 if there is none."""
         self._received = 0
         self._defers = False
-        self._warned = False
         self._trains = True
         self._checkpoints: Path | None = None
 
@@ -43,7 +37,7 @@ class GracefulStop(Callback):
         self._trains = trainer.state.fn == TrainerFn.FITTING
         self._checkpoints = RunFolder(trainer.default_root_dir).checkpoints
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -65,14 +59,12 @@ class GracefulStop(Callback):
         """Handle signals from here on, and finish steps first."""
         self._install(trainer)
         self._received = self.requested = 0
-        self._defers, self._warned = True, False
+        self._defers = True
 
     def agree(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Agree with the other ranks, so that RunCheckpoint saves this step on all of them."""
-        self.requested = self._received
-        if trainer.world_size > 1:
-            mine = torch.tensor(self._received, device=trainer.strategy.root_device)
-            self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        mine = torch.tensor(self._received, device=trainer.strategy.root_device)
+        self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
 
     on_train_batch_end = on_train_epoch_end = on_train_end = agree
 
@@ -85,18 +77,6 @@ class GracefulStop(Callback):
             for checkpoint in trainer.checkpoint_callbacks:
                 checkpoint.on_train_batch_start(trainer, pl_module, batch, batch_idx)
             self._stop()
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        """Say why the run does not end yet."""
-        if self._received and not self._warned and trainer.is_global_zero:
-            self._warned = True
-            log.warning(
-                "%s: the validation is finished first, then the run is saved and ends; Ctrl-C ends "
-                "it now, and loses the steps since the last checkpoint",
-                signal.Signals(self._received).name,
-            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Agree with the other ranks after a validation too."""

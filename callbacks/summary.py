@@ -62,12 +62,9 @@ class SummaryCallback(Callback):
         """Record cost, metrics and settings."""
         cost = self._max_over_ranks(self._cost(), trainer)
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
-            if trainer.global_step > 0:  # something was trained, perhaps before the run was resumed
-                folder.update_summary(**cost, measured="fit")
-                record_metrics(folder, self.state_dict()["metrics"])
-            folder.update_summary(command=self.command, **describe_run(pl_module))
-            record_data(trainer, folder)
+            trained = trainer.global_step > 0  # perhaps before the run was resumed
+            measured = {**cost, "measured": "fit"} if trained else {}
+            self._record(trainer, pl_module, measured, self.state_dict()["metrics"])
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -77,17 +74,29 @@ class SummaryCallback(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the test's time, and everything else if no training did."""
         cost = self._max_over_ranks(self._cost(), trainer)
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            known = RunFolder(trainer.default_root_dir).read_summary()
+            measured = {"test_seconds": cost["seconds"]}
+            if known.get("measured") != "fit":
+                measured |= {**cost, "measured": "test"}
+            self._record(trainer, pl_module, measured, last_metrics(trainer), known.get("command"))
+
+    def _record(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        measured: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        command: str | None = None,
+    ) -> None:
         folder = RunFolder(trainer.default_root_dir)
-        known = folder.read_summary()
-        folder.update_summary(test_seconds=cost["seconds"])
-        if known.get("measured") != "fit":
-            folder.update_summary(**cost, measured="test")
-        if "command" not in known:
+        folder.update_summary(**measured)
+        if command is None:
             folder.update_summary(command=self.command, **describe_run(pl_module))
-        record_data(trainer, folder)
-        record_metrics(folder, last_metrics(trainer))
+        describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
+        if describe is not None:
+            folder.update_summary(data=folder.read_summary().get("data", {}) | describe())
+        record_metrics(folder, metrics)
 
     def _start(self, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
@@ -103,8 +112,6 @@ class SummaryCallback(Callback):
 
     def _max_over_ranks(self, cost: dict[str, Any], trainer: L.Trainer) -> dict[str, Any]:
         """Return the peak memory of the rank that used most."""
-        if trainer.world_size == 1:
-            return cost
         amount = torch.tensor(cost["peak_memory_bytes"], dtype=torch.float64, device=self._device)
         most = trainer.strategy.reduce(amount, reduce_op="max")
         return cost | {"peak_memory_bytes": int(most)}
@@ -123,13 +130,6 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
     }
 
 
-def record_data(trainer: L.Trainer, folder: RunFolder) -> None:
-    """Record under "data" what a datamodule with ``describe`` reports about its splits."""
-    describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
-    if describe is not None:
-        folder.update_summary(data=folder.read_summary().get("data", {}) | describe())
-
-
 def name_method(pl_module: object) -> str:
     """Return the module's class name in snake case, e.g. "soft_prompt"."""
     name = type(pl_module).__name__
@@ -137,24 +137,16 @@ def name_method(pl_module: object) -> str:
 
 
 def record_metrics(folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    """Record logged values, except of metrics that are recorded with n and interval already."""
+    """Record logged values, except those that are already recorded with n and interval."""
     known = folder.read_summary().get("metrics", {})
-    folder.record_metrics(
-        {
-            name: Estimate(value)
-            for name, value in metrics.items()
-            if not is_estimate_of(known.get(name), value)
-        }
-    )
-
-
-def is_estimate_of(known: Mapping[str, Any] | None, value: float) -> bool:
-    """Return whether a recorded metric is the logged float32 with its n and interval."""
-    return (
-        known is not None
-        and known["n"] is not None
-        and math.isclose(known["value"], value, rel_tol=1e-5, abs_tol=1e-7)
-    )
+    new = {}
+    for name, value in metrics.items():
+        entry = known.get(name, {})
+        # Lightning logs in float32.
+        same = math.isclose(entry.get("value", math.inf), value, rel_tol=1e-5, abs_tol=1e-7)
+        if entry.get("n") is None or not same:
+            new[name] = Estimate(value)
+    folder.record_metrics(new)
 
 
 def last_metrics(trainer: L.Trainer) -> dict[str, float]:

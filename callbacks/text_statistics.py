@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback, measure_texts
+from callbacks.text_metric import Columns, Row, TextMetricCallback, measure
 from metrics.text_statistics import STATISTICS
 
 
@@ -15,6 +15,8 @@ class TextStatisticsCallback(TextMetricCallback):
     whole turns of the dialogue has a high `copy_density`.
     """
 
-    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Measure the rows' predictions, and the texts before training if there are any."""
-        return measure_texts(rows, STATISTICS)
+    def score(
+        self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]
+    ) -> Columns:
+        """Measure the texts."""
+        return measure(STATISTICS, texts, rows)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from callbacks.text_metric import Columns, Row, TextMetricCallback, score_texts
+from callbacks.text_metric import Columns, Row, TextMetricCallback
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.intervals import Estimate
 from metrics.toxicity import estimate_toxicity
@@ -38,8 +38,6 @@ class ToxicityCallback(TextMetricCallback):
         with_dialogue: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"toxicity: batch_size must be 1 or more, got {batch_size}")
         self.model = model
         self.batch_size = batch_size
         self.label = label
@@ -53,15 +51,14 @@ class ToxicityCallback(TextMetricCallback):
             self._scorer = RewardScorer(self.model, self.label, self.batch_size).eval()
             self._scorer.find_column(self.toxic_label)
 
-    def score(self, pl_module: L.LightningModule, rows: Sequence[Row]) -> Columns:
-        """Score the rows' predictions, and the texts before training if there are any."""
-        if self.model is None:
-            return {}
+    def score(
+        self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]
+    ) -> Columns:
+        """Score the texts with the classifier, if there is one."""
         if self._scorer is None:
-            raise RuntimeError("ToxicityCallback.setup has not run; a Trainer calls it.")
-        scorer = self._scorer.to(pl_module.device)
+            return {}
         contexts = [row["dialogue"] for row in rows] if self.with_dialogue else None
-        return score_texts(rows, lambda texts: scorer.rate(texts, self.toxic_label, contexts))
+        return self._scorer.to(pl_module.device).rate(texts, self.toxic_label, contexts)
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Return means, standard deviations, shares and changes."""

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
 from lightning_modules.acceleration import accelerate
@@ -29,7 +29,7 @@ from lightning_modules.fsdp import (
     Shards,
     find_rows_problem,
     find_strategy_problem,
-    full_model_state,
+    full_state,
 )
 from lightning_modules.optimizer_step import (
     TEST,
@@ -41,12 +41,9 @@ from lightning_modules.optimizer_step import (
     gradients,
     seed_step,
     stop_if_not_finite,
-    trained_weights,
-    zero_loss,
 )
 from lightning_modules.policies.adapters import count_parameters
-from lightning_modules.saving import check_optimizer, check_origin, check_weights, save_model
-from lightning_modules.schedule import Schedule, Shape
+from lightning_modules.saving import check_checkpoint, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +61,8 @@ class BaseModule(L.LightningModule):
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
         optimizer: Builds the optimizer from the trained parameters.
-        schedule: Schedule of the learning rate after the warm-up, over the whole fit.
+        schedule: Learning rate after the warm-up: constant, or falling to 0 at the last step.
         warmup_fraction: Fraction of the steps in which the learning rate rises from 0.
-        warmup_steps: The same as a number of steps, instead of the fraction.
         dropout: Dropout rate in the backbone; None keeps the backbone's own.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
@@ -80,7 +76,7 @@ class BaseModule(L.LightningModule):
     """Kind of the backbone."""
 
     needs_training: ClassVar[bool] = True
-    """Whether the method needs a fit before a test makes sense."""
+    """Whether the method needs a fit before a test."""
 
     generates: ClassVar[bool] = False
     """Whether evaluation steps return texts for callbacks to score."""
@@ -91,16 +87,12 @@ class BaseModule(L.LightningModule):
     _step: StepSums
     """Losses of the optimizer step in progress."""
 
-    _saved_settings: frozenset[str] = frozenset()
-    """Names of the optimizer settings in the checkpoint that was loaded."""
-
     def __init__(
         self,
         backbone: str,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Shape = "linear",
+        schedule: Literal["constant", "linear", "cosine"] = "linear",
         warmup_fraction: float = 0.0,
-        warmup_steps: int | None = None,
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         acceleration: bool = True,
@@ -108,9 +100,12 @@ class BaseModule(L.LightningModule):
         super().__init__()
         if dropout is not None and not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not 0 <= warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}")
         self.backbone_name = backbone
         self.optimizer = optimizer
-        self.schedule = Schedule(schedule, warmup_fraction, warmup_steps)
+        self.schedule = schedule
+        self.warmup_fraction = warmup_fraction
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.acceleration = acceleration
@@ -157,15 +152,13 @@ class BaseModule(L.LightningModule):
         Raises:
             ValueError: If the model cannot be trained with them.
         """
-        for problem in (
-            find_precision_problem(
-                self.trainer.precision, find_model_type(self.backbone_name, self.kind)
-            ),
-            find_strategy_problem(self.trainer.strategy),
-            find_rows_problem(self.trainer),
+        model_type = find_model_type(self.backbone_name, self.kind)
+        if problem := (
+            find_precision_problem(self.trainer.precision, model_type)
+            or find_strategy_problem(self.trainer.strategy)
+            or find_rows_problem(self.trainer)
         ):
-            if problem:
-                raise ValueError(problem)
+            raise ValueError(problem)
         self.seed = torch.initial_seed()
 
     def configure_model(self) -> None:
@@ -197,20 +190,21 @@ class BaseModule(L.LightningModule):
         share = f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)"
         logger.info("%s on %s trains %s", type(self).__name__, self.backbone_name, share)
         optimizer = self.optimizer(self.parameter_groups())
-        check_optimizer(optimizer, self._saved_settings)
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.schedule.build(optimizer, steps)
+        # The "constant" of transformers silently ignores the warm-up.
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule
+        scheduler = get_scheduler(name, optimizer, round(self.warmup_fraction * steps), steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
     def trained_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Iterate over the trained parameters with their names."""
+        """Yield the names and values of the trained parameters."""
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the trained parameters in groups, as the optimizer takes them."""
+        """Return the trained parameters in the groups of the optimizer."""
         return [{"params": [weight for _, weight in self.trained_parameters()]}]
 
     def count_parameters(self) -> tuple[int, int]:
@@ -219,16 +213,16 @@ class BaseModule(L.LightningModule):
 
     @property
     def attached_trainer(self) -> L.Trainer | None:
-        """The Trainer, or None before one has taken the module."""
+        """The Trainer, or None without one."""
         try:
             return self.trainer
-        except RuntimeError:  # Lightning's answer without a Trainer
+        except RuntimeError:
             return None
 
     # Sharded models: see fsdp.py -----------------------------------------------------------------
 
     def as_forward(self, work: Callable[[], Result]) -> Result:
-        """Do work with the models with gradients; sharded models can be called only in here."""
+        """Run work with gradients on the models; sharded models can be called only in here."""
         return work() if self.shards is None else self.shards.as_forward(work)
 
     def gathered(self) -> AbstractContextManager[None]:
@@ -238,17 +232,17 @@ class BaseModule(L.LightningModule):
     # One optimizer step: see optimizer_step.py ---------------------------------------------------
 
     def sum_losses(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the sum of the losses in a batch, and how many there are: two scalars."""
+        """Return the sum of the losses in a batch, and their number: two scalars."""
         raise NotImplementedError
 
     def sum_over_ranks(self, value: Tensor) -> Tensor:
-        """Sum a tensor over all ranks; without gradient."""
+        """Sum a tensor over all ranks, without gradient."""
         if self.trainer.world_size == 1:
             return value
         return self.trainer.strategy.reduce(value.detach().clone(), reduce_op="sum")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Start an optimizer step with its first micro-batch: its sums, its random numbers."""
+        """Reset the sums and the random numbers at the first micro-batch of a step."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step = StepSums(self.sum_over_ranks, self.trainer.world_size)
             seed_step(self.seed, TRAINING, self.global_rank, self.global_step)
@@ -258,7 +252,9 @@ class BaseModule(L.LightningModule):
         if batch["ids"]:
             loss_sum, count = self.as_forward(lambda: self.sum_losses(batch))
         else:
-            loss_sum, count = zero_loss(self, self.device)
+            # DDP waits for a gradient of every trained weight; see LengthBatchSampler.
+            count = torch.zeros((), device=self.device)
+            loss_sum = sum((0.0 * weight.sum() for _, weight in self.trained_parameters()), count)
         return self._step.add(loss_sum, count, batch)
 
     def optimizer_step(
@@ -268,7 +264,7 @@ class BaseModule(L.LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Turn the accumulated gradients into the exact mean before any hook sees them."""
+        """Scale the accumulated gradients to the exact mean before any hook sees them."""
         accumulate = self.trainer.accumulate_grad_batches
 
         def closure() -> Any:
@@ -297,9 +293,9 @@ class BaseModule(L.LightningModule):
         for name, value in found.items():
             shown = name == "train/loss"
             self.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, batch_size=1)
-        stop_if_not_finite(self, found, self._step.rows_to_blame(), self._step.batches)
+        stop_if_not_finite(self, found, self._step.suspect_rows(), self._step.batches)
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(trained_weights(optimizer), gradient_clip_val)
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             clip_by_norm(optimizer, gradient_clip_val, norm)
 
@@ -311,7 +307,7 @@ class BaseModule(L.LightningModule):
             seed_step(self.seed, VALIDATION, self.global_rank, self.global_step)
 
     def on_test_start(self) -> None:
-        """Use the seed of this command, also where a checkpoint has restored that of its run."""
+        """Use the seed of this command rather than that of a checkpoint."""
         self.seed = torch.initial_seed()
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -348,11 +344,8 @@ class BaseModule(L.LightningModule):
         Raises:
             ValueError: If it is one.
         """
-        check_origin(checkpoint, self.origin)
-        check_weights(checkpoint, self.trained_parameters())
+        check_checkpoint(checkpoint, self.origin, self.trained_parameters())
         self.seed = checkpoint["seed"]
-        for state in checkpoint.get("optimizer_states", [])[:1]:
-            self._saved_settings = frozenset(state["param_groups"][0])
 
     @property
     def origin(self) -> dict[str, str]:
@@ -361,13 +354,15 @@ class BaseModule(L.LightningModule):
         return {"method": type(self).__name__, "backbone": backbone}
 
     def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the model; call it on every rank: sharded weights are gathered, rank 0 writes.
+        """Write the model from rank 0; call it on every rank, as sharded weights are gathered.
 
         Returns:
             Entries for the run's summary.
         """
         is_first = self.global_rank == 0
-        state = None if self.shards is None else full_model_state(self.model, keep=is_first)
+        state = None
+        if self.shards is not None:
+            state = full_state(self.model.state_dict(keep_vars=True), keep=is_first)
         with self.gathered():  # PEFT computes a soft prompt to save it
             if is_first:
                 save_model(self.model, self.tokenizer, path, state)

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from datamodules.labelled import LabelledBatch
-from lightning_modules.base import BaseModule
-from lightning_modules.reward_model import load_encoder
+from lightning_modules.encoder import EncoderModule
 
 
-class Classifier(BaseModule):
-    """An encoder with one output per label, trained by cross-entropy on labelled texts.
+class Classifier(EncoderModule):
+    """An encoder with one output per label, trained by cross-entropy on labeled texts.
 
     Its export names the labels, by which ``PPOPolicy`` finds the reward and ``ToxicityCallback``
     the toxicity.
@@ -29,8 +27,6 @@ class Classifier(BaseModule):
     Raises:
         ValueError: If a setting is out of range.
     """
-
-    kind = "classifier"
 
     def __init__(
         self,
@@ -49,42 +45,17 @@ class Classifier(BaseModule):
         self.labels = list(labels)
         self.label_smoothing = label_smoothing
 
-    def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Train all of the encoder and its head."""
-        return backbone.requires_grad_(True)
-
-    def load_backbone(self) -> PreTrainedModel:
-        """Load the encoder in fp32, with a head of as many outputs as there are labels."""
+    def head_config(self) -> dict[str, Any]:
+        """Return the names of the labels, one output each."""
         names = dict(enumerate(self.labels))
-        numbers = {label: number for number, label in names.items()}
-        return load_encoder(self.backbone_name, self.dropout, id2label=names, label2id=numbers)
+        return {"id2label": names, "label2id": {label: i for i, label in names.items()}}
 
-    def logits(self, batch: LabelledBatch) -> Tensor:
-        """Score B texts with every label: fp32 [B, labels]."""
-        return self.model(**batch["inputs"]).logits.float()
-
-    def sum_losses(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
-        """Sum the cross-entropy of the texts; count them."""
-        loss = self.loss(self.logits(batch), batch)
-        return loss, loss.new_tensor(len(batch["ids"]))
-
-    def loss(self, logits: Tensor, batch: LabelledBatch) -> Tensor:
-        """Sum the cross-entropy of B texts, nats: a scalar."""
+    def loss(self, scores: Tensor, batch: LabelledBatch) -> Tensor:
+        """Sum the cross-entropy of N texts in nats, given logits [N, labels]: a scalar."""
         return F.cross_entropy(
-            logits, batch["labels"], reduction="sum", label_smoothing=self.label_smoothing
+            scores, batch["labels"], reduction="sum", label_smoothing=self.label_smoothing
         )
 
-    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Any]:
-        """Measure loss and probabilities; see :meth:`evaluation_step`."""
-        return self.evaluation_step(batch, "val")
-
-    def test_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Any]:
-        """Measure loss and probabilities; see :meth:`evaluation_step`."""
-        return self.evaluation_step(batch, "test")
-
-    def evaluation_step(self, batch: LabelledBatch, stage: str) -> dict[str, Any]:
-        """Log ``<stage>/loss``; return ``loss`` and ``probabilities`` (one list per text)."""
-        logits, count = self.logits(batch), len(batch["ids"])
-        loss = self.loss(logits, batch) / count
-        self.log_mean(f"{stage}/loss", loss, count)
-        return {"loss": loss, "probabilities": logits.softmax(dim=-1).tolist()}
+    def outputs(self, scores: Tensor, batch: LabelledBatch) -> dict[str, Any]:
+        """Return "probabilities": for each text, one per label."""
+        return {"probabilities": scores.softmax(dim=-1).tolist()}

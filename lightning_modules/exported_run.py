@@ -104,31 +104,25 @@ def read_exported_run(
         raise ValueError(problem)
     home = RunFolder(export.resolve().parent)
     config = home.read_config() if export.resolve().name == "export" else {}
-    try:
-        model, data = (
-            dict((config.get(part) or {}).get("init_args", {})) for part in ("model", "data")
-        )
-        precision = str((config.get("trainer") or {}).get("precision") or "32-true")
-        decoding = {**(model.get("decoding") or {})}
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"{home.config} is not the configuration of a run ({error})") from error
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("shots") and not data:
-        raise ValueError(f"shots: {export} belongs to no run whose train split has examples")
-    batch_size = given.get("batch_size") or data.get("eval_batch_size") or data.get("batch_size")
     if given.get("batch_size", 1) < 1:
         raise ValueError(f"batch_size must be at least 1, got {given['batch_size']}")
+    if given.get("shots") and not config:
+        raise ValueError(f"shots: {export} belongs to no run whose train split has examples")
+    wanted = {field.name: given[field.name] for field in fields(Decoding) if field.name in given}
+    try:
+        model, data = (
+            dict(config.get(name, {}).get("init_args", {})) for name in ("model", "data")
+        )
+        decoding = Decoding(**{**(model.get("decoding") or {}), **wanted})
+        precision = str(config.get("trainer", {}).get("precision") or "32-true")
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{home.config} is not the configuration of a run ({error})") from error
+    size = given.get("batch_size") or data.get("eval_batch_size") or data.get("batch_size") or 8
     data |= {name: given[name] for name in _DATA if name in given}
     if not data.get("shots"):
         data = {name: data[name] for name in ("prompt", "max_source_length") if data.get(name)}
-    known = {field.name for field in fields(Decoding)}
-    if unknown := decoding.keys() - known:
-        raise ValueError(f"{home.config}: decoding has no setting {', '.join(sorted(unknown))}")
-    decoding |= {name: given[name] for name in known & given.keys()}
-    return ExportedRun(
-        export, backbone, data, Decoding(**decoding), given.get("precision") or precision,
-        batch_size or 8,
-    )  # fmt: skip
+    return ExportedRun(export, backbone, data, decoding, given.get("precision") or precision, size)
 
 
 def load_generator(run: ExportedRun, device: torch.device) -> Generate:

@@ -36,7 +36,7 @@ def load_exported(
     no others, and needs the mask to extend it by a soft prompt.
 
     Args:
-        path: Folder written by a run (``<run>/export``) or by ``merge.py``.
+        path: Folder written by a run (``<run>/export``) or by ``python -m alignsum merge``.
         backbone: Backbone of an adapter, if it has moved since; None uses the one that the adapter
             names.
 
@@ -76,12 +76,7 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
         )
     if (kind := adapter.get("peft_type")) not in PeftType.__members__:
         return f"export: PEFT does not know the adapter type {kind!r} in {str(folder)!r}"
-    base = backbone or adapter.get("base_model_name_or_path")
-    if not base:
-        return (
-            f"export: the adapter in {str(folder)!r} names no backbone; name it with --backbone "
-            "(in Python backbone=)"
-        )
+    base = backbone or str(adapter.get("base_model_name_or_path"))
     if problem := hub.find_model_problem(hub.resolve_model(base), "backbone"):
         return (
             f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. If it has "
@@ -107,8 +102,16 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
             rounding.
     """
     folder, target = expand(path), expand(out)
-    if problem := find_merge_problem(folder, target, backbone):
+    if problem := find_export_problem(folder, backbone):
         raise ValueError(problem)
+    kind = (read_adapter_config(folder) or {}).get("peft_type")
+    if kind != "LORA":
+        raise ValueError(
+            f"{str(folder)!r} is a {kind or 'full'} model; only a LORA updates weights and can be "
+            "merged. Use the export as it is"
+        )
+    if target.exists():
+        raise ValueError(f"{str(target)!r} already exists; name another folder")
     model, tokenizer = load_exported(folder, backbone)
     before = probe(model, tokenizer)
     merged = merge_adapter(model)
@@ -126,23 +129,6 @@ def merge_export(path: str | Path, out: str | Path, backbone: str | None = None)
     os.replace(partial, target)
     logger.info("Merged %s into %s; outputs differ by at most %.2g", folder, target, difference)
     return difference
-
-
-def find_merge_problem(folder: Path, target: Path, backbone: str | None) -> str | None:
-    """Explain why an export cannot be merged into a folder, or return None if it can."""
-    if problem := find_export_problem(folder, backbone):
-        return problem
-    config = read_adapter_config(folder)
-    if config is None:
-        return f"{str(folder)!r} is a full model without an adapter to merge"
-    if config.get("peft_type") != "LORA":
-        return (
-            f"{str(folder)!r} is a {config.get('peft_type')} adapter; only a LORA updates weights "
-            "and can be merged. Use the export as it is"
-        )
-    if target.exists():
-        return f"{str(target)!r} already exists; name another folder"
-    return None
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Each transformer block is a unit whose weights are gathered only while it computes; everything else
 (embeddings, head, soft prompt, value head) forms the root unit (Zhao et al. 2023, "PyTorch FSDP",
 arXiv 2304.11277; torch's ``fully_shard``). Generation, rollouts and evaluations gather all units
-once (:meth:`Shards.gathered`), so that a rank decodes at its own pace and waits for nobody.
+once (:meth:`Shards.gathered`), so that a rank decodes at its own pace.
 
 A checkpoint is that of a single device, weights and optimizer, so a run can be resumed with another
 strategy and on another number of ranks.
@@ -37,36 +37,22 @@ def full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def are_finite(weights: Iterable[Tensor]) -> bool:
-    """Whether all of these weights are finite, on all ranks that shard them."""
-    return all(bool(full(weight.isfinite().all())) for weight in weights)
-
-
 @torch.no_grad()
-def full_state(weights: Iterable[tuple[str, Tensor]], keep: bool = True) -> dict[str, Tensor]:
+def full_state(weights: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Gather named tensors, for a checkpoint or an export; collective if any is sharded.
 
     Args:
-        weights: Names and tensors; a tensor with several names is gathered once.
+        weights: Tensors by name; one with several names is gathered once and stays one tensor.
         keep: Whether this rank keeps the values; on the others they are gathered and dropped.
     """
-    known: dict[int, Tensor] = {}
-    state = {}
-    for name, weight in weights:
-        if id(weight) not in known:
-            value = full(weight).detach()
-            known[id(weight)] = value.cpu() if keep else torch.empty(0)
-        state[name] = known[id(weight)]
-    return state
+    gathered = {
+        weight: full(weight).detach().cpu() if keep else full(weight).new_empty(0)
+        for weight in dict.fromkeys(weights.values())
+    }
+    return {name: gathered[weight] for name, weight in weights.items()}
 
 
-def full_model_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """Gather a model's state dict; tied weights stay one tensor. See :func:`full_state`."""
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    return full_state(((name, tensors[name]) for name in model.state_dict()), keep)
-
-
-def shard_like(value: Tensor, weight: Tensor) -> Tensor:
+def shard_like(value: Any, weight: Tensor) -> Any:
     """Shard a full tensor as a weight is sharded, without communication.
 
     Args:
@@ -74,18 +60,13 @@ def shard_like(value: Tensor, weight: Tensor) -> Tensor:
             step count, is returned as it is.
         weight: The weight.
     """
-    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+    if not isinstance(weight, DTensor) or getattr(value, "shape", None) != weight.shape:
         return value
     mesh = weight.device_mesh
     return distribute_tensor(value.to(weight.device), mesh, weight.placements, src_data_rank=None)
 
 
 # Modules ----------------------------------------------------------------------------------------
-
-
-def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """List the transformer blocks of a model, by the class that transformers gives them."""
-    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
 class _Root(nn.Module):
@@ -113,7 +94,8 @@ class Shards:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         self.root = _Root(module.children())
-        for unit in (*find_blocks(self.root), self.root):
+        blocks = [m for m in self.root.modules() if isinstance(m, GradientCheckpointingLayer)]
+        for unit in (*blocks, self.root):
             unit.to(device)
             for weight in unit.parameters():
                 if not isinstance(weight, DTensor):
@@ -161,7 +143,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     A module shards its models in ``configure_model``, see :class:`Shards`.
 
     Args:
-        timeout: How long a rank waits in a collective for one that was lost, before it fails.
+        timeout: How long a collective waits for the other ranks before it fails.
         process_group_backend: ``nccl`` or ``gloo``; None chooses by the device.
     """
 
@@ -193,19 +175,18 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Restore before the optimizers exist: their schedule asks the restored data its length."""
+        """Restore before the optimizers exist: their schedule needs the restored data's length."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Let Lightning hand the optimizer state of a checkpoint to this strategy."""
+        """Let Lightning pass the optimizer state of a checkpoint to this strategy."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Gather the trained weights; values are kept on rank 0 only."""
         module: Any = self.lightning_module
-        trained = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-        return full_state(trained, keep=self.is_global_zero)
+        return full_state(dict(module.trained_parameters()), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gather an optimizer's state in torch's own format; values are kept on rank 0 only."""
@@ -213,7 +194,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             optimizer = optimizer.optimizer
         state = optimizer.state_dict()
         gathered = {
-            number: full_state(values.items(), keep=self.is_global_zero)
+            number: full_state(values, keep=self.is_global_zero)
             for number, values in state["state"].items()
         }
         return {**state, "state": gathered}
@@ -221,28 +202,22 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Map a checkpoint's file into memory: each rank reads no more of it than its shard."""
+        """Map a checkpoint's file into memory: each rank reads only its own shards."""
         return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Copy this rank's shard of the trained weights; the module has checked their names."""
-        module: Any = self.lightning_module
-        own = dict(module.named_parameters())
+        own = dict(self.lightning_module.named_parameters())  # type: ignore[union-attr]
         for name, value in checkpoint["state_dict"].items():
             own[name].copy_(shard_like(value.to(own[name].device), own[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load this rank's shard of the optimizer states."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            numbers = [number for group in saved["param_groups"] for number in group["params"]]
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            own = dict(zip(numbers, weights, strict=True))
-            state = {
-                number: {
-                    key: shard_like(value, own[number]) if isinstance(value, Tensor) else value
-                    for key, value in values.items()
-                }
+            state = {  # torch numbers the weights in the order of the groups
+                number: {name: shard_like(value, weights[number]) for name, value in values.items()}
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
@@ -271,7 +246,7 @@ def find_strategy_problem(strategy: Any) -> str | None:
 def find_rows_problem(trainer: Any) -> str | None:
     """Explain why a rank might get an empty batch under FSDP2, or return None if none can.
 
-    The other ranks would wait for its part in gathering each block; DDP needs only its gradients.
+    The other ranks would wait for it to gather each block; DDP needs only its gradients.
     """
     rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
     accumulate = trainer.accumulate_grad_batches
@@ -279,6 +254,5 @@ def find_rows_problem(trainer: Any) -> str | None:
         return None
     return (
         f"data.batch_size 1 with trainer.accumulate_grad_batches {accumulate} can give a rank an "
-        "empty batch, which fsdp2 does not support; use data.batch_size >= 2 and fewer "
-        "accumulation steps"
+        "empty batch, which fsdp2 does not support; use data.batch_size >= 2"
     )

@@ -2,10 +2,9 @@
 
 A mean of micro-batch means is not the mean over their tokens: a short micro-batch would weigh as
 much as a long one. Here a step's loss and gradient are a sum over all losses of all micro-batches
-on all ranks, divided by their number, so they do not depend on how the rows were cut or dealt out.
+on all ranks, divided by their number, so they do not depend on how the rows were divided.
 """
 
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.run_folder import RunFolder
 from lightning_modules.fsdp import full
 
-logger = logging.getLogger(__name__)
-
 TRAINING, VALIDATION, TEST = 0, 1, 2
-"""Purposes of random numbers; each has its own stream."""
+"""Purposes of random numbers; each has a separate stream."""
 
 
 @dataclass
@@ -62,44 +59,29 @@ class StepSums:
 
     def mean(self) -> Tensor:
         """Return the mean loss over all micro-batches and ranks: a scalar."""
-        loss = self.sum_over_ranks(torch.stack(self.losses).sum())
-        return loss / self._count()
+        return self.sum_over_ranks(torch.stack(self.losses).sum()) / self._count()
 
     def gradient_factor(self) -> Tensor:
-        """Return what turns the gradients added up so far into those of the mean: a scalar."""
+        """Return the factor from the accumulated gradients to those of the mean: a scalar."""
         return self._first_count / self._count()
 
     def _count(self) -> Tensor:
         return self.sum_over_ranks(torch.stack(self.counts).sum())
 
-    def rows_to_blame(self) -> list[str]:
+    def suspect_rows(self) -> list[str]:
         """Return ids of rows in micro-batches with a non-finite loss, or all ids if none has."""
         pairs = list(zip(self.losses, self.batches, strict=True))
         bad = [pair for pair in pairs if not torch.isfinite(pair[0])]
         return [row for _, batch in bad or pairs for row in batch["ids"]]
 
 
-def zero_loss(module: nn.Module, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the loss of an empty micro-batch and its count: 0, with a gradient for every weight.
-
-    DDP waits for a gradient of every trained weight; see ``LengthBatchSampler`` for empty batches.
-    """
-    zero = torch.zeros((), device=device)
-    trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
-    return sum((0.0 * parameter.sum() for parameter in trained), zero), zero
-
-
 # Gradients --------------------------------------------------------------------------------------
-
-
-def trained_weights(optimizer: Any) -> list[Tensor]:
-    """List the weights of all parameter groups of an optimizer."""
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def gradients(optimizer: Any) -> list[Tensor]:
     """List the gradients of an optimizer's weights, this rank's shards where they are sharded."""
-    return [weight.grad for weight in trained_weights(optimizer) if weight.grad is not None]
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return [weight.grad for weight in weights if weight.grad is not None]
 
 
 def gradient_norm(optimizer: Any) -> Tensor:
@@ -109,7 +91,8 @@ def gradient_norm(optimizer: Any) -> Tensor:
 
 def clip_by_norm(optimizer: Any, max_norm: float, norm: Tensor) -> None:
     """Scale all gradients in place so that their norm, now ``norm``, is at most ``max_norm``."""
-    torch.nn.utils.clip_grads_with_norm_(trained_weights(optimizer), max_norm, norm)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
 
 
 # Random numbers ---------------------------------------------------------------------------------
@@ -148,7 +131,7 @@ def stop_if_not_finite(
     Args:
         module: The module in training.
         values: Scalars by name.
-        ids: Ids of the rows to blame, on this rank.
+        ids: Ids of the suspect rows on this rank.
         batch: The data behind the values: tensors and plain values in dicts, lists and tuples.
 
     Raises:

@@ -5,22 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
 
-from common.hub import reading, resolve_model
 from datamodules.preferences import Format, PreferenceBatch
-from lightning_modules.backbones import set_dropout
-from lightning_modules.base import BaseModule
+from lightning_modules.encoder import EncoderModule
 from lightning_modules.preference_losses import pairwise_loss
-from lightning_modules.reward_normalization import Normalization, normalize_rewards
 from lightning_modules.reward_scorer import FORMAT
 
 
-class RewardModel(BaseModule):
+class RewardModel(EncoderModule):
     """A classifier with one output, trained so that preferred completions score higher.
 
     The pairwise loss of Bradley and Terry, -log sigmoid(r_j - r_k) for y_j preferred to y_k
@@ -42,67 +34,68 @@ class RewardModel(BaseModule):
         ValueError: If a setting is out of range.
     """
 
-    kind = "classifier"
-
     def __init__(self, backbone: str, margin: float = 0.0, **kwargs: Any) -> None:
         super().__init__(backbone, **kwargs)
         if margin < 0:
             raise ValueError(f"margin must be 0 or more, got {margin}")
         self.margin = margin
 
-    def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Train all of the encoder and its head."""
-        return backbone.requires_grad_(True)
+    def head_config(self) -> dict[str, Any]:
+        """Ask for one output."""
+        return {"num_labels": 1}
 
-    def load_backbone(self) -> PreTrainedModel:
-        """Load the encoder in fp32, with a head of one output."""
-        return load_encoder(self.backbone_name, self.dropout, num_labels=1)
+    def scores(self, batch: PreferenceBatch) -> Tensor:
+        """Compute the rewards of all completions of a batch of rankings: fp32 [N]."""
+        return super().scores(batch).squeeze(-1)
 
-    def rewards(self, batch: PreferenceBatch) -> Tensor:
-        """Score all completions of a batch of rankings: fp32 [N]."""
-        return self.model(**batch["inputs"]).logits.float().squeeze(-1)
-
-    def loss(self, rewards: Tensor, batch: PreferenceBatch) -> Tensor:
+    def loss(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
         """Sum the pairwise losses of a batch, with weight 1 for each ranking: a scalar."""
         return pairwise_loss(
-            rewards, batch["pairs"], batch["weights"], batch["distances"], self.margin
+            scores, batch["pairs"], batch["weights"], batch["distances"], self.margin
         )
 
-    def sum_losses(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Sum the pairwise losses, with weight 1 for each ranking; count the rankings."""
-        loss = self.loss(self.rewards(batch), batch)
-        return loss, loss.new_tensor(len(batch["ids"]))
+    def outputs(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Any]:
+        """Return "rewards": one list per ranking."""
+        sizes = [len(ranking.completions) for ranking in batch["rankings"]]
+        return {"rewards": [part.tolist() for part in scores.split(sizes)]}
 
     def on_test_start(self) -> None:
         """Shift the rewards of a checkpoint as an export shifts them."""
         super().on_test_start()
         self.normalize()
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
-        """Measure loss and rewards; see :meth:`evaluation_step`."""
-        return self.evaluation_step(batch, "val")
+    @torch.no_grad()
+    def normalize(self) -> dict[str, float]:
+        """Shift the rewards so that the data module's references, if any, have a mean of 0.
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
-        """Measure loss and rewards; see :meth:`evaluation_step`."""
-        return self.evaluation_step(batch, "test")
+        Only differences of rewards are trained, so their level is arbitrary (Stiennon et al. 2020,
+        "Learning to summarize from human feedback", arXiv 2009.01325, appendix B.1).
 
-    def evaluation_step(self, batch: PreferenceBatch, stage: str) -> dict[str, Any]:
-        """Log ``<stage>/loss``; return ``loss`` and ``rewards`` (one list per ranking)."""
-        rewards, count = self.rewards(batch), len(batch["ids"])
-        loss = self.loss(rewards, batch) / count
-        self.log_mean(f"{stage}/loss", loss, count)
-        sizes = [len(ranking.completions) for ranking in batch["rankings"]]
-        return {"loss": loss, "rewards": [part.tolist() for part in rewards.split(sizes)]}
+        Returns:
+            The number of "references", their "mean_before" and the "std" of their rewards.
 
-    # What a run leaves --------------------------------------------------------------------------
-
-    def normalize(self) -> Normalization | None:
-        """Shift the rewards so that the data module's references, if any, have a mean of 0."""
-        data = getattr(self.attached_trainer, "datamodule", None)
-        batches = getattr(data, "reference_batches", None)
-        if batches is None:
-            return None
-        return normalize_rewards(self.model, batches(), self.gathered)
+        Raises:
+            ValueError: If the model's output layer has no bias.
+        """
+        data: Any = getattr(self.attached_trainer, "datamodule", None)
+        batches = list(data.reference_batches()) if hasattr(data, "reference_batches") else []
+        if not batches:
+            return {}
+        layers = [part for part in self.model.modules() if isinstance(part, nn.Linear)]
+        if (bias := layers[-1].bias) is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no output bias to shift; set data.references to "
+                "null, or use an encoder such as roberta-base"
+            )
+        was_training = self.model.training
+        self.model.eval()
+        with self.gathered(), torch.autocast(self.device.type, enabled=False):
+            inputs = [{name: v.to(self.device) for name, v in each.items()} for each in batches]
+            rewards = torch.cat([self.model(**each).logits.squeeze(-1) for each in inputs]).double()
+        self.model.train(was_training)
+        mean, std = float(rewards.mean()), float(rewards.std(unbiased=False))
+        bias.sub_(mean)
+        return {"references": len(rewards), "mean_before": mean, "std": std}
 
     def export(self, path: str | Path) -> dict[str, Any]:
         """Write the shifted model; its config records the expected input and the scale.
@@ -110,39 +103,12 @@ class RewardModel(BaseModule):
         Returns:
             That record under "reward", for the run's summary.
         """
-        found, about = self.normalize(), {}
+        about: dict[str, Any] = {}
         data = getattr(self.attached_trainer, "datamodule", None)
         if (asked := getattr(data, "format", None)) is not None:
             about = Format(*asked)._asdict()
             self.tokenizer.model_max_length = about["max_length"]
-        if found is not None:
-            about |= found._asdict()
+        about |= self.normalize()
         setattr(self.model.config, FORMAT, about)
         super().export(path)
         return {"reward": about}
-
-
-def load_encoder(name: str, dropout: float | None, **config: Any) -> PreTrainedModel:
-    """Load an encoder in fp32 with a classification head, a new one if none of its shape exists.
-
-    Args:
-        name: A classifier or an encoder: hub id, folder, or ``mini``.
-        dropout: Dropout rate; None keeps the model's own.
-        **config: Values to set in its config, such as ``num_labels``.
-    """
-    path = resolve_model(name, "classifier")
-    settings = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    for setting, value in config.items():
-        setattr(settings, setting, value)
-    with reading(path):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=settings,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            # The head of a classifier with other labels is replaced by a new one.
-            ignore_mismatched_sizes=True,
-        )
-    if dropout is not None:
-        set_dropout(model, dropout)
-    return model

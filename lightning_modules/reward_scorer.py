@@ -41,9 +41,14 @@ class RewardScorer(nn.Module):
             )
         self.model.requires_grad_(False)
         set_dropout(self.model, 0.0)
-        self.label = label
         self.batch_size = batch_size
-        self.column = 0 if self.model.config.num_labels == 1 else self.find_column(label)
+        config = self.model.config
+        self.column = 0 if config.num_labels == 1 else self.find_column(label)
+        self.wants_dialogue = bool(trained_with_dialogue(config))
+        """Whether the model was trained to see the dialogue with the text, by its config."""
+        self.max_length = self.tokenizer.model_max_length
+        if (positions := getattr(config, "max_position_embeddings", None)) is not None:
+            self.max_length = min(self.max_length, positions - lost_positions(self.model))
 
     def find_column(self, label: str) -> int:
         """Return the column of a label in :meth:`all_logits`.
@@ -68,11 +73,9 @@ class RewardScorer(nn.Module):
             contexts: Dialogue of each text, the first text of a pair; if the pair is too long, the
                 longer of the two is truncated. None scores the texts alone.
         """
+        first = contexts or [""] * len(texts)
         # Longest first: each pass has little padding, and memory peaks in the first one.
-        size = [len(text) for text in texts]
-        if contexts is not None:
-            size = [own + len(context) for own, context in zip(size, contexts, strict=True)]
-        order = sorted(range(len(texts)), key=lambda row: size[row], reverse=True)
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]) - len(first[i]))
         parts = []
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
@@ -80,7 +83,7 @@ class RewardScorer(nn.Module):
                 self.tokenizer,
                 [texts[row] for row in rows],
                 None if contexts is None else [contexts[row] for row in rows],
-                self._max_length(),
+                self.max_length,
             )
             inputs = {name: values.to(self.model.device) for name, values in tokens.items()}
             # Always in fp32: bf16 would round a reward to 1/256 of its size.
@@ -88,19 +91,6 @@ class RewardScorer(nn.Module):
                 parts.append(self.model(**inputs).logits)
         logits = torch.cat(parts)
         return logits[torch.tensor(order, device=logits.device).argsort()]
-
-    def _max_length(self) -> int:
-        """Return how many tokens the tokenizer and the model's position embeddings allow."""
-        allowed = self.tokenizer.model_max_length
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        return (
-            allowed if positions is None else min(allowed, positions - lost_positions(self.model))
-        )
-
-    @property
-    def wants_dialogue(self) -> bool:
-        """Whether the model was trained to see the dialogue with the text, by its config."""
-        return bool(trained_with_dialogue(self.model.config))
 
     def logits(self, texts: Sequence[str], contexts: Sequence[str] | None = None) -> Tensor:
         """Return the reward of each text: the raw logit of ``label``, fp32 [B]."""
@@ -121,9 +111,6 @@ class RewardScorer(nn.Module):
 
         Returns:
             "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
-
-        Raises:
-            ValueError: If the model has no such label.
         """
         toxic = self.find_column(toxic_label)
         logits = self.all_logits(texts, contexts)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor
 
@@ -12,15 +11,18 @@ from common import hub
 from lightning_modules.policies.adapters import POLICY
 
 
-def check_origin(checkpoint: Mapping[str, Any], own: Mapping[str, str]) -> None:
-    """Refuse a checkpoint of another method or backbone.
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], own: Mapping[str, str], trained: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Refuse a checkpoint of another method or backbone, or with other trained weights.
 
     Args:
         checkpoint: With the origin of its run under "alignsum".
         own: "method" and "backbone" (full path) of this run.
+        trained: This run's trained weights by name.
 
     Raises:
-        ValueError: If they differ, unless the checkpoint's backbone has moved.
+        ValueError: If they differ, unless only the path of the backbone has changed.
     """
     origin = dict(checkpoint.get("alignsum", {}))
     old, new = str(origin.get("backbone")), own["backbone"]
@@ -33,17 +35,9 @@ def check_origin(checkpoint: Mapping[str, Any], own: Mapping[str, str]) -> None:
             "resumes or tests its own run. To start from another run's result, name its export "
             "folder (model.backbone or model.adapter)"
         )
-
-
-def check_weights(checkpoint: Mapping[str, Any], trained: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse a checkpoint whose weights are not exactly the trained ones, by name and shape.
-
-    Raises:
-        ValueError: If a weight differs.
-    """
-    own = {name: tuple(weight.shape) for name, weight in trained}
-    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    differing = {name for name in own | saved if own.get(name) != saved.get(name)}
+    shapes = {name: weight.shape for name, weight in trained}
+    saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+    differing = {name for name in shapes | saved if shapes.get(name) != saved.get(name)}
     if differing:
         raise ValueError(
             f"the checkpoint and this model train different weights ({len(differing)} of them, "
@@ -51,32 +45,12 @@ def check_weights(checkpoint: Mapping[str, Any], trained: Iterable[tuple[str, Te
         )
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, saved: frozenset[str]) -> None:
-    """Refuse to resume with the state of another kind of optimizer, which torch would load.
-
-    Args:
-        optimizer: The run's optimizer.
-        saved: Names of the settings in the checkpoint's; empty without a checkpoint.
-
-    Raises:
-        ValueError: If settings of this optimizer are missing there.
-    """
-    missing = [name for name in optimizer.defaults if name not in saved]
-    if saved and missing:
-        raise ValueError(
-            f"model.optimizer: the checkpoint was saved with a different optimizer than "
-            f"{type(optimizer).__name__}: its state has no {', '.join(missing)}. Resume with the "
-            "run's optimizer (see config.yaml in its folder), or start a new run from its export"
-        )
-
-
 def save_model(
     model: Any, tokenizer: Any, path: str | Path, state: Mapping[str, Tensor] | None
 ) -> None:
-    """Write a model in the Hugging Face format, for a plain ``from_pretrained``.
+    """Write a model and its tokenizer in the Hugging Face format, for ``from_pretrained``.
 
-    An adapter's folder holds the trained adapter alone and names its backbone; a full model comes
-    with its tokenizer.
+    An adapter's folder contains only the trained adapter and names its backbone.
 
     Args:
         model: A transformers or PEFT model.
@@ -91,4 +65,4 @@ def save_model(
         )
     else:
         model.save_pretrained(path, state_dict=state)
-        tokenizer.save_pretrained(path)
+    tokenizer.save_pretrained(path)

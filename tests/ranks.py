@@ -1,7 +1,6 @@
 """What a rank does in a test, in a file of its own: each rank imports all that is here."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,10 @@ import lightning as L
 import torch
 from torch.distributed.tensor import DTensor
 
-from callbacks.text_metric import gather_rows
 from lightning_modules import PPOPolicy
 from lightning_modules.fsdp import full
 from lightning_modules.ppo.rollout import Rollout
-from metrics.rouge import Rouge
 from tests.models import move_lora
-
-MAT = "the cat sat on the mat"
-
-
-def gather_on_a_rank(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    # Uneven: rank 0 has one row, rank 1 two, and row 2 is on both as a sampler would pad.
-    mine = [(2, "the cat sat")] if rank == 0 else [(1, "dog"), (0, MAT), (2, "the cat sat")]
-    rows = gather_rows([{"index": index, "prediction": text} for index, text in mine])
-    rouge = Rouge()
-    if rank == 0:  # rank 1 has no example, and only this one has two references
-        rouge.update([MAT, "dog"], [[MAT], ["dogs", "cat"]])
-    else:
-        rouge.update([], [])
-    values = {key: rouge.per_example()[key] for key in ("rouge1", "rouge1_best")}
-    values["mean"] = [rouge.compute()["rouge1"].item()]
-    torch.save({"rows": rows, "rouge": values}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 class FixedRollouts(PPOPolicy):

@@ -67,8 +67,7 @@ def test_it_learns_and_its_export_is_a_reward_and_a_judge(roberta: str, tmp_path
     assert scores[0] > scores[1]
     judge = ToxicityCallback(export)
     judge.setup(trainer, module, "test")
-    rows = [{"prediction": text} for text in (clean, rude)]
-    assert judge.score(module, rows)["toxicity"][1] > 0.5
+    assert judge.score(module, [clean, rude], [{}, {}])["toxicity"][1] > 0.5
     draw_run(folder)
     assert (folder.plots / "calibration.png").is_file()
 

@@ -86,5 +86,5 @@ def test_a_reward_model_can_too(roberta: str) -> None:
     module = settle(RewardModel(backbone=roberta, gradient_checkpointing=True))
     passes = count_passes(module, RobertaOutput)
     inputs = module.tokenizer(["A text.", "Another."], return_tensors="pt", padding=True)
-    module.rewards({"inputs": inputs}).sum().backward()
+    module.scores({"inputs": inputs}).sum().backward()
     assert set(passes.values()) == {2}

@@ -47,6 +47,13 @@ CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
             ("on_train_batch_end", 4, "sigterm"),
         ],
     ),
+    "accumulation, several validations within a step": (
+        "lora",
+        ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4", *RATES,
+         "--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1",
+         "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "1"],
+        [("on_train_batch_end", 7, "error")],
+    ),
     "checkpoints by steps, max_steps, workers, sampled texts": (
         "lora",
         [
@@ -375,14 +382,13 @@ def test_early_stopping_is_off_unless_asked_for_and_wants_a_metric(
 ) -> None:
     fit("lora", tmp_path / "run", "--model.optimizer.lr", "0", "--trainer.max_epochs", "5")
     assert int(RunFolder(tmp_path / "run").read_metrics_csv()[-1]["epoch"]) == 4
-    for settings in (
-        ["--early_stopping.patience", "0"],
-        ["--early_stopping.patience", "2", "--checkpoint.monitor", "null"],
-    ):
-        with pytest.raises(SystemExit) as stop:
-            fit("lora", tmp_path / "refused", *settings)
-        assert stop.value.code == 2
-        assert "checkpoint.monitor" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        fit(
+            "lora", tmp_path / "refused", "--early_stopping.patience", "2",
+            "--checkpoint.monitor", "null",
+        )  # fmt: skip
+    assert stop.value.code == 2
+    assert "checkpoint.monitor" in capsys.readouterr().err
 
 
 def test_run_without_checkpoints_and_progress_bar(fit: Fit, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_command_merges_and_overwrites_nothing(
     assert merge.main([str(exports["short"]), "--out", str(tmp_path / "other")]) == 2
     assert "only a LORA updates weights and can be merged" in caplog.text
     assert merge.main([str(out), "--out", str(tmp_path / "other")]) == 2
-    assert "without an adapter to merge" in caplog.text
+    assert "is a full model; only a LORA" in caplog.text
     assert not (tmp_path / "other").exists()
     with pytest.raises(ValueError, match="cannot be merged into weights"):
         merge_adapter(load_exported(exports["short"])[0])
