@@ -14,12 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from common import hub
 from common.run_folder import expand
 from lightning_modules.backbones import Prompts, load_backbone, wrap_model
-from lightning_modules.policies.adapters import (
-    POLICY,
-    load_adapters,
-    merge_adapter,
-    read_adapter_config,
-)
+from lightning_modules.policies.adapters import load_adapter, merge_adapter, read_adapter_config
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +49,7 @@ def load_exported(
     if adapter is None:
         return load_backbone(str(folder)).eval(), hub.load_tokenizer(str(folder))
     base = hub.resolve_model(backbone or adapter["base_model_name_or_path"])
-    model = load_adapters(load_backbone(base), {POLICY: folder})
-    return model.eval(), hub.load_tokenizer(base)
+    return load_adapter(load_backbone(base), folder), hub.load_tokenizer(base)
 
 
 def find_export_problem(folder: Path, backbone: str | None = None) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.policies.soft_prompt import Start, attach_soft_prompt, find_start_problem
+from lightning_modules.policies.soft_prompt import SoftPromptSettings, Start, attach_soft_prompt
 from lightning_modules.summarization import SummarizationModule
 
 
@@ -32,12 +32,8 @@ class SoftPrompt(SummarizationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(backbone, **kwargs)
-        if problem := find_start_problem(virtual_tokens, init, init_text):
-            raise ValueError(problem)
-        self.virtual_tokens = virtual_tokens
-        self.init = init
-        self.init_text = init_text
+        self.prompt = SoftPromptSettings(virtual_tokens, init, init_text)
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Freeze the backbone and add the virtual tokens."""
-        return attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)
+        return attach_soft_prompt(backbone, self.prompt)

@@ -18,7 +18,8 @@ from transformers import (
 from common.hub import load_tokenizer
 from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import EncoderDecoder, load_backbone, set_dropout
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import attach_adapter
+from lightning_modules.policies.lora import LoRASettings
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -118,7 +119,7 @@ def move_lora(model: nn.Module, std: float = 0.3) -> None:
 def make_lora(t5: str, **settings: Any) -> Any:
     """A LoRA of rank 4 that changes something, without dropout, on quick layers, in train mode."""
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8, **settings))
+    model = attach_adapter(load_backbone(t5), LoRASettings(r=4, alpha=8, **settings).config())
     set_dropout(model, 0.0)
     move_lora(model)
     accelerate(model)

@@ -235,7 +235,7 @@ def test_settings_out_of_range_are_refused(t5: str) -> None:
     for settings in ({"beta": 0.0}, {"label_smoothing": 0.5}):
         with pytest.raises(ValueError, match="beta must be above 0 and label_smoothing in"):
             make_module(t5, **settings)
-    with pytest.raises(ValueError, match="is no exported adapter"):
+    with pytest.raises(ValueError, match="is not an exported adapter"):
         make_module(t5, adapter="nowhere")
 
 

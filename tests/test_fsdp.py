@@ -7,7 +7,8 @@ import torch
 
 from lightning_modules.backbones import load_backbone
 from lightning_modules.fsdp import Shards, full
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import attach_adapter
+from lightning_modules.policies.lora import LoRASettings
 from tests.launching import last_words, run_ranks
 
 
@@ -16,7 +17,7 @@ def test_randomly_initialized_weights_are_those_of_rank_0(t5: str, tmp_path: Pat
         rank = int(os.environ["RANK"])
         torch.distributed.init_process_group("gloo")
         torch.manual_seed(rank)
-        model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8))
+        model = attach_adapter(load_backbone(t5), LoRASettings(r=4, alpha=8).config())
         drawn = {name: p.detach().clone() for name, p in model.named_parameters()}
         Shards(torch.nn.ModuleList([model]), torch.device("cpu"))
         sharded = {name: full(p.detach()) for name, p in model.named_parameters()}

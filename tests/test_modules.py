@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
-from lightning_modules.policies.adapters import count_parameters
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import attach_adapter, count_parameters
+from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo.value_head import ValueHead
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -53,7 +53,7 @@ def flan_t5_base() -> T5ForConditionalGeneration:
 def test_parameter_counts_of_flan_t5_base() -> None:
     backbone = flan_t5_base()
     assert count_parameters(backbone) == (247_577_856, 247_577_856)
-    lora = attach_lora(backbone, LoRASettings(r=32, alpha=32, dropout=0.05))
+    lora = attach_adapter(backbone, LoRASettings(r=32, alpha=32, dropout=0.05).config())
     assert count_parameters(lora) == (3_538_944, 251_116_800)
     assert count_parameters(ValueHead(768)) == (769, 769)
     # The LoRA's export is its trained weights: 1.43 % of the backbone's bytes.

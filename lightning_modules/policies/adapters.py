@@ -1,28 +1,48 @@
-"""Adapters on one backbone: load, switch and merge them; find the reference among them."""
+"""PEFT adapters on a backbone: attach, load, switch and merge them."""
 
+import copy
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from torch import nn
 from transformers import PreTrainedModel
 
 from common.hub import is_gone, reading, resolve_model, warn_of_move
-from lightning_modules.backbones import Backbone, record_head
+from lightning_modules.backbones import (
+    Backbone,
+    find_soft_prompt_problem,
+    record_head,
+    sketch_backbone,
+    task_type,
+)
 
 POLICY = "default"
-"""Name of the adapter that is trained; PEFT writes the one of this name at a folder's top."""
+"""Name of the trained adapter; PEFT writes the adapter of this name to the top of a folder."""
 
 REFERENCE = "reference"
 """Name of the frozen adapter that a policy started from."""
 
+QUERY_AND_VALUE = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
+"""Usual names of the projections that a LoRA adapts by default (Hu et al. 2021, table 5)."""
+
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Count the trained parameters and all of them; one that is shared counts once."""
+    """Count the trained parameters and all parameters; a shared one counts once."""
     parameters = list(model.parameters())
     return (
         sum(p.numel() for p in parameters if p.requires_grad),
@@ -30,57 +50,138 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     )
 
 
-def find_adapter_problem(path: str, backbone: str, kind: str = "LORA") -> str | None:
-    """Say why an exported adapter cannot start a run on this backbone; None where it can.
+# Attach and load --------------------------------------------------------------------------------
 
-    One whose backbone was a folder that is not on this machine can start on whatever backbone is
-    named; see :func:`~.switching.settle_backbone`.
+
+def attach_adapter(backbone: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Freeze a backbone and attach a new adapter of any PEFT kind.
 
     Args:
-        path: The adapter's export folder.
-        backbone: The backbone of the run.
-        kind: What PEFT calls the kind of adapter that is wanted.
+        backbone: The model to adapt; its weights are frozen in place.
+        config: Kind and settings of the adapter. Without ``target_modules`` it adapts PEFT's
+            default layers of the architecture or, where PEFT has none for a LoRA, the query and
+            value projections.
+
+    Raises:
+        ValueError: If a setting is out of range, or a target matches no layer.
     """
-    config = read_adapter_config(path)
-    if config is None:
-        return (
-            f"adapter: {path!r} is no exported adapter (no adapter_config.json in it); "
-            "name the export folder of a run, such as runs/lora/export"
+    config = copy.copy(config)
+    config.task_type = task_type(backbone)
+    if config.peft_type == PeftType.PREFIX_TUNING:
+        raise ValueError("PEFT's prefix tuning does not reach the encoder; use a soft prompt")
+    if config.is_prompt_learning:
+        embedding = backbone.get_input_embeddings().weight
+        if not embedding.is_meta and (why := find_soft_prompt_problem(backbone)):
+            raise ValueError(
+                f"soft prompts do not work with {type(backbone).__name__}: {why}; use a LoRA"
+            )
+        # PEFT looks for these only at the top level of the backbone's config. A soft prompt needs
+        # just the width.
+        config.token_dim, config.num_layers = embedding.shape[1], 1
+        config.num_attention_heads = 1
+    weights = {name: getattr(m, "weight", None) for name, m in backbone.named_modules()}
+    layers = {n.rsplit(".", 1)[-1] for n, w in weights.items() if w is not None and w.dim() == 2}
+    targets = getattr(config, "target_modules", None)
+    if isinstance(config, LoraConfig) and targets is None:
+        usual = (set(pair) for pair in QUERY_AND_VALUE if layers.issuperset(pair))
+        known = backbone.config.model_type in LORA_TARGETS
+        config.target_modules = None if known else next(usual, None)
+    try:
+        model = get_peft_model(backbone, config, adapter_name=POLICY)
+    except (ValueError, re.error) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"PEFT refuses these settings: {said}; {_list(layers)}") from error
+    # PEFT ignores names in a list that match nothing as long as another one does.
+    for target in targets if isinstance(targets, list | set) else ():
+        matched = model.base_model.targeted_module_names
+        if not any(name == target or name.endswith(f".{target}") for name in matched):
+            raise ValueError(f"target_modules: no layer is named {target!r}; {_list(layers)}")
+    return model
+
+
+def _list(layers: set[str]) -> str:
+    return f"the layers' names end in {', '.join(sorted(layers))}"
+
+
+def find_config_problem(config: PeftConfig, backbone: str) -> str | None:
+    """Explain why a new adapter cannot be attached to a backbone, or return None.
+
+    Args:
+        config: Kind and settings of the adapter.
+        backbone: Name of the backbone; its weights are not loaded.
+    """
+    trial = copy.copy(config)
+    if isinstance(trial, LoraConfig):
+        trial.init_lora_weights = True  # others decompose the backbone's weights
+    try:
+        if not trial.is_prompt_learning:
+            attach_adapter(sketch_backbone(backbone), trial)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def load_adapter(
+    backbone: PreTrainedModel, folder: str | Path, trainable: bool = False, **changes: Any
+) -> PeftModel:
+    """Attach an exported adapter to the backbone that it was trained on, and freeze the latter.
+
+    Unlike ``PeftModel.from_pretrained`` this also loads soft prompts for training, and refuses
+    files that lack weights or have others.
+
+    Args:
+        backbone: Its backbone. If that was a folder that has moved, the adapter takes the new path.
+        folder: Export folder of the adapter.
+        trainable: Train it further; otherwise it is frozen and in eval mode.
+        **changes: Settings of the adapter to change, such as ``lora_dropout``.
+
+    Raises:
+        ValueError: If the weights do not fit the backbone.
+    """
+    config, place = PeftConfig.from_pretrained(str(folder)), backbone.name_or_path
+    if resolve_model(trained_on := str(config.base_model_name_or_path)) != place:
+        warn_of_move(f"the adapter in {folder}", trained_on, place)
+    config.base_model_name_or_path = place
+    config.inference_mode = not trainable
+    for name, value in changes.items():
+        setattr(config, name, value)
+    if trainable and config.peft_type == PeftType.P_TUNING:
+        raise ValueError(f"the P-tuning adapter in {folder} lacks its encoder; start a new one")
+    with reading(folder):
+        weights = load_peft_weights(str(folder), device="cpu")
+        model = get_peft_model(backbone, config, adapter_name=POLICY)
+    own = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+    shapes = [{name: weight.shape for name, weight in each.items()} for each in (own, weights)]
+    if differing := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+        raise ValueError(
+            f"the adapter in {folder} does not fit the backbone: {len(set(differing))} weights "
+            f"differ, such as {differing[0]}"
         )
-    if config.get("peft_type") != kind:
-        return f"adapter: {path!r} is a {config.get('peft_type')} adapter; here {kind} is wanted"
-    made_on, wanted = str(config.get("base_model_name_or_path")), resolve_model(backbone)
-    if resolve_model(made_on) == wanted or is_gone(made_on):
-        return None
-    return (
-        f"adapter: {path!r} was trained on {made_on!r}, and the backbone here is {wanted!r}. If it "
-        "is the same model in another place, say so: write that place as base_model_name_or_path "
-        f"into {str(Path(path, 'adapter_config.json'))!r}"
-    )
+    set_peft_model_state_dict(model, weights, adapter_name=POLICY)
+    return model if trainable else model.requires_grad_(False).eval()
 
 
-@contextmanager
-def reference_backbone(backbone: Backbone, reference: Any = None) -> Iterator[Backbone]:
-    """Open a block in which the reference policy can be called through the backbone interface.
+def copy_as_reference(model: PeftModel) -> None:
+    """Add a frozen copy of a policy's adapter to the same backbone, as its reference."""
+    config = copy.copy(model.peft_config[POLICY])
+    config.inference_mode = not config.is_prompt_learning
+    if isinstance(config, LoraConfig):
+        config.init_lora_weights = True  # others decompose the backbone's weights once more
+    model.add_adapter(REFERENCE, config)
+    if config.is_prompt_learning:
+        start = copy.deepcopy(model.prompt_encoder[POLICY])
+        model.prompt_encoder[REFERENCE] = start.requires_grad_(False)
+    else:
+        start = get_peft_model_state_dict(model, adapter_name=POLICY, save_embedding_layers=False)
+        set_peft_model_state_dict(model, start, adapter_name=REFERENCE)
+    model.set_adapter(POLICY)
 
-    The reference is a model of its own if there is one, else the frozen adapter that the policy
-    started from or, for a policy that started from nothing, the backbone with adapters off. The
-    policy is active again afterwards.
 
-    Args:
-        backbone: The policy.
-        reference: A frozen model of its own, for a policy that is not an adapter.
-    """
-    if reference is not None:
-        yield backbone.with_model(reference)
-        return
-    model = backbone.model
-    with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None) as start:
-        yield backbone.with_model(start)
+# Exported adapters ------------------------------------------------------------------------------
 
 
 def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
-    """Read what PEFT wrote about an exported adapter; None where the folder holds none.
+    """Read PEFT's description of an exported adapter, or return None if the folder has none.
 
     Raises:
         ValueError: If the file is not a JSON object.
@@ -93,110 +194,83 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); export the adapter again") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file} holds no JSON object; export the adapter again")
+        raise ValueError(f"{file} is not a JSON object; export the adapter again")
     return config
 
 
-def load_adapters(backbone: PreTrainedModel, folders: Mapping[str, str | Path]) -> PeftModel:
-    """Load exported adapters onto one backbone, frozen and in eval mode; the first is active.
+def find_adapter_problem(
+    folder: str, backbone: str, kind: str, settings: Mapping[str, Any]
+) -> str | None:
+    """Explain why a run cannot start from an exported adapter, or return None.
 
-    They share the backbone's memory. :func:`use_adapter` switches between them. LoRAs of any shape,
-    DoRA and rsLoRA among them, can sit side by side, and so can soft prompts; PEFT cannot mix the
-    two kinds.
+    An adapter whose backbone was a folder that no longer exists can start on any backbone; see
+    :func:`load_adapter`.
 
     Args:
-        backbone: The model that all of them were trained on.
-        folders: Export folder of each adapter by the name that it is to have.
-
-    Raises:
-        ValueError: If there is none, they are not of one kind or backbone, or one does not fit.
+        folder: Export folder of the adapter.
+        backbone: Backbone of the run.
+        kind: PEFT's name for the required kind of adapter.
+        settings: By PEFT's names, what the run sets; what is not None must be the adapter's.
     """
-    configs = {name: read_adapter_config(folder) for name, folder in folders.items()}
-    if missing := [str(folders[name]) for name, config in configs.items() if config is None]:
-        raise ValueError(f"no adapter_config.json in {', '.join(missing)}: no exported adapter")
-    for key, what in (("peft_type", "kind"), ("base_model_name_or_path", "backbone")):
-        values = {name: str((config or {}).get(key)) for name, config in configs.items()}
-        if len(set(values.values())) != 1:
-            raise ValueError(
-                f"a backbone takes one adapter or more, all of one {what}; got {values or 'none'}"
-            )
-    if bad := find_bad_names(backbone, folders):
-        raise ValueError(
-            f"adapter names {bad}: they become parts of the weights' names, so they may not be "
-            "empty, have dots or be names of layers; choose others"
+    config = read_adapter_config(folder)
+    if config is None:
+        return (
+            f"adapter: {folder!r} is not an exported adapter (it has no adapter_config.json); "
+            "give the export folder of a run, such as runs/lora/export"
         )
-    (first, folder), *others = folders.items()
-    with fitting(folder):
-        model = PeftModel.from_pretrained(backbone, str(folder), first, torch_device="cpu")
-        check_weights(model, first, folder)
-    settle_backbone(model, folder)
-    for name, folder in others:
-        with fitting(folder):
-            model.load_adapter(str(folder), name, torch_device="cpu")
-            check_weights(model, name, folder)
-    return model.requires_grad_(False).eval()
+    if config.get("peft_type") != kind:
+        return f"adapter: {folder!r} is a {config.get('peft_type')} adapter, not {kind}"
+    trained_on, wanted = str(config.get("base_model_name_or_path")), resolve_model(backbone)
+    if resolve_model(trained_on) != wanted and not is_gone(trained_on):
+        return (
+            f"adapter: {folder!r} was trained on {trained_on!r}, and the backbone here is "
+            f"{wanted!r}. If they are the same model, write the latter as base_model_name_or_path "
+            f"into {str(Path(folder, 'adapter_config.json'))!r}"
+        )
+    given = {name: _sorted(value) for name, value in settings.items() if value is not None}
+    own = {name: _sorted(config.get(name, False)) for name in given}
+    if differing := [name for name in given if own[name] != given[name]]:
+        return (
+            f"adapter: {folder!r} has {', '.join(f'{n} {own[n]}' for n in differing)}, and this "
+            f"run says {', '.join(f'{n} {given[n]}' for n in differing)}; leave them at null to "
+            "continue with the adapter's own"
+        )
+    return None
 
 
-def find_bad_names(backbone: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """List the names that torch refuses, or that PEFT would find in the names of other weights."""
-    parts = {part for name, _ in backbone.named_modules() for part in name.split(".")}
-    return [name for name in names if "." in name or name in parts]
+def _sorted(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else sorted(value)
 
 
-def check_weights(model: PeftModel, name: str, folder: str | Path) -> None:
-    """Refuse an adapter whose file lacks weights, or has others; PEFT warns of the first at most.
-
-    Raises:
-        ValueError: With an example of the weights.
-    """
-    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    if differing := own.keys() ^ load_peft_weights(str(folder), device="cpu").keys():
-        raise ValueError(f"{len(differing)} weights differ, such as {min(differing)}")
-
-
-def settle_backbone(model: PeftModel, folder: str | Path) -> None:
-    """Have the adapters of a model name the backbone that they are on, should it have moved.
-
-    An exported adapter names its backbone by an absolute path where it is a folder. On another
-    machine, or behind a move, whoever loads it says where the backbone is now. That it is the same
-    model nobody can tell from a path, so it is said.
-
-    Args:
-        model: A backbone with adapters.
-        folder: Where they were loaded from.
-    """
-    place = model.get_base_model().name_or_path
-    for config in model.peft_config.values():
-        made_on = str(config.base_model_name_or_path)
-        if resolve_model(made_on) != place:
-            warn_of_move(f"the adapter in {folder}", made_on, place)
-        config.base_model_name_or_path = place
+# Switch and merge -------------------------------------------------------------------------------
 
 
 @contextmanager
-def fitting(folder: str | Path) -> Iterator[None]:
-    """Turn what PEFT and torch say of weights of another shape into one clear error."""
-    with reading(folder):
-        try:
-            with warnings.catch_warnings():
-                # What they warn of is checked here, and an error.
-                warnings.filterwarnings("ignore", message=".*missing adapter keys")
-                warnings.filterwarnings("ignore", message="Adapter name .* should not be contained")
-                yield
-        except (RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"the adapter in {folder} does not fit the backbone: {said}"
-            ) from error
+def reference_backbone(backbone: Backbone, reference: Any = None) -> Iterator[Backbone]:
+    """Open a block in which the reference policy can be called through the backbone interface.
+
+    The reference is a separate model if there is one, otherwise the frozen adapter that the policy
+    started from or, for a policy that started as the backbone, the backbone with adapters off.
+
+    Args:
+        backbone: The policy; it is active again after the block.
+        reference: A separate frozen model, for a policy that is not an adapter.
+    """
+    if reference is not None:
+        yield backbone.with_model(reference)
+        return
+    model = backbone.model
+    with use_adapter(model, REFERENCE if REFERENCE in model.peft_config else None) as start:
+        yield backbone.with_model(start)
 
 
 @contextmanager
 def use_adapter(model: PeftModel, name: str | None) -> Iterator[Any]:
-    """Open a block in which a model computes with one of its adapters, or with none of them.
+    """Open a block in which a model computes with one of its adapters, or without any.
 
-    Forward and ``generate`` of the yielded model follow alike, which PEFT's ``disable_adapter()``
-    does not achieve for soft prompts. Blocks may be nested. Afterwards the same adapter is active
-    and the same weights are trained as before; inside nothing is trained.
+    Forward and ``generate`` of the yielded model agree, unlike those of PEFT's
+    ``disable_adapter()`` with soft prompts. Blocks may be nested. After the block the same adapter
+    is active and the same weights require gradients as before.
 
     Args:
         model: A backbone with adapters.
@@ -204,73 +278,45 @@ def use_adapter(model: PeftModel, name: str | None) -> Iterator[Any]:
 
     Yields:
         The model to compute with.
-
-    Raises:
-        ValueError: If the model has no adapter of this name.
     """
-    if name is not None and name not in model.peft_config:
-        raise ValueError(f"there is no adapter {name!r}; there are {', '.join(model.peft_config)}")
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    switch = _switch_prompt if model.active_peft_config.is_prompt_learning else _switch_lora
-    try:
-        with switch(model, name) as active:
-            yield active
-    finally:
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
-
-
-@contextmanager
-def _switch_lora(model: PeftModel, name: str | None) -> Iterator[Any]:
-    tuner, before = model.base_model, model.active_adapter
-    together = list(tuner.active_adapters)
-    was_enabled = model.get_model_status().enabled is True
-    try:
-        if name is None:
-            tuner.disable_adapter_layers()
-        else:
-            tuner.enable_adapter_layers()
-            model.set_adapter(name, inference_mode=True)
-        yield model
-    finally:
-        tuner.enable_adapter_layers()
-        model.set_adapter(before, inference_mode=True)
-        tuner.set_adapter(together, inference_mode=True)
-        if not was_enabled:
-            tuner.disable_adapter_layers()
-
-
-@contextmanager
-def _switch_prompt(model: PeftModel, name: str | None) -> Iterator[Any]:
-    before = model.active_adapter
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before, is_prompt = model.active_adapter, model.active_peft_config.is_prompt_learning
+    was_on = is_prompt or model.get_model_status().enabled is True
     try:
         if name is not None:
             model.set_adapter(name, inference_mode=True)
-        yield model.get_base_model() if name is None else model
+        if not is_prompt:
+            _switch(model, name is not None)
+        yield model.get_base_model() if is_prompt and name is None else model
     finally:
         model.set_adapter(before, inference_mode=True)
+        if not is_prompt:
+            _switch(model, was_on)
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
-def merge_adapter(model: PeftModel, name: str | None = None) -> PreTrainedModel:
-    """Merge a LoRA into the weights of its backbone: the same function, without adapters.
+def _switch(model: PeftModel, on: bool) -> None:
+    if on:
+        model.base_model.enable_adapter_layers()
+    else:
+        model.base_model.disable_adapter_layers()
 
-    The model that was given is used up. The output head stays as it is, tied or untied.
 
-    Args:
-        model: A backbone with a LoRA.
-        name: The adapter to merge; None takes the active one. Others are dropped.
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Merge the active adapter into its backbone: the same function, without adapters.
+
+    The given model is consumed. The output head stays as it is, tied or untied.
 
     Raises:
-        ValueError: If it is a soft prompt, there is no such adapter, or its weights are not finite.
+        ValueError: If it is a soft prompt, or its weights are not finite.
     """
     if model.active_peft_config.is_prompt_learning:
         raise ValueError(
-            "a soft prompt cannot be merged into weights: it is a part of the input. Use its "
-            "export as it is"
+            "a soft prompt is part of the input and cannot be merged into weights; use its export "
+            "as it is"
         )
-    if name is not None and name not in model.peft_config:
-        raise ValueError(f"there is no adapter {name!r}; there are {', '.join(model.peft_config)}")
-    names = None if name is None else [name]
-    merged = model.merge_and_unload(safe_merge=True, adapter_names=names)
+    merged = model.merge_and_unload(safe_merge=True)
     record_head(merged)
     return merged

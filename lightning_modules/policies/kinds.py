@@ -5,27 +5,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PromptTuningConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from common.hub import reading
 from lightning_modules.backbones import context_modules
 from lightning_modules.policies.adapters import (
-    POLICY,
+    attach_adapter,
+    copy_as_reference,
     find_adapter_problem,
-    load_adapters,
+    find_config_problem,
+    load_adapter,
     merge_adapter,
-    read_adapter_config,
-    settle_backbone,
 )
-from lightning_modules.policies.lora import LoRASettings, attach_lora, attach_trained_lora
-from lightning_modules.policies.soft_prompt import (
-    Start,
-    attach_soft_prompt,
-    attach_soft_prompt_reference,
-    find_start_problem,
-)
+from lightning_modules.policies.lora import LoRASettings
+from lightning_modules.policies.soft_prompt import SoftPromptSettings, Start, attach_soft_prompt
 
 
 class PolicyKind(ABC):
@@ -45,8 +39,12 @@ class PolicyKind(ABC):
             The policy, and the reference; None if the reference is one of the policy's adapters.
         """
 
+    @abstractmethod
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
         """Explain why this kind cannot start from an adapter, or return None."""
+
+    def find_backbone_problem(self, backbone: str) -> str | None:
+        """Explain why a new policy cannot be built on a backbone, or return None."""
         return None
 
     def finish(self, model: Any) -> Any:
@@ -54,57 +52,91 @@ class PolicyKind(ABC):
         return model
 
 
-class LoRAPolicy(PolicyKind):
-    r"""A LoRA on the frozen backbone: a new one, or the continuation of a trained one.
+class AdapterPolicy(PolicyKind):
+    """An adapter of any PEFT kind on the frozen backbone: a new one, or a trained one continued.
 
-    The reference of a new LoRA is the backbone with adapters off; that of a trained one is a frozen
-    copy of it on the same backbone. In both cases there is one backbone in memory.
+    The reference is the backbone with adapters off for a new adapter that starts as the backbone,
+    and otherwise a frozen copy of the start. In both cases one backbone is in memory.
 
     Args:
-        r: Rank of a new LoRA; a trained one keeps its shape.
-        alpha: Numerator of its scale.
-        target_modules: Layers to adapt, in PEFT's syntax. With decoder layers only, such as
-            ``.*decoder.*\.(q|v)``, the encoder runs once for policy, reference, all samples and all
-            epochs.
-        use_dora: See :class:`LoRASettings`.
-        use_rslora: See :class:`LoRASettings`.
+        config: Kind and settings of a new adapter, such as ``class_path: peft.IA3Config``. To
+            continue a trained one, give its kind; its settings are kept.
     """
 
-    def __init__(
-        self,
-        r: int = 32,
-        alpha: int = 32,
-        target_modules: Sequence[str] | str = ("q", "v"),
-        use_dora: bool = False,
-        use_rslora: bool = False,
-    ) -> None:
-        # No dropout, so that rollout and update compute the same function.
-        self.lora = LoRASettings(r, alpha, 0.0, target_modules, use_dora, use_rslora)
+    def __init__(self, config: PeftConfig) -> None:
+        self.config = config
 
     def attach(
         self, backbone: PreTrainedModel, adapter: str | None
     ) -> tuple[nn.Module, nn.Module | None]:
-        """Attach the LoRA."""
-        if adapter is not None:
-            return attach_trained_lora(backbone, adapter), None
-        return attach_lora(backbone, self.lora), None
+        """Attach the adapter, and its frozen copy if it needs one."""
+        if adapter is None:
+            model = self.attach_new(backbone)
+        else:
+            model = load_adapter(backbone, adapter, trainable=True)
+        init = getattr(self.config, "init_lora_weights", True)
+        starts_as_backbone = init in (True, "gaussian") and not self.config.is_prompt_learning
+        if adapter is not None or not starts_as_backbone:
+            copy_as_reference(model)
+        return model, None
+
+    def attach_new(self, backbone: PreTrainedModel) -> PeftModel:
+        """Attach a new adapter."""
+        return attach_adapter(backbone, self.config)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that a trained adapter must have, by PEFT's names."""
+        return {}
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
         """Explain why training cannot continue from an adapter, or return None."""
-        return None if adapter is None else find_adapter_problem(adapter, backbone)
+        if adapter is None:
+            return None
+        kind = str(self.config.peft_type.value)
+        return find_adapter_problem(adapter, backbone, kind, self.settings())
+
+    def find_backbone_problem(self, backbone: str) -> str | None:
+        """Explain why PEFT cannot attach the adapter to a backbone, or return None."""
+        return find_config_problem(self.config, backbone)
+
+
+class LoRAPolicy(AdapterPolicy):
+    r"""A LoRA on the frozen backbone, without dropout; see :class:`LoRASettings`.
+
+    Every setting that is null is that of the trained LoRA, or the default of a new one.
+
+    Args:
+        r: Rank; 32 by default.
+        alpha: Numerator of the scale; 32 by default.
+        target_modules: Layers to adapt, in PEFT's syntax. With decoder layers only, such as
+            ``.*decoder.*\.(q|v)``, the encoder runs once for policy, reference, all samples and all
+            epochs.
+        use_dora: Train the norm of each row of the adapted matrices separately.
+        use_rslora: Scale by alpha / sqrt(r).
+    """
+
+    def __init__(
+        self,
+        r: int | None = None,
+        alpha: int | None = None,
+        # The list comes first: jsonargparse uses the first type that fits, and str always fits.
+        target_modules: Sequence[str] | str | None = None,
+        use_dora: bool | None = None,
+        use_rslora: bool | None = None,
+    ) -> None:
+        self.lora = LoRASettings(r, alpha, 0.0, target_modules, use_dora, use_rslora)
+        super().__init__(self.lora.config())
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that a trained LoRA must have."""
+        return self.lora.shape()
 
 
 class MergedPolicy(LoRAPolicy):
     """A new LoRA on a backbone into which a trained one was merged.
 
-    The reference is the merged backbone with adapters off. The export is a complete model.
-
-    Args:
-        r: Rank of the new LoRA.
-        alpha: Numerator of its scale.
-        target_modules: See :class:`LoRAPolicy`.
-        use_dora: See :class:`LoRASettings`.
-        use_rslora: See :class:`LoRASettings`.
+    The reference is the merged backbone with adapters off. The export is a complete model. The
+    settings are those of the new LoRA; see :class:`LoRAPolicy`.
     """
 
     def attach(
@@ -113,13 +145,16 @@ class MergedPolicy(LoRAPolicy):
         """Merge the trained LoRA and attach a new one."""
         if adapter is None:
             raise ValueError(self.find_problem(adapter, ""))
-        merged = merge_adapter(load_adapters(backbone, {POLICY: adapter}))
-        return attach_lora(merged, self.lora), None
+        return super().attach(merge_adapter(load_adapter(backbone, adapter)), None)
+
+    def settings(self) -> dict[str, Any]:
+        """Return nothing: the merged LoRA may have any shape."""
+        return {}
 
     def find_problem(self, adapter: str | None, backbone: str) -> str | None:
         """Explain why there is nothing to merge, or return None."""
         if adapter is None:
-            return "policy: MergedPolicy merges a trained adapter; name one with --model.adapter"
+            return "policy: MergedPolicy merges a trained adapter; set model.adapter"
         return super().find_problem(adapter, backbone)
 
     def finish(self, model: Any) -> Any:
@@ -127,57 +162,33 @@ class MergedPolicy(LoRAPolicy):
         return merge_adapter(copy.deepcopy(model))
 
 
-class SoftPromptPolicy(PolicyKind):
+class SoftPromptPolicy(AdapterPolicy):
     """A soft prompt before a frozen backbone; the reference is a frozen copy of its start.
 
-    The backbone alone cannot be the reference, because even a new soft prompt changes the output.
-
     Args:
-        virtual_tokens: Number of trained vectors.
+        virtual_tokens: Number of trained vectors; null is that of the trained prompt, or 100.
         init: Start of a new prompt: ``random``, ``vocabulary`` or ``text``.
         init_text: The text for ``text``.
     """
 
     def __init__(
         self,
-        virtual_tokens: int = 100,
+        virtual_tokens: int | None = None,
         init: Start = "vocabulary",
         init_text: str | None = None,
     ) -> None:
-        if problem := find_start_problem(virtual_tokens, init, init_text):
-            raise ValueError(problem)
+        number = 100 if virtual_tokens is None else virtual_tokens
+        self.prompt = SoftPromptSettings(number, init, init_text)
         self.virtual_tokens = virtual_tokens
-        self.init: Start = init
-        self.init_text = init_text
+        super().__init__(PromptTuningConfig(num_virtual_tokens=number))
 
-    def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
-    ) -> tuple[nn.Module, nn.Module | None]:
-        """Attach the prompt and the frozen copy."""
-        model = attach_soft_prompt(backbone, self.virtual_tokens, self.init, self.init_text)
-        if adapter is not None:
-            # PEFT refuses to load a soft prompt for training, so its weights are copied.
-            with reading(adapter):
-                trained = PeftModel.from_pretrained(backbone, adapter)
-            settle_backbone(trained, adapter)
-            start = trained.prompt_encoder[trained.active_adapter].state_dict()
-            model.prompt_encoder[model.active_adapter].load_state_dict(start)
-        attach_soft_prompt_reference(model)
-        return model, None
+    def attach_new(self, backbone: PreTrainedModel) -> PeftModel:
+        """Attach a new soft prompt."""
+        return attach_soft_prompt(backbone, self.prompt)
 
-    def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Explain why an adapter is not a soft prompt for this backbone, or return None."""
-        if adapter is None:
-            return None
-        if problem := find_adapter_problem(adapter, backbone, "PROMPT_TUNING"):
-            return problem
-        its = (read_adapter_config(adapter) or {}).get("num_virtual_tokens")
-        if its == self.virtual_tokens:
-            return None
-        return (
-            f"adapter: {adapter!r} has {its} virtual tokens, and this run says "
-            f"{self.virtual_tokens}; set --model.policy.virtual_tokens {its}"
-        )
+    def settings(self) -> dict[str, Any]:
+        """Return the number of vectors that a trained prompt must have."""
+        return {"num_virtual_tokens": self.virtual_tokens}
 
 
 class FullPolicy(PolicyKind):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -20,10 +21,10 @@ from lightning_modules.backbones import (
 )
 from lightning_modules.backbones.encoder_decoder import EncoderDecoder
 from lightning_modules.policies import gate
-from lightning_modules.policies.adapters import POLICY, reference_backbone
+from lightning_modules.policies.adapters import POLICY, attach_adapter, reference_backbone
 from lightning_modules.policies.gate import BF16, FP32, GateError, GateFigures, check, measure
-from lightning_modules.policies.kinds import FullPolicy, LoRAPolicy, SoftPromptPolicy
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.kinds import AdapterPolicy, FullPolicy, LoRAPolicy, SoftPromptPolicy
+from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo import rollout
 from tests.backbones.models import ARCHITECTURES, UNCACHED, build, make_prompts
 from tests.batches import make_batch
@@ -35,7 +36,7 @@ GOOD = GateFigures(0.0, 0.0, 0.0, 0, 1e-6, 0.1)
 
 def fresh_policy(t5: str) -> Any:
     torch.manual_seed(0)
-    model = attach_lora(load_backbone(t5), LoRASettings(r=4, alpha=8))
+    model = attach_adapter(load_backbone(t5), LoRASettings(r=4, alpha=8).config())
     set_dropout(model, 0.0)
     return model.train()
 
@@ -56,8 +57,17 @@ def test_a_right_policy_passes(t5: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [LoRAPolicy(r=4, alpha=8, use_dora=True), SoftPromptPolicy(5), FullPolicy()],
-    ids=["DoRA", "soft prompt", "full"],
+    [
+        LoRAPolicy(r=4, alpha=8, use_dora=True),
+        SoftPromptPolicy(5),
+        FullPolicy(),
+        AdapterPolicy(peft.LoraConfig(init_lora_weights="pissa")),
+        AdapterPolicy(peft.IA3Config()),
+        AdapterPolicy(peft.VeraConfig()),
+        AdapterPolicy(peft.AdaLoraConfig(total_step=100)),
+        AdapterPolicy(peft.PromptEncoderConfig(num_virtual_tokens=5, encoder_hidden_size=8)),
+    ],
+    ids=["DoRA", "soft prompt", "full", "PiSSA", "IA3", "VeRA", "AdaLoRA", "P-tuning"],
 )
 def test_every_kind_of_policy_passes(t5: str, kind: Any) -> None:
     model, reference = kind.attach(load_backbone(t5), None)

@@ -15,8 +15,8 @@ from lightning_modules.backbones import (
     load_backbone,
     set_dropout,
 )
-from lightning_modules.policies.adapters import reference_backbone, use_adapter
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import attach_adapter, reference_backbone, use_adapter
+from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo.rollout import Rollout, response_mask, score_in_chunks
 from lightning_modules.ppo.rollout import roll_out as roll_out_with
 from lightning_modules.ppo.value_head import ValueHead
@@ -40,7 +40,7 @@ def policy(t5: str) -> Any:
     """A LoRA policy that is no longer its reference."""
     torch.manual_seed(0)
     backbone = likely_to_end(load_backbone(t5))
-    model = attach_lora(backbone, LoRASettings(r=4, alpha=8, dropout=0.1))
+    model = attach_adapter(backbone, LoRASettings(r=4, alpha=8, dropout=0.1).config())
     set_dropout(model, 0.0)
     move_lora(model)
     return model.train()

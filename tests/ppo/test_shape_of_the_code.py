@@ -11,8 +11,8 @@ from jaxtyping import TypeCheckError
 
 from lightning_modules import DPO, PPOPolicy
 from lightning_modules.backbones import Prompts, Sampling, load_backbone, set_dropout
-from lightning_modules.policies.adapters import reference_backbone
-from lightning_modules.policies.lora import LoRASettings, attach_lora
+from lightning_modules.policies.adapters import attach_adapter, reference_backbone
+from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo.kl import per_sequence
 from lightning_modules.ppo.rollout import roll_out
 from lightning_modules.ppo.value_head import ValueHead
@@ -29,7 +29,7 @@ def test_at_most_three_classes_stand_before_lightning(method: type) -> None:
 
 
 def test_sampling_and_scoring_one_token_passes_few_files(t5: str) -> None:
-    model = attach_lora(load_backbone(t5), LoRASettings(r=2, alpha=2)).train()
+    model = attach_adapter(load_backbone(t5), LoRASettings(r=2, alpha=2).config()).train()
     set_dropout(model, 0.0)
     batch, backbone, files = make_batch(t5), wrap(model), set()
 
