@@ -179,7 +179,6 @@ def test_exports_give_the_same_texts_in_another_process(t5: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoRA(backbone="x", r=0), "r >= 1"),
         (lambda: SoftPrompt(backbone="x", virtual_tokens=0), "at least 1"),
         (lambda: FullFT(backbone="x", warmup_fraction=1.0), "warmup_fraction"),
         (lambda: FullFT(backbone="x", dropout=1.0), "dropout"),

@@ -224,7 +224,7 @@ def find_adapter_problem(
     if resolve_model(trained_on) != wanted and not is_gone(trained_on):
         return (
             f"adapter: {folder!r} was trained on {trained_on!r}, and the backbone here is "
-            f"{wanted!r}. If they are the same model, write the latter as base_model_name_or_path "
+            f"{wanted!r}. If it is the same model, write that place as base_model_name_or_path "
             f"into {str(Path(folder, 'adapter_config.json'))!r}"
         )
     given = {name: _sorted(value) for name, value in settings.items() if value is not None}

@@ -301,7 +301,7 @@ def test_a_soft_prompt_is_right_or_refused_on_every_architecture(name: str) -> N
         policy, _ = SoftPromptPolicy(4, "random").attach(model, None)
     except ValueError as error:
         assert str(error).startswith("soft prompts do not work with ")
-        assert str(error).endswith("use a LoRA, or a T5 or BART backbone")
+        assert str(error).endswith("use a LoRA")
         assert name not in ("t5-v1.1", "mt5", "umt5-tied", "bart", "led", "mbart")
         return
     set_dropout(policy, 0.0)

@@ -632,7 +632,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
         make_policy(t5, roberta, adapter=str(tmp_path))
     with pytest.raises(ValueError, match="was trained on"):
         make_policy("google/flan-t5-base", roberta, adapter=trained_adapter)
-    with pytest.raises(ValueError, match="has num_virtual_tokens 5, and this run says .* 7"):
+    with pytest.raises(ValueError, match="has num_virtual_tokens 5, and"):
         make_policy(t5, roberta, adapter=trained_soft_prompt, policy=SoftPromptPolicy(7))
     with pytest.raises(ValueError, match="is a LORA adapter, not PROMPT_TUNING"):
         make_policy(t5, roberta, adapter=trained_adapter, policy=SoftPromptPolicy(5))
