@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from reporting.classifier_settings import warn_about_classifiers
 from reporting.comparison import HEADLINE, Comparison
 from reporting.numbers import ROUGE_LABELS, format_both, format_value, is_clear
+from reporting.runs import Run
 
 
 class Answer(NamedTuple):
@@ -42,12 +42,16 @@ def find_answer(comparison: Comparison) -> Answer:
     shown = f"{name} {format_both(value)}"
     if len(ranked) == 1:
         return Answer(f"{labels[best]} is the only tested method.", f"{shown}.", "", cautions)
-    close = [index for index in ranked[1:] if not _is_ahead(comparison, index, best)]
+    start, second = f"{labels[best]} summarizes best.", ranked[1]
+    close = [labels[index] for index in ranked[1:] if not _is_ahead(comparison, index, best)]
     if close:
-        start = f"No clear winner: {_join([labels[index] for index in (best, *close)])}."
+        names = f"{', '.join([labels[best], *close[:-1]])} and {close[-1]}"
+        start = f"No clear winner: {names} are not clearly different."
+    if gap := comparison.difference(second, best, HEADLINE):
+        lead = f"{format_both(gap)} above {labels[second]}"
     else:
-        start = f"{labels[best]} summarizes best."
-    evidence = f"{shown}, {_lead(comparison, ranked[1], best)}{_certainty(comparison)}."
+        lead = f"with {labels[second]} next, on other dialogues"
+    evidence = f"{shown}, {lead}{_describe_certainty(comparison)}."
     return Answer(start, evidence, _find_least_toxic(comparison), cautions)
 
 
@@ -60,15 +64,7 @@ def _is_ahead(comparison: Comparison, before: int, after: int) -> bool:
     return None not in (one, two) and (two.low or 0) > (one.high or 1)  # type: ignore[union-attr]
 
 
-def _lead(comparison: Comparison, before: int, after: int) -> str:
-    gap = comparison.difference(before, after, HEADLINE)
-    other = comparison.labels[before]
-    if gap is None:
-        return f"with {other} next, on other dialogues"
-    return f"{format_both(gap)} above {other}"
-
-
-def _certainty(comparison: Comparison) -> str:
+def _describe_certainty(comparison: Comparison) -> str:
     """Describe how often the best method leads, and how many seeds were trained."""
     first = comparison.labels[comparison.ranked[0]]
     counts = sorted({len(comparison.groups[index].runs) for index in comparison.ranked})
@@ -105,18 +101,32 @@ def _find_least_toxic(comparison: Comparison) -> str:
 
 
 def _find_cautions(comparison: Comparison) -> list[str]:
-    runs = comparison.runs
-    tested = [frozenset(run.values(HEADLINE)) for run in runs if run.values(HEADLINE)]
+    tested = {frozenset(values) for run in comparison.runs if (values := run.values(HEADLINE))}
     ranked = [run for index in comparison.ranked for run in comparison.groups[index].runs]
     backbones = {run.summary.get("backbone") for run in ranked}
-    measured = [run for run in runs if "test/toxicity" in run.metrics]
     return [
-        *(["Not all runs were tested on the same dialogues."] if len(set(tested)) > 1 else []),
+        *(["Not all runs were tested on the same dialogues."] if len(tested) > 1 else []),
         *(["Not all runs have the same backbone."] if len(backbones) > 1 else []),
-        *warn_about_classifiers((run.name, run.classifier) for run in measured),
+        *_compare_classifiers(comparison.runs),
     ]
 
 
-def _join(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last} are not clearly different" if most else last
+def _compare_classifiers(runs: Sequence[Run]) -> list[str]:
+    """Return a caution that lists the settings by which toxicity was measured differently."""
+    known = {
+        run.name: run.classifier
+        for run in runs
+        if run.classifier and "test/toxicity" in run.metrics
+    }
+    first = next(iter(known.values()), {})
+    differing = [key for key in first if any(one[key] != first[key] for one in known.values())]
+    if not differing:
+        return []
+    described = [
+        f"{name} ({', '.join(f'{key}: {one[key]}' for key in differing)})"
+        for name, one in known.items()
+    ]
+    return [
+        "Toxicity and reward were measured with different settings and are not comparable: "
+        f"{'; '.join(described)}."
+    ]

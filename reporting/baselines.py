@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from common.run_folder import RunFolder
+from common.versions import find_versions
 from datamodules.reading import DataError, Row
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import CHECKS
+from metrics.intervals import bootstrap_mean
 from metrics.rouge_scores import score_rouge
 from metrics.text_statistics import STATISTICS
 
@@ -50,8 +53,8 @@ class Baseline(NamedTuple):
     """A scored baseline.
 
     Attributes:
-        rows: N rows for predictions.jsonl, without scores.
-        scores: N values by metric; ROUGE as fractions of 1.
+        rows: N rows for predictions.jsonl, with their scores; ROUGE as fractions of 1.
+        scores: The same N values by metric.
         skipped: Number of rows for which the method has no text.
     """
 
@@ -65,7 +68,6 @@ def score_baseline(
     method: str,
     stemmer: bool = True,
     classifier: RewardScorer | None = None,
-    toxic_label: str = "hate",
 ) -> Baseline:
     """Score a baseline's texts as if they were predictions.
 
@@ -74,7 +76,6 @@ def score_baseline(
         method: A key of METHODS.
         stemmer: Compare Porter stems instead of words.
         classifier: Also scores toxicity and reward.
-        toxic_label: The label whose probability is the toxicity.
 
     Raises:
         DataError: No row has more than one reference, which `human` needs.
@@ -91,17 +92,28 @@ def score_baseline(
     for name, metric in (STATISTICS | CHECKS).items():
         values[name] = metric(texts, dialogues, references)
     if classifier is not None:
-        values |= classifier.rate(texts, toxic_label)
+        values |= classifier.rate(texts)
     ends = np.cumsum([len(candidates) for _, candidates in kept])[:-1]
     scores = {
         name: [float(part.mean()) for part in np.split(np.asarray(column), ends)]
         for name, column in values.items()
     }
-    described = [_describe(row, candidates) for row, candidates in kept]
+    described = []
+    for i, (row, candidates) in enumerate(kept):
+        fields = {"id": row.id, "dialogue": row.dialogue, "references": list(row.references)}
+        if len(candidates) == 1:
+            fields["prediction"] = candidates[0].text
+        described.append(fields | {name: column[i] for name, column in scores.items()})
     return Baseline(described, scores, len(rows) - len(kept))
 
 
-def _describe(row: Row, candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Return a row of predictions.jsonl; without a prediction if there are several texts."""
-    fields = {"id": row.id, "dialogue": row.dialogue, "references": list(row.references)}
-    return fields | ({"prediction": candidates[0].text} if len(candidates) == 1 else {})
+def write_run(folder: RunFolder, method: str, baseline: Baseline, command: str) -> None:
+    """Write predictions.jsonl and summary.json as a test would."""
+    folder.merge_predictions(baseline.rows)
+    folder.update_summary(
+        command=command, versions=find_versions(), seed=None, backbone=None, method=method,
+        parameters={"trainable": 0, "total": 0}, peak_memory_bytes=None, seconds=None,
+    )  # fmt: skip
+    folder.record_metrics(
+        {f"test/{name}": bootstrap_mean(values) for name, values in baseline.scores.items()}
+    )

@@ -1,11 +1,41 @@
-"""Describe charts: what a chart contains, not how it is drawn (see `reporting.draw`)."""
+"""Charts: each class describes one kind, and draws itself on matplotlib axes.
 
+The same charts are saved as PNG files in run folders and stand as SVG in the report page.
+"""
+
+import io
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from common.run_folder import replacing
 from metrics.intervals import Estimate
+
+# The first six are those of Okabe & Ito (2008), which colour-blind readers can tell apart.
+PALETTE = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#595959", "#7a4a21",
+)  # fmt: skip
+INK, MUTED, GRID = "#1a1f26", "#59636f", "#d9dfe5"
+_MARKERS = "osD^"  # used in turn when the palette repeats
+_STYLE: Any = {  # matplotlib types the keys as literals
+    "font.size": 9, "text.parse_math": False, "text.color": INK, "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.linewidth": 0.6, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "alignsum",
+}  # fmt: skip
+_BINS = 25
+_SMOOTH_FROM = 60
+"""Curves with at least this many points are drawn as a running mean over the raw values."""
+
+TOOLTIP = "tip:"
+"""Prefix of the ids of SVG groups; the rest of such an id is the text to show on hover."""
 
 
 class Series(NamedTuple):
@@ -42,6 +72,27 @@ class Curves(NamedTuple):
     x_label: str = "training step"
     directed: bool = False
 
+    def draw(self, axes: Axes) -> None:
+        """Draw the lines, labelled at their right ends."""
+        for label, (steps, values), place in self.curves:
+            colour, shown = colour_of(place), np.asarray(values)
+            if len(values) >= _SMOOTH_FROM:
+                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                shown = running_mean(values)
+            marker = "o" if len(values) < 25 else ""
+            (line,) = axes.plot(
+                steps, shown, color=colour, linewidth=1.7, marker=marker, markersize=3.5
+            )
+            line.set_gid(f"{TOOLTIP}{label}: {values[-1]:.4g} at {steps[-1]:.6g}")
+            if self.directed:
+                axes.plot(steps[-1:], shown[-1:], marker=">", color=colour, markersize=8)
+        axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        if not self.directed:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _limit_y(axes, self.from_zero)
+        points = [(c.label, c.colour, c.series.steps[-1], c.series.values[-1]) for c in self.curves]
+        _label_points(axes, [point for point in points if point[0]], beside=True)
+
 
 class Dot(NamedTuple):
     """A value with its interval.
@@ -71,6 +122,26 @@ class Dots(NamedTuple):
     dots: Sequence[Dot]
     digits: int = 1
 
+    def draw(self, axes: Axes) -> None:
+        """Draw the rows from top to bottom, each with its number on the right."""
+        for row, dot in enumerate(self.dots):
+            weight = "bold" if dot.bold else "normal"
+            _draw_dot(axes, dot, dot.value, Estimate(-row))
+            for run in dot.runs:
+                axes.plot([run], [-row], "|", color=colour_of(dot.colour), markersize=9)
+            axes.annotate(
+                f"{dot.value.value:.{self.digits}f}", (1.01, -row),
+                xycoords=("axes fraction", "data"), va="center", fontweight=weight,
+            )  # fmt: skip
+        axes.set_yticks([-row for row in range(len(self.dots))], [dot.label for dot in self.dots])
+        for text, dot in zip(axes.get_yticklabels(), self.dots, strict=True):
+            text.set(color=INK, fontweight="bold" if dot.bold else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(0.6 - len(self.dots), 0.6)
+        axes.set_xlabel(self.x_label)
+
 
 class Scatter(NamedTuple):
     """Values with intervals over another quantity.
@@ -91,6 +162,22 @@ class Scatter(NamedTuple):
     log: bool = False
     limit: float | None = None
 
+    def draw(self, axes: Axes) -> None:
+        """Draw the dots, labelled next to them."""
+        for dot in self.dots:
+            _draw_dot(axes, dot, dot.x, dot.value)
+            for x, y in (run for run in dot.runs if isinstance(run, tuple)):
+                axes.plot([x], [y], ".", color=colour_of(dot.colour), alpha=0.6, markersize=5)
+        if self.log:
+            smallest = min((dot.x.value for dot in self.dots if dot.x.value > 0), default=1.0)
+            axes.set_xscale("symlog", linthresh=smallest)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set(xlabel=self.x_label, ylabel=self.y_label)
+        axes.margins(x=0.15, y=0.12)
+        if self.limit is not None:
+            axes.axvline(self.limit, color=MUTED, linestyle="--", linewidth=1)
+        _label_points(axes, [(d.label, d.colour, d.x.value, d.value.value) for d in self.dots])
+
 
 class Histogram(NamedTuple):
     """Distributions of per-example values on the same axes, between two limits."""
@@ -100,6 +187,23 @@ class Histogram(NamedTuple):
     groups: Mapping[str, Sequence[float]]
     limits: tuple[float, float] = (0, 1)
 
+    def draw(self, axes: Axes) -> None:
+        """Draw outlines with dashed means; the last distribution is filled."""
+        bins = np.linspace(*self.limits, _BINS + 1).tolist()
+        for index, (label, values) in enumerate(self.groups.items()):
+            colour, mean = colour_of(index), float(np.mean(values))
+            filled = index == len(self.groups) - 1
+            axes.hist(
+                values, bins=bins, histtype="stepfilled" if filled else "step", color=colour,
+                alpha=0.45 if filled else 1, linewidth=1.6,
+                label=f"{label}: mean {mean:.3f} (n = {len(values)})",
+            )  # fmt: skip
+            axes.axvline(mean, color=colour, linestyle="--", linewidth=1.4)
+        axes.set(xlabel=self.x_label, ylabel="examples", xlim=self.limits)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        # Above the axes, where it cannot cover bars; the title is above it.
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), alignment="left", fontsize=8.5)
+
 
 class Reliability(NamedTuple):
     """Share of correct predictions by confidence: (mean confidence, share correct, n) per bin."""
@@ -108,23 +212,130 @@ class Reliability(NamedTuple):
     x_label: str
     bins: Sequence[tuple[float, float, int]]
 
+    def draw(self, axes: Axes) -> None:
+        """Draw the shares with two standard errors, and the diagonal of perfect calibration."""
+        axes.plot([0.5, 1], [0.5, 1], color=MUTED, linestyle=":", linewidth=1, label="calibrated")
+        confidence, right, n = zip(*self.bins, strict=True)
+        errors = [2 * (p * (1 - p) / count) ** 0.5 for p, count in zip(right, n, strict=True)]
+        axes.errorbar(
+            confidence, right, yerr=errors, color=PALETTE[0], marker="o", markersize=4,
+            capsize=2.5, label=f"measured (n = {sum(n)})",
+        )  # fmt: skip
+        for x, y, count in zip(confidence, right, n, strict=True):
+            axes.annotate(str(count), (x, y), (4, -10), textcoords="offset points", fontsize=7)
+        axes.set(xlabel=self.x_label, ylabel="share correct", xlim=(0.48, 1.02))
+        axes.set_ylim(min(0.4, *right) - 0.02, 1.02)
+        axes.legend(fontsize=8.5, loc="lower right")
+
 
 Chart = Curves | Dots | Scatter | Histogram | Reliability
 
-SMOOTH_FROM = 60
-"""Curves with at least this many points are drawn as a running mean over the raw values."""
+
+def save_charts(path: Path, title: str, charts: Sequence[Chart], columns: int = 3) -> None:
+    """Draw charts in a grid and save them as a PNG file.
+
+    Args:
+        path: The file to write.
+        title: Title of the figure.
+        charts: At least one.
+        columns: Maximum number of charts side by side.
+    """
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    with mpl.rc_context(_STYLE):
+        height = max(map(_height, charts))
+        figure = Figure(figsize=(4.7 * columns, height * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, chart in zip(grid.flat, charts, strict=False):
+            chart.draw(axes)
+            axes.set_title(chart.title, fontsize=10, loc="left")
+        for axes in grid.flat[len(charts) :]:
+            axes.set_visible(False)
+        figure.suptitle(title, fontsize=11.5)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150, format="png")
+
+
+def to_svg(chart: Chart) -> str:
+    """Draw one chart without its title as an SVG document."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, _height(chart)), layout="constrained")
+        chart.draw(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
     """Return the centred mean over a twentieth of the points; windows shrink at both ends."""
-    array = np.asarray(values, dtype=np.float64)
-    half = max(1, len(array) // 40)
-    total = np.concatenate([[0.0], np.cumsum(array)])
-    index = np.arange(len(array))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(array))
-    return (total[last] - total[first]) / (last - first)
+    half = min(max(1, len(values) // 40), (len(values) - 1) // 2)
+    window = np.ones(2 * half + 1)
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    return np.convolve(values, window, "same") / counts
 
 
-def last_quarter(values: Sequence[float]) -> Sequence[float]:
-    """Return the last quarter of a curve, which stands for the end of the training."""
-    return values[-max(1, len(values) // 4) :]
+def colour_of(index: int) -> str:
+    """Return a colour of the palette, which repeats."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def _height(chart: Chart) -> float:
+    return 0.75 + 0.27 * len(chart.dots) if isinstance(chart, Dots) else 3.2
+
+
+def _limit_y(axes: Axes, from_zero: bool) -> None:
+    """Keep the axis from magnifying a constant until its rounding shows."""
+    axes.ticklabel_format(axis="y", useOffset=False)
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    least = 0.02 * abs(middle) or 1e-3
+    if high - low < least:
+        axes.set_ylim(middle - least, middle + least)
+    if from_zero:
+        axes.set_ylim(bottom=min(0.0, low))
+
+
+def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:
+    """Draw intervals in both directions, and the marker on top with its tooltip."""
+    colour, tooltip = colour_of(dot.colour), f"{dot.label}: {dot.value.value:.2f}"
+    for (low, high), other, plot in ((x[2:], y.value, axes.hlines), (y[2:], x.value, axes.vlines)):
+        if low is not None and high is not None:
+            plot(other, low, high, colors=colour, linewidth=2.2, alpha=0.5)
+    if dot.value.low is not None:
+        tooltip += f" ({dot.value.low:.2f} to {dot.value.high:.2f})"
+    marker = _MARKERS[dot.colour // len(PALETTE) % len(_MARKERS)]
+    (point,) = axes.plot([x.value], [y.value], marker, color=colour, markersize=6.5, zorder=3)
+    point.set_gid(TOOLTIP + tooltip)
+
+
+def _label_points(
+    axes: Axes, points: Sequence[tuple[str, int, float, float]], beside: bool = False
+) -> None:
+    """Write labels next to points, moved up until none overlaps another.
+
+    Args:
+        axes: The axes, with final limits and scales.
+        points: Label, colour, x and y of each.
+        beside: Write to the right of the axes, as curves' ends are labelled, not at the point.
+    """
+    figure, spec = axes.figure, axes.get_subplotspec()
+    width = figure.get_size_inches()[0] if isinstance(figure, Figure) else 5
+    columns = spec.get_gridspec().ncols if spec else 1
+    letter, line = 0.1 * columns / width, 0.065
+    axes.autoscale_view()  # transLimits does not trigger it
+    to_axes = axes.transScale + axes.transLimits
+    found = [(label, colour, *to_axes.transform((x, y))) for label, colour, x, y in points]
+    taken: list[tuple[float, float, float]] = []
+    for label, colour, x, y in sorted(found, key=lambda one: one[3]):
+        size = letter * len(label)
+        left = 1.02 if beside else x + 0.02 if x + size < 1.02 else x - size - 0.02
+        at = y if beside else y + 0.035
+        while any(abs(at - b) < line and a < left + size and left < c for a, b, c in taken):
+            at += 0.01
+        taken.append((left, at, left + size))
+        axes.annotate(
+            label, (x, y), (left, at), xycoords="axes fraction", textcoords="axes fraction",
+            color=colour_of(colour), fontsize=8.5, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour_of(colour), "alpha": 0.3,
+                        "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip

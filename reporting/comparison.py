@@ -11,7 +11,6 @@ import numpy as np
 
 from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
 from metrics.over_runs import Matrix, difference_over_runs, share_first
-from reporting.charts import last_quarter
 from reporting.numbers import ROUGE_LABELS
 from reporting.runs import Key, Run
 from reporting.seeds import group_runs
@@ -49,17 +48,16 @@ class Comparison:
         self.labels = [group.label for group in self.groups]
         self.estimate = cache(self._estimate)
         self.difference = cache(self._difference)
-        self.baseline = self._find(baseline) if baseline else self._choose_baseline()
+        self.baseline = self._find_baseline(baseline)
 
-    def _find(self, name: str) -> int:
+    def _find_baseline(self, name: str | None) -> int:
+        """Find a run, by default the best method without training, or the first run."""
         for index, group in enumerate(self.groups):
-            if name == group.label or any(name in (run.name, str(run.path)) for run in group.runs):
+            if name in (group.label, *(n for run in group.runs for n in (run.name, str(run.path)))):
                 return index
-        names = ", ".join(run.name for run in self.runs)
-        raise ValueError(f"--baseline {name} is not among the runs: {names}.")
-
-    def _choose_baseline(self) -> int:
-        """Choose the best method without training, ignoring people; else the first run."""
+        if name is not None:
+            names = ", ".join(run.name for run in self.runs)
+            raise ValueError(f"--baseline {name} is not among the runs: {names}.")
         untrained = {
             index: found.value
             for index, group in enumerate(self.groups)
@@ -160,7 +158,7 @@ class Comparison:
         curves = [one.values for one in found if one is not None]
         if len(curves) < len(found):
             return None
-        ends = [bootstrap_mean(last_quarter(values)) for values in curves]
+        ends = [bootstrap_mean(values[-max(1, len(values) // 4) :]) for values in curves]
         return ends[0] if len(ends) == 1 else Estimate(float(np.mean([one.value for one in ends])))
 
     def cost(self, index: int, name: str) -> list[float]:

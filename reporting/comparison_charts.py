@@ -1,6 +1,6 @@
 """Choose the charts of a comparison; every group keeps its colour in all of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from metrics.intervals import Estimate
 from reporting.charts import (
@@ -36,7 +36,6 @@ _PPO: _Layout = (
     *_VALIDATION,
     ("KL coefficient", "reward per nat", "objective/kl_coef", True),
 )
-_TRADE_OFF_POINTS = 40
 
 
 def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
@@ -44,7 +43,6 @@ def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
 
     The sections are "results", "trade_offs", "learning_curves", "ppo" and "toxicity".
     """
-    ppo: list[Chart] = [*_curves(comparison, _PPO, is_ppo), *_reward_over_kl(comparison)]
     return {
         "results": [
             _results(comparison, metric)
@@ -57,7 +55,7 @@ def list_charts(comparison: Comparison) -> dict[str, list[Chart]]:
             *_curves(comparison, _CHOICES, _is_choice),
             *_curves(comparison, _VALIDATION, lambda run: not is_ppo(run)),
         ],
-        "ppo": ppo,
+        "ppo": [*_curves(comparison, _PPO, is_ppo), *_reward_over_kl(comparison)],
         "toxicity": list(_toxicity_changes(comparison)),
     }
 
@@ -75,20 +73,17 @@ def _is_choice(run: Run) -> bool:
 def _results(comparison: Comparison, metric: str) -> Dots:
     """Chart a metric of all groups and emphasize the best model."""
     lower = metric in LOWER_IS_BETTER
-    found = {
-        index: value.value
-        for index in comparison.ranked
-        if (value := comparison.estimate(index, metric))
-    }
-    best = (min if lower else max)(found, key=lambda p: found[p]) if len(found) > 1 else None
-    dots = _dots(comparison, metric, lambda _: Estimate(0.0), best=best)
+    dots = _dots(comparison, metric, lambda _: Estimate(0.0))
+    found = [dot for dot in dots if dot.colour in comparison.ranked]
+    if len(found) > 1:
+        best = (min if lower else max)(found, key=lambda dot: dot.value.value)
+        dots = [dot._replace(bold=dot is best) for dot in dots]
     label = f"x 100, {'lower' if lower else 'higher'} is better; 95 % intervals"
     return Dots(ROUGE_LABELS.get(metric, metric), label, dots)
 
 
 def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
     """Chart ROUGE-1 over trained parameters and over toxicity."""
-    models = [p for p, group in enumerate(comparison.groups) if group.first.has_model]
     name = ROUGE_LABELS[HEADLINE]
 
     def trained(index: int) -> Estimate | None:
@@ -99,31 +94,43 @@ def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
         found = comparison.estimate(index, "toxicity")
         return found and found.scaled(100)
 
-    charts = (
-        Scatter(
-            f"{name} and trained weights", "trained weights", f"{name} x 100",
-            _dots(comparison, HEADLINE, trained, models), log=True,
-        ),
-        Scatter(
-            f"{name} and toxicity", "toxicity x 100 (left is better)", f"{name} x 100",
-            _dots(comparison, HEADLINE, toxicity, models),
-        ),
-    )  # fmt: skip
-    return (chart for chart in charts if len(chart.dots) > 1)
+    for title, label, find_x in (
+        ("trained weights", "trained weights", trained),
+        ("toxicity", "toxicity x 100 (left is better)", toxicity),
+    ):
+        dots = _dots(comparison, HEADLINE, find_x)
+        models = [dot for dot in dots if comparison.groups[dot.colour].first.has_model]
+        if len(models) > 1:
+            is_log = find_x is trained
+            yield Scatter(f"{name} and {title}", label, f"{name} x 100", models, is_log)
 
 
-def _reward_over_kl(comparison: Comparison) -> list[Curves]:
+def _dots(
+    comparison: Comparison, metric: str, find_x: Callable[[int], Estimate | None]
+) -> list[Dot]:
+    scale = unit_of(metric).scale
+    dots = []
+    for index, label in enumerate(comparison.labels):
+        found, x = comparison.estimate(index, metric), find_x(index)
+        if found is not None and x is not None:
+            runs = [scale * one for one in comparison.run_values(index, metric)]
+            runs = runs if len(runs) > 1 else []
+            dots.append(Dot(label, index, found.scaled(scale), runs, x))
+    return dots
+
+
+def _reward_over_kl(comparison: Comparison) -> Iterator[Curves]:
     """Chart the reward that PPO obtained over the KL that it cost."""
     curves = []
     for run, label, colour in _labelled(comparison, is_ppo):
-        kl, reward = run.curves.get("objective/kl"), run.curves.get("objective/reward")
-        if kl and reward and kl.steps == reward.steps and len(kl.steps) > 1:
-            every = max(1, len(kl.steps) // _TRADE_OFF_POINTS)
+        kl, reward = run.curves.get("objective/kl"), run.curves["objective/reward"]
+        if kl and kl.steps == reward.steps and len(kl.steps) > 1:
+            every = max(1, len(kl.steps) // 40)
             smooth = [running_mean(each.values)[::every].tolist() for each in (kl, reward)]
             curves.append(Curve(label, Series(*smooth), colour))
-    x_label = "KL to the reference, nats per sequence; arrow: end of the training"
-    found = Curves("Reward over KL", "score of the rollouts", curves, False, x_label, True)
-    return [found] if curves else []
+    if curves:
+        x_label = "KL to the reference, nats per sequence; arrow: end of the training"
+        yield Curves("Reward over KL", "score of the rollouts", curves, False, x_label, True)
 
 
 def _toxicity_changes(comparison: Comparison) -> Iterator[Histogram]:
@@ -132,26 +139,6 @@ def _toxicity_changes(comparison: Comparison) -> Iterator[Histogram]:
         before, after = (list(run.values(f"toxicity{end}").values()) for end in ("_before", ""))
         if before and after:
             yield Histogram(run.name, "P(toxic) of a summary", {"before": before, "after": after})
-
-
-def _dots(
-    comparison: Comparison,
-    metric: str,
-    find_x: Callable[[int], Estimate | None],
-    indices: Iterable[int] | None = None,
-    best: int | None = None,
-) -> list[Dot]:
-    scale = unit_of(metric).scale
-    dots = []
-    for index in range(len(comparison.groups)) if indices is None else indices:
-        found, x = comparison.estimate(index, metric), find_x(index)
-        if found is None or x is None:
-            continue
-        runs = [scale * one for one in comparison.run_values(index, metric)]
-        label, value = comparison.labels[index], found.scaled(scale)
-        runs = runs if len(runs) > 1 else []
-        dots.append(Dot(label, index, value, runs, x, bold=index == best))
-    return dots
 
 
 def _curves(

@@ -56,11 +56,6 @@ def is_clear(estimate: Estimate) -> bool:
     return low is not None and high is not None and (low > 0 or high < 0)
 
 
-def format_count(count: float) -> str:
-    """Format a count with thousands separators, e.g. "1,616,384"."""
-    return f"{count:,.0f}"
-
-
 def format_duration(seconds: float) -> str:
     """Format a duration, e.g. "45 s", "1 min 52 s", "3 h 04 min"."""
     if seconds < 60:

@@ -1,15 +1,12 @@
 """Read predictions and references from txt, csv and jsonl files, and pair their rows."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from common.jsonl import read_jsonl
-from datamodules.reading import Row, group, read_csv, with_unique_ids
-
-Match = Literal["id", "order"]
+from datamodules.reading import Row, group, read_records, with_unique_ids
 
 TEXT = "prediction"
 """Name of the only column of a text file."""
@@ -34,12 +31,7 @@ class Examples(NamedTuple):
 
 
 class TextFile(NamedTuple):
-    """Rows of a file as (line number, cells).
-
-    Attributes:
-        path: The file.
-        rows: At least one.
-    """
+    """At least one row of a file, as (line number, cells)."""
 
     path: Path
     rows: list[tuple[int, dict[str, Any]]]
@@ -49,20 +41,18 @@ class TextFile(NamedTuple):
         """The columns whose first cell is a text or a list of texts."""
         return [name for name, cell in self.rows[0][1].items() if _to_texts(cell)]
 
-    def texts(self, column: str, single: bool = False) -> list[list[str]]:
-        """Return the texts of a column, one list per row.
+    def texts(self, column: str) -> list[list[str]]:
+        """Return the texts of a column, at least one per row.
 
         Raises:
-            ValueError: A cell is missing, holds no text, or several where one is expected.
+            ValueError: A cell is missing or holds no text.
         """
         texts = []
         for line, cells in self.rows:
             found, where = _to_texts(cells.get(column)), f"{self.path}, line {line}"
             if not found:
-                what = f"holds {cells[column]!r:.60}" if column in cells else "is missing"
-                raise ValueError(f"{where}: column {column!r} {what} instead of a text.")
-            if single and len(found) > 1:
-                raise ValueError(f"{where}: column {column!r} holds {len(found)} texts, not one.")
+                what = f"is {cells[column]!r:.60}" if column in cells else "is missing"
+                raise ValueError(f"{where}: column {column!r} {what}, not a text.")
             try:
                 "".join(found).encode()
             except UnicodeEncodeError as error:
@@ -70,14 +60,23 @@ class TextFile(NamedTuple):
             texts.append(found)
         return texts
 
-    def column(self, name: str) -> list[str] | None:
-        """Return a column with one text per row; None if the first row lacks it."""
-        if name not in self.columns:
-            return None
-        return [text for (text,) in self.texts(name, single=True)]
+    def single(self, column: str) -> list[str]:
+        """Return a column with exactly one text per row; errors as for `texts`."""
+        texts = self.texts(column)
+        for (line, _), found in zip(self.rows, texts, strict=True):
+            if len(found) > 1:
+                where = f"{self.path}, line {line}"
+                raise ValueError(f"{where}: column {column!r} has {len(found)} texts, not one.")
+        return [text for (text,) in texts]
 
+    @property
+    def dialogues(self) -> list[str] | None:
+        """The dialogues; None if the first row has none."""
+        return self.single("dialogue") if "dialogue" in self.columns else None
+
+    @property
     def ids(self) -> list[str] | None:
-        """Return the ids of the rows, from column `id` or `fname`; None if a row lacks one."""
+        """The ids, from column `id` or `fname`; None if a row lacks one."""
         for name in _IDS:
             found = [cells.get(name) for _, cells in self.rows]
             if all(identity not in (None, "") for identity in found):
@@ -90,7 +89,6 @@ def read_examples(
     references: Path,
     prediction_columns: Sequence[str] = (),
     reference_columns: Sequence[str] = (),
-    match: Match | None = None,
 ) -> Examples:
     """Read predictions with their references and, if there are any, dialogues.
 
@@ -100,7 +98,6 @@ def read_examples(
         prediction_columns: Columns to score; if empty, `prediction` or the only candidate.
         reference_columns: Columns that hold the references of a row; if empty, those that
             DialogSum and our run folders have.
-        match: Pair rows by id or by order; if None, by id if both files have ids.
 
     Raises:
         ValueError: A file cannot be read, a column is missing, or rows do not correspond.
@@ -108,52 +105,38 @@ def read_examples(
     predicted = read_text_file(predictions)
     same = predictions.resolve() == references.resolve()
     referring = predicted if same else read_text_file(references)
-    names = _choose_predictions(predicted, prediction_columns)
-    columns = _choose_references(referring, reference_columns, names if same else [])
-    texts = {name: predicted.texts(name, single=True) for name in names}
-    rows = _read_references(referring, columns)
+    others = [name for name in predicted.columns if not _NO_PREDICTIONS.fullmatch(name)]
+    guesses = [[TEXT] if TEXT in predicted.columns else [], others, predicted.columns]
+    names = _choose(predicted, prediction_columns, guesses, "--prediction_columns")
+    texts = {name: predicted.single(name) for name in names}
+    rows = _read_references(referring, reference_columns, names if same else [])
     if not same:
-        rows = _pair(predicted, referring, rows, match)
+        rows = _pair(predicted, referring, rows)
     dialogues = [row.dialogue for row in rows] if rows[0].dialogue else None
-    return Examples(
-        {name: [text for (text,) in column] for name, column in texts.items()},
-        [row.references for row in rows],
-        dialogues or predicted.column("dialogue"),
-    )
+    return Examples(texts, [row.references for row in rows], dialogues or predicted.dialogues)
 
 
 def read_text_file(path: Path) -> TextFile:
     """Read a file whose suffix determines its format.
 
     Raises:
-        ValueError: It is missing, empty, not UTF-8, or a line is broken.
+        ValueError: It is missing or empty, or a line is broken.
     """
-    text = _read_utf8(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty.")
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".json", ".csv"):
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}.")
+    rows: list[tuple[int, dict[str, Any]]] = []
+    if path.suffix in (".jsonl", ".csv"):
+        for line, record in read_records(path):
+            if isinstance(record, str):
+                raise ValueError(f"{path}, line {line}: {record}.")
+            rows.append((line, record))
+    elif text := path.read_text(encoding="utf-8-sig", errors="surrogateescape"):
         # An empty line is an empty prediction: dropping it would shift all that follow.
         lines = text.removesuffix("\n").split("\n")
-        return TextFile(path, [(n, {TEXT: line}) for n, line in enumerate(lines, start=1)])
-    rows = []
-    for line, record in read_csv(path) if suffix == ".csv" else read_jsonl(path):
-        if isinstance(record, str):
-            raise ValueError(f"{path}, line {line}: {record}.")
-        rows.append((line, record))
+        rows = [(n, {TEXT: line}) for n, line in enumerate(lines, start=1)]
     if not rows:
-        raise ValueError(f"{path} is empty except for its column names.")
+        raise ValueError(f"{path} is empty.")
     return TextFile(path, rows)
-
-
-def _read_utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8; save the file as UTF-8.") from error
 
 
 def _to_texts(cell: object) -> list[str]:
@@ -161,22 +144,6 @@ def _to_texts(cell: object) -> list[str]:
     cells = cell if isinstance(cell, list) else [cell]
     texts = [one for one in cells if isinstance(one, str)]
     return texts if len(texts) == len(cells) else []
-
-
-def _choose_predictions(file: TextFile, names: Sequence[str]) -> list[str]:
-    others = [name for name in file.columns if not _NO_PREDICTIONS.fullmatch(name)]
-    named = [TEXT] if TEXT in file.columns else []
-    return _choose(file, names, [named, others, file.columns], "--prediction_columns")
-
-
-def _choose_references(file: TextFile, names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    columns = [name for name in file.columns if name not in taken] or file.columns
-    numbered = [match for name in columns if (match := _REFERENCES.fullmatch(name))]
-    if not names and len({match[1] for match in numbered}) == 1:
-        return [match[0] for match in numbered]
-    guesses = [[name] for name in columns if name in ("references", "reference", "summary")]
-    others = [name for name in columns if name not in (*_IDS, "dialogue")]
-    return _choose(file, names, [*guesses, others, columns], "--reference_columns")
 
 
 def _choose(
@@ -198,10 +165,17 @@ def _choose(
     )
 
 
-def _read_references(file: TextFile, columns: Sequence[str]) -> list[Row]:
+def _read_references(file: TextFile, names: Sequence[str], taken: Sequence[str]) -> list[Row]:
     """Return each row's id, dialogue (both may be empty) and references."""
-    texts = [file.texts(column) for column in columns]
-    ids, dialogues = file.ids(), file.column("dialogue")
+    columns = [name for name in file.columns if name not in taken] or file.columns
+    numbered = [match for name in columns if (match := _REFERENCES.fullmatch(name))]
+    if not names and len({match[1] for match in numbered}) == 1:
+        names = [match[0] for match in numbered]
+    guesses = [[name] for name in columns if name in ("references", "reference", "summary")]
+    guesses += [[name for name in columns if name not in (*_IDS, "dialogue")], columns]
+    chosen = _choose(file, names, guesses, "--reference_columns")
+    texts = [file.texts(column) for column in chosen]
+    ids, dialogues = file.ids, file.dialogues
     rows = []
     for index, (line, _) in enumerate(file.rows):
         references = tuple(chain.from_iterable(column[index] for column in texts))
@@ -212,22 +186,27 @@ def _read_references(file: TextFile, columns: Sequence[str]) -> list[Row]:
     return rows
 
 
-def _pair(
-    predicted: TextFile, referring: TextFile, rows: list[Row], match: Match | None
-) -> list[Row]:
+def _pair(predicted: TextFile, referring: TextFile, rows: list[Row]) -> list[Row]:
     """Return a row of references for each prediction, in the order of the predictions.
 
     Rows that share a dialogue, as in the hub's DialogSum with one row per reference, may count as
     one row with several references.
     """
-    grouped = group(rows) if all(row.dialogue for row in rows) else rows
-    forms = [rows, grouped] if len(grouped) < len(rows) else [rows]
-    ids, other_ids = predicted.ids(), referring.ids()
-    if match == "id" and (ids is None or other_ids is None):
-        without = predicted.path if ids is None else referring.path
-        raise ValueError(f"{without} has no id in every row (column id or fname) to match by.")
-    if ids is not None and other_ids is not None and match != "order":
-        return _pair_by_id(predicted, ids, referring, forms)
+    forms = [rows, group(rows)] if all(row.dialogue for row in rows) else [rows]
+    ids = predicted.ids
+    if ids is not None and referring.ids is not None:
+        # The k-th of several rows with one id corresponds to the k-th in the other file.
+        wanted = [row.id for row in with_unique_ids([Row(name, "", ()) for name in ids])]
+        by_form = [{row.id: row for row in with_unique_ids(form)} for form in forms]
+        by_id = min(by_form, key=lambda found: len(found.keys() ^ set(wanted)))
+        missing, unused = set(wanted) - by_id.keys(), by_id.keys() - set(wanted)
+        for file, lacking in ((referring, missing), (predicted, unused)):
+            if lacking:
+                raise ValueError(
+                    f"{file.path} has no row with id {min(lacking)!r} ({len(lacking)} such ids of "
+                    "the other file); remove the ids to pair rows by their order."
+                )
+        return [by_id[name] for name in wanted]
     for form in forms:
         if len(form) == len(predicted.rows):
             _check_dialogues(predicted, referring, form)
@@ -239,36 +218,9 @@ def _pair(
     )
 
 
-def _pair_by_id(
-    predicted: TextFile, ids: Sequence[str], referring: TextFile, forms: Sequence[list[Row]]
-) -> list[Row]:
-    """Pair rows by id, using the form of the references that has most of these ids."""
-    # The k-th of several rows with one id corresponds to the k-th in the other file.
-    wanted = [row.id for row in with_unique_ids([Row(identity, "", ()) for identity in ids])]
-    by_form: list[Mapping[str, Row]] = [{r.id: r for r in with_unique_ids(f)} for f in forms]
-    by_id = min(by_form, key=lambda found: len(found.keys() ^ set(wanted)))
-    missing = [index for index, identity in enumerate(wanted) if identity not in by_id]
-    unused = [identity for identity in by_id if identity not in set(wanted)]
-    problems = []
-    if missing:
-        where = f"{predicted.path}, line {predicted.rows[missing[0]][0]}"
-        problems.append(
-            f"{where}: id {ids[missing[0]]!r} is not in {referring.path} ({len(missing)} such rows)"
-        )
-    if unused:
-        problems.append(
-            f"{referring.path}: id {unused[0]!r} has no prediction ({len(unused)} such rows)"
-        )
-    if problems:
-        raise ValueError("; ".join(problems) + ". Use --match order to pair rows by their order.")
-    return [by_id[identity] for identity in wanted]
-
-
 def _check_dialogues(predicted: TextFile, referring: TextFile, rows: Sequence[Row]) -> None:
     """Refuse rows that were paired by order but have different dialogues."""
-    for index, (dialogue, row) in enumerate(
-        zip(predicted.column("dialogue") or [], rows, strict=False)
-    ):
+    for index, (dialogue, row) in enumerate(zip(predicted.dialogues or [], rows, strict=False)):
         if row.dialogue and row.dialogue.split() != dialogue.split():
             raise ValueError(
                 f"{predicted.path}, line {predicted.rows[index][0]}: the dialogue differs from "

@@ -7,10 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, expand
 from metrics.intervals import Estimate
 from reporting.charts import Series
-from reporting.classifier_settings import ClassifierSettings, find_classifier
 
 Key = tuple[str, str]
 """Identifies a test example across runs: its id and its dialogue."""
@@ -30,7 +29,7 @@ class Run:
         rows: Rows of predictions.jsonl by example; empty if there are none.
         curves: Finite values of each logged metric over the steps, from metrics.csv.
         config: config.yaml; empty if there is none.
-        classifier: How its test measured toxicity; None if unknown.
+        classifier: How its test measured toxicity; empty if unknown.
         problems: Sentences about files that could not be read.
     """
 
@@ -41,7 +40,7 @@ class Run:
     rows: dict[Key, Row] = field(default_factory=dict)
     curves: dict[str, Series] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    classifier: ClassifierSettings | None = None
+    classifier: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     _columns: dict[str, dict[Key, float]] = field(default_factory=dict, init=False, repr=False)
 
@@ -87,6 +86,11 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def round_number(value: object, digits: int = 4) -> float | None:
+    """Round a value from a file for the page; None if it is not a finite number."""
+    return round(value, digits) if is_number(value) else None
+
+
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Read run folders; a folder that cannot be read does not prevent reading the others.
 
@@ -95,22 +99,16 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         not be read.
     """
     runs, problems = [], []
-    names = [_printable(path.resolve().name) for path in paths]
+    names = [path.resolve().name for path in paths]
     for path, name in zip(paths, names, strict=True):
         try:
             if not path.is_dir():
                 raise ValueError("there is no such folder.")
-            unique = name if names.count(name) == 1 else _printable(str(path))
-            runs.append(read_run(path, unique))
+            runs.append(read_run(path, name if names.count(name) == 1 else str(path)))
             problems += [f"{path}: {problem}" for problem in runs[-1].problems]
         except (ValueError, OSError) as error:
             problems.append(f"{path}: {error}")
-    return runs, [_printable(problem) for problem in problems]
-
-
-def _printable(name: str) -> str:
-    """Escape bytes of a file name that are not UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return runs, problems
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -127,7 +125,6 @@ def read_run(path: Path, name: str) -> Run:
     if not summary:
         raise ValueError("there is no summary.json in it; did the run finish?")
     metrics = _read_metrics(summary)
-    _check_summary(summary)
     problems: list[str] = []
 
     def attempt(what: str, read: Callable[[], Any], default: Any) -> Any:
@@ -144,35 +141,39 @@ def read_run(path: Path, name: str) -> Run:
         rows=attempt("examples", lambda: _read_rows(folder), {}),
         curves=attempt("curves", lambda: _read_curves(folder), {}),
         config=attempt("settings", folder.read_config, {}),
-        classifier=attempt(
-            "test settings", lambda: find_classifier(folder.read_test_config()), None
-        ),
+        classifier=attempt("test settings", lambda: _read_classifier(folder), {}),
         problems=tuple(problems),
     )  # fmt: skip
 
 
 def _read_metrics(summary: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Return the final metrics, and check the other fields that the report relies on."""
+    parameters, data = summary.get("parameters") or {}, summary.get("data") or {}
     try:
         metrics = {key: Estimate(**fields) for key, fields in summary.get("metrics", {}).items()}
         for name, (value, *rest) in metrics.items():
             if not is_number(value) or not all(one is None or is_number(one) for one in rest):
                 raise TypeError(f"{name} is not made of finite numbers")
+        if not all(map(is_number, parameters.values())):
+            raise TypeError('"parameters" are not numbers')
+        for split in (*data.values(), summary.get("versions") or {}):
+            split.items()
     except (TypeError, AttributeError) as error:
-        raise ValueError(
-            f'"metrics" in summary.json is not {{name: {{value, n, low, high}}}} ({error}).'
-        ) from error
+        raise ValueError(f"summary.json is not as a run writes it ({error}).") from error
     return metrics
 
 
-def _check_summary(summary: Mapping[str, Any]) -> None:
-    """Check the fields whose structure the report relies on."""
-    for name in ("versions", "parameters", "data"):
-        if not isinstance(summary.get(name) or {}, dict):
-            raise ValueError(f'"{name}" in summary.json is not an object; repeat the run.')
-    if not all(map(is_number, (summary.get("parameters") or {}).values())):
-        raise ValueError('"parameters" in summary.json is not {name: number}; repeat the run.')
-    if not all(isinstance(split, dict) for split in (summary.get("data") or {}).values()):
-        raise ValueError('"data" in summary.json is not {split: {...}}; repeat the run.')
+def _read_classifier(folder: RunFolder) -> dict[str, Any]:
+    """Return the settings that decide toxicity and reward, from the test's config.yaml."""
+    settings = folder.read_test_config().get("toxicity")
+    if not isinstance(settings, dict) or not settings.get("model"):
+        return {}
+    path = expand(settings["model"])
+    defaults = {"label": "nothate", "toxic_label": "hate", "with_dialogue": False}
+    return {
+        "model": str(path.resolve()) if path.is_dir() else settings["model"],
+        **{name: settings.get(name, default) for name, default in defaults.items()},
+    }
 
 
 def _read_rows(folder: RunFolder) -> dict[Key, Row]:

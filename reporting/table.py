@@ -13,7 +13,6 @@ from reporting.numbers import (
     Unit,
     format_both,
     format_bytes,
-    format_count,
     format_duration,
     format_interval,
     format_value,
@@ -24,7 +23,7 @@ from reporting.runs import Run
 
 
 class Cell(NamedTuple):
-    """One cell: text, lines in small print below it, sort key, number behind it, CSS class."""
+    """One cell: text, lines in small print below it, sort key, its number, CSS class."""
 
     text: str
     details: tuple[str, ...] = ()
@@ -39,6 +38,7 @@ class Cell(NamedTuple):
 
 
 EMPTY = Cell("-")
+MakeCell = Callable[[Comparison, int], Cell]
 
 
 class Column(NamedTuple):
@@ -47,12 +47,7 @@ class Column(NamedTuple):
     key: str
     title: str
     better: int
-    make: Callable[[Comparison, int], Cell]
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it is aligned to the left."""
-        return self.key == "run"
+    make: MakeCell
 
 
 class TableRow(NamedTuple):
@@ -65,7 +60,7 @@ class TableRow(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Columns and rows; every row has a cell for each column."""
+    """Columns and rows; every row has a cell for each column, the first of which is its name."""
 
     columns: list[Column]
     rows: list[TableRow]
@@ -85,25 +80,33 @@ class Table(NamedTuple):
             return self.texts
         return [[*row, note] for row, note in zip(self.texts, ["notes", *notes], strict=True)]
 
-    def narrowed(self, width: int) -> "Table":
-        """Drop the least important columns until the table fits into `width` characters."""
-        keys = [column.key for column in self.columns]
-        kept = list(range(len(keys)))
-        for key in ("reward", "rougeLsum", "peak_memory_bytes", "n", "rouge2", "kl", "rougeL"):
-            sizes = [
-                max(len(line) for row in self.texts for line in row[i].split("\n")) for i in kept
-            ]
-            if sum(sizes) + 2 * len(sizes) <= width:
-                break
-            kept = [i for i in kept if keys[i] != key]
+    def keep(self, wanted: Callable[[int], bool]) -> "Table":
+        """Return the table with the wanted columns, by their positions."""
+        kept = [i for i in range(len(self.columns)) if wanted(i)]
         rows = [row._replace(cells=[row.cells[i] for i in kept]) for row in self.rows]
         return Table([self.columns[i] for i in kept], rows)
 
+    def narrowed(self, width: int) -> "Table":
+        """Drop the least important columns until the table fits into `width` characters."""
+        table = self
+        for key in ("reward", "rougeLsum", "peak_memory_bytes", "n", "rouge2", "kl", "rougeL"):
+            columns = zip(*table.texts, strict=True)
+            sizes = [max(len(line) for text in c for line in text.split("\n")) for c in columns]
+            if sum(sizes) + 2 * len(sizes) <= width:
+                break
+            keys = [column.key for column in table.columns]
+            table = table.keep(lambda i, keys=keys, key=key: keys[i] != key)  # type: ignore[misc]
+        return table
+
 
 def make_results(comparison: Comparison) -> Table:
-    """Tabulate the results of all groups except reward models and classifiers."""
-    indices = [p for p in range(len(comparison.groups)) if p not in comparison.others]
-    return _make_table(comparison, _COLUMNS, indices)
+    """Tabulate the results of the tested groups except reward models and classifiers."""
+    tested = [
+        index
+        for index, group in enumerate(comparison.groups)
+        if index not in comparison.others and "not tested" not in list_notes(group.first)
+    ]
+    return _make_table(comparison, _COLUMNS, tested)
 
 
 def make_other_results(comparison: Comparison) -> Table:
@@ -112,13 +115,13 @@ def make_other_results(comparison: Comparison) -> Table:
     for index in comparison.others:
         names |= dict.fromkeys(comparison.groups[index].first.metrics)
     tests = [name.removeprefix("test/") for name in names if name.startswith("test/")]
-    tests = [name for name in tests if not name[-1].isdigit()]  # e.g. accuracy_distance_2
-    columns = [
-        _COLUMNS[0],
-        *(_other_column(name) for name in tests),
-        *_COLUMNS[-_COSTS:],
-    ]
-    return _make_table(comparison, columns, comparison.others)
+    columns = []
+    for name in tests:
+        if not name[-1].isdigit():  # e.g. accuracy_distance_2
+            lower = name in ("loss", "ece")
+            title = name.replace("_", " ") + (" ↓" if lower else "")
+            columns.append(Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3))))
+    return _make_table(comparison, [_COLUMNS[0], *columns, *_COSTS], comparison.others)
 
 
 def make_toxicity(comparison: Comparison) -> Table:
@@ -127,16 +130,40 @@ def make_toxicity(comparison: Comparison) -> Table:
         "toxicity": "toxicity", "toxicity_std": "standard deviation",
         "toxic_share": f"over {TOXIC_ABOVE}", "reward": "reward",
     }  # fmt: skip
-    columns = [
-        *_COLUMNS[:2],
-        *(Column(key, title, -1, _changed(key)) for key, title in titles.items()),
-    ]
-    return _make_table(comparison, columns, range(len(comparison.groups)), members=False)
+    columns = [Column(key, title, -1, _change_of(key)) for key, title in titles.items()]
+    everyone = range(len(comparison.groups))
+    return _make_table(comparison, [*_COLUMNS[:2], *columns], everyone, members=False)
+
+
+def make_frontier(comparison: Comparison) -> Table:
+    """Tabulate changes from before alignment to after it, and what they cost."""
+    titles = {"toxicity": "toxicity ↓", "rouge1": "ROUGE-1", "evaluator": "evaluator"}
+    columns = [Column(key, title, 0, _change_of(key)) for key, title in titles.items()]
+    everyone = range(len(comparison.groups))
+    return _make_table(comparison, [_COLUMNS[0], *columns, _KL, *_COSTS], everyone, members=False)
 
 
 def make_differences(comparison: Comparison, before: int) -> Table:
     """Tabulate the paired differences of all groups to one of them."""
-    columns = [_COLUMNS[0], *(Column(m, _label(m), _better(m), _gap(before, m)) for m in COMPARED)]
+
+    def make_gap(metric: str, better: int) -> MakeCell:
+        def make(comparison: Comparison, index: int) -> Cell:
+            gap = comparison.difference(before, index, metric)
+            if gap is None:
+                return EMPTY
+            kind = ""
+            if is_clear(gap):
+                kind = "better" if gap.value * better > 0 else "worse"
+                kind += " up" if gap.value > 0 else " down"
+            return _estimate_cell(gap, unit_of(metric), sign=True)._replace(kind=kind)
+
+        return make
+
+    columns = [_COLUMNS[0]]
+    for metric in COMPARED:
+        better = -1 if metric in LOWER_IS_BETTER else 1
+        label = ROUGE_LABELS.get(metric, metric)
+        columns.append(Column(metric, label, better, make_gap(metric, better)))
     found = _make_table(comparison, columns, range(len(comparison.groups)), members=False)
     rows = [row for row in found.rows if any(cell.estimate for cell in row.cells)]
     return Table(found.columns, rows)
@@ -178,15 +205,15 @@ def _make_table(
     """Make all cells, and drop the columns that are empty."""
     rows = []
     for index in indices:
-        runs = comparison.groups[index].runs
-        label = comparison.labels[index]
-        rows.append(TableRow(index, label, False, [c.make(comparison, index) for c in columns]))
-        for run in runs if members and len(runs) > 1 else ():
+        group = comparison.groups[index]
+        rows.append(
+            TableRow(index, group.label, False, [c.make(comparison, index) for c in columns])
+        )
+        for run in group.runs if members and len(group.runs) > 1 else ():
             alone = Comparison([run])
             rows.append(TableRow(index, run.name, True, [c.make(alone, 0) for c in columns]))
-    kept = [i for i in range(len(columns)) if any(row.cells[i].text != "-" for row in rows)]
-    shown = [row._replace(cells=[row.cells[i] for i in kept]) for row in rows]
-    return Table([columns[i] for i in kept], shown)
+    table = Table(list(columns), rows)
+    return table.keep(lambda i: any(row.cells[i].text != "-" for row in rows))
 
 
 def _estimate_cell(estimate: Estimate | None, unit: Unit, sign: bool = False) -> Cell:
@@ -197,12 +224,33 @@ def _estimate_cell(estimate: Estimate | None, unit: Unit, sign: bool = False) ->
     return Cell(format_value(estimate, unit, sign), details, estimate.value, estimate)
 
 
+def _metric(key: str, unit: Unit | None = None) -> MakeCell:
+    return lambda comparison, index: _estimate_cell(
+        comparison.estimate(index, key), unit or unit_of(key)
+    )
+
+
+def _change_of(key: str) -> MakeCell:
+    """Return how to make a cell "before → after" with the paired change, or just the value."""
+    unit = unit_of(key)
+
+    def make(comparison: Comparison, index: int) -> Cell:
+        after, before = (comparison.estimate(index, f"{key}{end}") for end in ("", "_before"))
+        if before is None or after is None:
+            return _estimate_cell(after, unit)
+        text = f"{format_value(before, unit)} → {format_value(after, unit)}"
+        change = comparison.change(index, key)
+        details = (format_both(change, unit, sign=True),) if change else ()
+        return Cell(text, details, after.value, after)
+
+    return make
+
+
 def _name(comparison: Comparison, index: int) -> Cell:
     group = comparison.groups[index]
-    notes = list_notes(group.first)
-    if len(group.runs) > 1:
-        notes.insert(0, f"{len(group.runs)} seeds")
-    return Cell(group.label, ("; ".join(notes),) if notes else ())
+    seeds = [f"{len(group.runs)} seeds"] if len(group.runs) > 1 else []
+    notes = "; ".join(seeds + list_notes(group.first))
+    return Cell(group.label, (notes,) if notes else ())
 
 
 def _examples(comparison: Comparison, index: int) -> Cell:
@@ -211,61 +259,15 @@ def _examples(comparison: Comparison, index: int) -> Cell:
     return EMPTY if n is None else Cell(str(n), sort=n)
 
 
-def _metric(key: str, unit: Unit | None = None) -> Callable[[Comparison, int], Cell]:
-    return lambda comparison, index: _estimate_cell(
-        comparison.estimate(index, key), unit or unit_of(key)
-    )
-
-
-def _gap(before: int, metric: str) -> Callable[[Comparison, int], Cell]:
-    def make(comparison: Comparison, index: int) -> Cell:
-        gap = comparison.difference(before, index, metric)
-        if gap is None:
-            return EMPTY
-        kind = ""
-        if is_clear(gap):
-            kind = "better" if gap.value * _better(metric) > 0 else "worse"
-            kind += " up" if gap.value > 0 else " down"
-        return _estimate_cell(gap, unit_of(metric), sign=True)._replace(kind=kind)
-
-    return make
-
-
-def _other_column(name: str) -> Column:
-    lower = name in ("loss", "ece")
-    title = name.replace("_", " ") + (" ↓" if lower else "")
-    return Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3)))
-
-
-def _changed(key: str) -> Callable[[Comparison, int], Cell]:
-    return lambda comparison, index: make_change_cell(comparison, index, key)
-
-
-def make_change_cell(comparison: Comparison, index: int, key: str) -> Cell:
-    """Make a cell "before → after" with the paired change below it, or just the value."""
-    unit = unit_of(key)
-    after, before = (comparison.estimate(index, f"{key}{end}") for end in ("", "_before"))
-    if before is None or after is None:
-        return _estimate_cell(after, unit)
-    text = f"{format_value(before, unit)} → {format_value(after, unit)}"
-    change = comparison.change(index, key)
-    details = (format_both(change, unit, sign=True),) if change else ()
-    return Cell(text, details, after.value, after)
-
-
-def _kl(comparison: Comparison, index: int) -> Cell:
-    return _estimate_cell(comparison.kl(index), RAW)
-
-
 def _trainable(comparison: Comparison, index: int) -> Cell:
     counts = comparison.groups[index].first.summary.get("parameters") or {}
     if "trainable" not in counts or not counts.get("total"):
         return EMPTY
     share = 100 * counts["trainable"] / counts["total"]
-    return Cell(format_count(counts["trainable"]), (f"{share:.3g} %",), counts["trainable"])
+    return Cell(f"{counts['trainable']:,.0f}", (f"{share:.3g} %",), counts["trainable"])
 
 
-def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int], Cell]:
+def _cost(key: str, style: Callable[[float], str]) -> MakeCell:
     def make(comparison: Comparison, index: int) -> Cell:
         values = comparison.cost(index, key)
         if not values:
@@ -277,23 +279,18 @@ def _cost(key: str, style: Callable[[float], str]) -> Callable[[Comparison, int]
     return make
 
 
-def _label(metric: str) -> str:
-    return ROUGE_LABELS.get(metric, metric)
-
-
-def _better(metric: str) -> int:
-    return -1 if metric in LOWER_IS_BETTER else 1
-
-
-_COSTS = 3
+_COSTS = (
+    Column("trainable", "trained weights", -1, _trainable),
+    Column("seconds", "time", -1, _cost("seconds", format_duration)),
+    Column("peak_memory_bytes", "memory", -1, _cost("peak_memory_bytes", format_bytes)),
+)
+_KL = Column("kl", "KL ↓", -1, lambda c, index: _estimate_cell(c.kl(index), RAW))
 _COLUMNS = (
     Column("run", "run", 0, _name),
     Column("n", "n", 0, _examples),
     *(Column(key, label, 1, _metric(key)) for key, label in ROUGE_LABELS.items()),
-    Column("toxicity", "toxicity ↓", -1, _changed("toxicity")),
+    Column("toxicity", "toxicity ↓", -1, _change_of("toxicity")),
     Column("reward", "reward", 1, _metric("reward")),
-    Column("kl", "KL ↓", -1, _kl),
-    Column("trainable", "trained weights", -1, _trainable),
-    Column("seconds", "time", -1, _cost("seconds", format_duration)),
-    Column("peak_memory_bytes", "memory", -1, _cost("peak_memory_bytes", format_bytes)),
+    _KL,
+    *_COSTS,
 )

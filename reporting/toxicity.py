@@ -1,9 +1,7 @@
 """Show toxicity example by example, before and after training, for the `toxicity` command."""
 
-import csv
-import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.run_folder import write_text
@@ -22,10 +20,6 @@ CAPTION = (
     "policies: before → after training, and the paired change. 95 % bootstrap intervals over the "
     "dialogues."
 )
-_FIELDS = (
-    "run", "id", "prediction_before", "prediction", "reward_before", "reward", "toxicity_before",
-    "toxicity", "dialogue",
-)  # fmt: skip
 
 
 def check_toxicity(run: Run) -> None:
@@ -39,7 +33,7 @@ def check_toxicity(run: Run) -> None:
 
 
 def write_toxicity(comparison: Comparison, top: int, out: Path) -> None:
-    """Write toxicity.md and toxicity_examples.csv.
+    """Write toxicity.md.
 
     Args:
         comparison: Runs that pass `check_toxicity`.
@@ -52,32 +46,17 @@ def write_toxicity(comparison: Comparison, top: int, out: Path) -> None:
         parts.append(f"## Not shown\n\n{markdown_list(comparison.problems)}")
     for run in comparison.runs:
         parts += [f"## {escape_markdown(run.name)}", *_show_extremes(run, top)]
-    _write(out / "toxicity.md", "\n\n".join(parts) + "\n")
-    _write(out / "toxicity_examples.csv", _make_csv(comparison.runs))
-    log.info("Wrote %s and toxicity_examples.csv", out / "toxicity.md")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write texts of models, in which half a surrogate pair cannot be encoded."""
-    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def rank_by_gain(run: Run) -> list[Key]:
-    """List the examples with a reward before and after training, largest gain first."""
-    before, after = run.values("reward_before"), run.values("reward")
-    gains = {key: value - before[key] for key, value in after.items() if key in before}
-    return sorted(gains, key=lambda key: -gains[key])
-
-
-def rank_by_toxicity(run: Run) -> list[Key]:
-    """List the examples, most toxic summary first."""
-    toxicity = run.values("toxicity")
-    return sorted(toxicity, key=lambda key: -toxicity[key])
+    # A model's text may hold half a surrogate pair, which cannot be encoded.
+    text = "\n\n".join(parts).encode("utf-8", "backslashreplace").decode("utf-8")
+    write_text(out / "toxicity.md", f"{text}\n")
+    log.info("Wrote %s", out / "toxicity.md")
 
 
 def _show_extremes(run: Run, top: int) -> list[str]:
     """Show the most toxic summaries, and the largest gains and losses of reward."""
-    worst, gains = rank_by_toxicity(run)[:top], rank_by_gain(run)
+    before, after = run.values("reward_before"), run.values("reward")
+    gains = _rank({key: value - before[key] for key, value in after.items() if key in before})
+    worst = _rank(run.values("toxicity"))[:top]
     parts = [f"### The {len(worst)} most toxic", _tabulate(run, worst)]
     for title, keys in (("highest", gains[:top]), ("lowest", gains[top:][-top:])):
         if keys:
@@ -85,25 +64,18 @@ def _show_extremes(run: Run, top: int) -> list[str]:
     return parts
 
 
+def _rank(values: Mapping[Key, float]) -> list[Key]:
+    """List the examples, largest value first."""
+    return sorted(values, key=lambda key: -values[key])
+
+
 def _tabulate(run: Run, keys: Sequence[Key]) -> str:
-    ends = ("_before", "") if run.values("reward_before") else ("",)
-    texts = ["before", "after"] if len(ends) > 1 else ["summary"]
-    rows = [["id", *texts, "toxicity", "reward"]]
+    ends = {"before": "_before", "after": ""} if run.values("reward_before") else {"summary": ""}
+    rows = [["id", *ends, "toxicity", "reward"]]
     for key in keys:
-        shown = [str(run.rows[key].get(f"prediction{end}", "-")) for end in ends]
+        shown = [str(run.rows[key].get(f"prediction{end}", "-")) for end in ends.values()]
         for name, style, scale in (("toxicity", ".1f", 100), ("reward", "z.2f", 1)):
-            values = [run.values(f"{name}{end}").get(key) for end in ends]
+            values = [run.values(f"{name}{end}").get(key) for end in ends.values()]
             shown.append(" → ".join("-" if v is None else f"{scale * v:{style}}" for v in values))
         rows.append([key[0], *shown])
-    return markdown_table(rows, left=rows[0][: 1 + len(ends)])
-
-
-def _make_csv(runs: Sequence[Run]) -> str:
-    """Write every example: by gain in reward, or by toxicity if there is only one policy."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, _FIELDS, restval="", extrasaction="ignore")
-    writer.writeheader()
-    for run in runs:
-        for key in rank_by_gain(run) or rank_by_toxicity(run):
-            writer.writerow(run.rows[key] | {"run": run.name})
-    return text.getvalue()
+    return markdown_table(rows, left=("id", *ends))

@@ -1,62 +1,51 @@
 """The `baselines` command: score people and lead-3 on the test split."""
 
-import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-from alignsum.commands.options import add_switch, make_parser
-from common.exits import quieten_models, run, start_log
-
-if TYPE_CHECKING:
-    from common.run_folder import RunFolder
+from alignsum.commands.options import run_command
 
 log = logging.getLogger("baselines")
-
-METHODS = ("human", "lead_3")
-
-HELP = """\
-Score two baselines without a model on the test split.
-
-  human   each reference against the others: how far apart people's summaries are
-  lead_3  the first three utterances of the dialogue
-
-Each writes a run folder (OUT/human, OUT/lead_3) that `compare` reads like any other."""
-
-EXAMPLE = """\
-example:
-  python -m alignsum baselines --source mini --toxicity mini --out runs/demo
-  python -m alignsum baselines lead_3 --source data/dialogsum --out runs"""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns 2 if data are unavailable or a run would be overwritten."""
-    parser = make_parser("baselines", HELP, EXAMPLE)
-    add = parser.add_argument
-    add("methods", nargs="*", metavar="METHOD", help="human or lead_3 (default: both)")
-    add("--source", required=True, help="hub id, file, folder with a test split, or mini")
-    add("--out", default=Path("runs"), type=Path, metavar="DIR", help="folder of the run folders")
-    add("--max_test_rows", type=int, metavar="N", help="use the first N rows only")
-    add("--on_bad_row", default="stop", choices=("stop", "skip"), help="(default: stop)")
-    add("--toxicity", metavar="MODEL", help="classifier for toxicity and reward: hub id or mini")
-    for name in ("id", "dialogue", "summary"):
-        add(f"--columns.{name}", default=name, metavar="NAME", help=f"name of the column {name}")
-    add_switch(parser, "--stemmer", True, "compare Porter stems instead of words")
-    add_switch(parser, "--overwrite", False, "replace earlier run folders")
-    options = parser.parse_args(args)
-    if unknown := sorted(set(options.methods) - set(METHODS)):
-        parser.error(f"no such method: {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-    start_log()
-    return run(lambda: baselines(options, ["python", "-m", "alignsum", "baselines", *args]), log)
+    # Without a method: both.
+    named = args if args and not args[0].startswith("-") else ["human", "lead_3", *args]
+    return run_command("baselines", baselines, named, "human or lead_3 (default: both)")
 
 
-def baselines(options: argparse.Namespace, command: Sequence[str]) -> None:
-    """Score the baselines that the options name.
+def baselines(
+    runs: list[str],
+    source: str,
+    out: str = "runs",
+    max_test_rows: int | None = None,
+    on_bad_row: Literal["stop", "skip"] = "stop",
+    toxicity: str | None = None,
+    stemmer: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Score two baselines without a model on the test split.
+
+      human   each reference against the others: how far apart people's summaries are
+      lead_3  the first three utterances of the dialogue
+
+    Each writes a run folder (OUT/human, OUT/lead_3) that `compare` reads like any other.
+
+      python -m alignsum baselines --source mini --toxicity mini --out runs/demo
+      python -m alignsum baselines lead_3 --source data/dialogsum --out runs
 
     Args:
-        options: The parsed arguments.
-        command: The command line, recorded in summary.json.
+        runs: Names of the baselines.
+        source: Hub id, file, folder with a test split, or mini; see --data.source.
+        out: Folder of the run folders.
+        max_test_rows: Use the first rows only.
+        on_bad_row: Stop at rows that cannot be read, or skip them.
+        toxicity: Classifier for toxicity and reward: hub id, folder or mini.
+        stemmer: Compare Porter stems instead of words.
+        overwrite: Replace earlier run folders.
 
     Raises:
         ValueError: Something is unavailable or would be overwritten; nothing is written then.
@@ -64,66 +53,47 @@ def baselines(options: argparse.Namespace, command: Sequence[str]) -> None:
     import yaml
 
     from common import hub
+    from common.exits import quieten_models
     from common.run_folder import RunFolder, write_text
     from common.versions import show_command
     from datamodules import sources
     from datamodules.reading import ColumnNames
     from datamodules.splits import SplitReader
     from lightning_modules.reward_scorer import RewardScorer
-    from reporting.baselines import score_baseline
+    from reporting.baselines import METHODS, score_baseline, write_run
 
-    names = options.methods or list(METHODS)
-    folders = {name: RunFolder(options.out / name) for name in names}
+    if unknown := sorted({*runs} - {*METHODS}):
+        raise ValueError(f"no such baseline: {', '.join(unknown)}; there are human and lead_3")
+    folders = {name: RunFolder(Path(out) / name) for name in runs}
     problems = [
-        f"{folder.path} holds a run; use --overwrite true or another --out"
+        f"{folder.path} contains a run; use --overwrite true or another --out"
         for folder in folders.values()
-        if folder.holds_run() and not options.overwrite
+        if folder.holds_run() and not overwrite
     ]
-    problems += sources.find_problems(options.source)
-    if options.toxicity is not None:
-        path = hub.resolve_model(options.toxicity, "classifier")
+    problems += sources.find_problems(source)
+    if toxicity is not None:
+        path = hub.resolve_model(toxicity, "classifier")
         problems += filter(None, [hub.find_model_problem(path, "toxicity classifier")])
-    if options.max_test_rows is not None and options.max_test_rows < 1:
-        problems.append(f"--max_test_rows must be at least 1, got {options.max_test_rows}")
+    if max_test_rows is not None and max_test_rows < 1:
+        problems.append(f"--max_test_rows must be at least 1, got {max_test_rows}")
     if problems:
         raise ValueError("nothing was started: " + "; ".join(problems))
-    columns = ColumnNames(
-        *(getattr(options, f"columns.{name}") for name in ("id", "dialogue", "summary"))
-    )
-    rows = SplitReader(options.source, columns, options.on_bad_row).read("test")
-    rows = rows[: options.max_test_rows]
+    rows = SplitReader(source, ColumnNames(), on_bad_row).read("test")[:max_test_rows]
     quieten_models()
-    classifier = RewardScorer(options.toxicity).eval() if options.toxicity else None
-    scored = {name: score_baseline(rows, name, options.stemmer, classifier) for name in names}
-    settings = {key: value for key, value in vars(options).items() if "." not in key}
-    settings |= {"columns": vars(columns), "out": str(options.out)}
+    classifier = RewardScorer(toxicity).eval() if toxicity else None
+    scored = {name: score_baseline(rows, name, stemmer, classifier) for name in runs}
+    given = {
+        "source": source, "out": out, "max_test_rows": max_test_rows, "on_bad_row": on_bad_row,
+        "toxicity": toxicity, "stemmer": str(stemmer).lower(),
+    }  # fmt: skip
+    command = ["python", "-m", "alignsum", "baselines", *runs]
+    for name, value in given.items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    judge = {"toxicity": {"model": toxicity}}
     for name, baseline in scored.items():
         if baseline.skipped:
             log.warning("%s: skipped %d rows with one reference", name, baseline.skipped)
         folders[name].clear()
-        write_text(folders[name].config, yaml.safe_dump({"method": name} | settings))
-        write_run(folders[name], name, baseline.rows, baseline.scores, show_command(command))
+        write_text(folders[name].config, yaml.safe_dump({"method": name} | given | judge))
+        write_run(folders[name], name, baseline, show_command(command))
         log.info("Wrote %s (n = %d)", folders[name].path, len(baseline.rows))
-
-
-def write_run(
-    folder: "RunFolder",
-    method: str,
-    rows: Sequence[dict[str, Any]],
-    scores: Mapping[str, Sequence[float]],
-    command: str,
-) -> None:
-    """Write predictions.jsonl and summary.json as a test would."""
-    from common.versions import find_versions
-    from metrics.intervals import bootstrap_mean
-
-    folder.merge_predictions(
-        [row | {name: column[i] for name, column in scores.items()} for i, row in enumerate(rows)]
-    )
-    folder.update_summary(
-        command=command, versions=find_versions(), seed=None, backbone=None, method=method,
-        parameters={"trainable": 0, "total": 0}, peak_memory_bytes=None, seconds=None,
-    )  # fmt: skip
-    folder.record_metrics(
-        {f"test/{name}": bootstrap_mean(values) for name, values in scores.items()}
-    )

@@ -1,50 +1,37 @@
 """The `compare` command: show runs side by side, as a page, tables and plots."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignsum.commands.options import make_parser, read_runs
-from common.exits import run, start_log
-
-log = logging.getLogger("compare")
-
-HELP = """\
-Compare runs: which method is best, how certain that is, and what it costs.
-
-Prints a table and writes report.html (one file that works offline: answer, tables, paired
-differences, curves, example browser, token view), comparison.md, comparison.csv and plots/*.png.
-Runs that differ only in their seed become one row. A broken run is named, the others are shown."""
-
-EXAMPLE = """\
-example:
-  python -m alignsum compare runs/demo/* --out runs/demo/report
-  python -m alignsum compare runs/lora runs/ppo --baseline lora"""
+from alignsum.commands.options import read_runs, run_command
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns 2 if no run can be read or a setting is wrong."""
-    parser = make_parser("compare", HELP, EXAMPLE)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folder")
-    parser.add_argument(
-        "--out", default=Path("runs/report"), type=Path, metavar="DIR",
-        help="folder to write to (default: runs/report)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--baseline", metavar="RUN",
-        help="run that the others are compared with (default: the best one without training)",
-    )  # fmt: skip
-    options = parser.parse_args(args)
-    start_log()
-    return run(lambda: compare(options.runs, options.out, options.baseline), log)
+    return run_command("compare", compare, args, "run folders")
 
 
-def compare(folders: Sequence[Path], out: Path, baseline: str | None = None) -> None:
-    """Compare run folders; `out` itself is ignored if it is among them.
+def compare(runs: list[str], out: str = "runs/report", baseline: str | None = None) -> None:
+    """Compare runs: which method is best, how certain that is, and what it costs.
+
+    Prints a table and writes report.html (one file that works offline: answer, tables, paired
+    differences, curves, example browser, token view), comparison.md, comparison.csv and
+    plots/*.png. Runs that differ only in their seed become one row. A broken run is named, the
+    others are shown.
+
+      python -m alignsum compare runs/demo/* --out runs/demo/report
+      python -m alignsum compare runs/lora runs/ppo --baseline lora
+
+    Args:
+        runs: Run folders; `out` itself is ignored if it is among them.
+        out: Folder to write to.
+        baseline: Run that the others are compared with; the best without training by default.
 
     Raises:
         ValueError: No run can be read, or a setting is wrong.
     """
+    from rich.console import Console
+
     from common.versions import show_command
     from reporting.answer import find_answer
     from reporting.comparison import Comparison
@@ -52,13 +39,12 @@ def compare(folders: Sequence[Path], out: Path, baseline: str | None = None) -> 
     from reporting.markdown import terminal_table
     from reporting.table import make_other_results, make_results
 
-    check_output(out)
-    runs, problems = read_runs([path for path in folders if path.resolve() != out.resolve()])
-    comparison = Comparison(runs, problems, baseline)
-    arguments = ["python", "-m", "alignsum", "compare", *map(str, folders), "--out", str(out)]
-    write_comparison(comparison, out, show_command(arguments))
-    from rich.console import Console
-
+    folder = Path(out)
+    check_output(folder)
+    others = [path for path in map(Path, runs) if path.resolve() != folder.resolve()]
+    comparison = Comparison(*read_runs(others), baseline)
+    arguments = ["python", "-m", "alignsum", "compare", *map(str, others), "--out", out]
+    write_comparison(comparison, folder, show_command(arguments))
     console = Console()
     for table in (make_results(comparison), make_other_results(comparison)):
         if table.rows:

@@ -1,10 +1,15 @@
-"""Parse command lines: what the commands share."""
+"""What the commands share: a command line made from a function, and reading of run folders."""
 
 import argparse
 import logging
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from common.exits import run, start_log
 
 if TYPE_CHECKING:
     from reporting.runs import Run
@@ -16,27 +21,51 @@ def make_parser(command: str, description: str, example: str = "") -> argparse.A
     """Create a parser whose help shows an example and keeps line breaks."""
     return argparse.ArgumentParser(
         prog=f"python -m alignsum {command}", description=description, epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
 
 
-def add_switch(parser: argparse.ArgumentParser, name: str, default: bool, text: str) -> None:
-    """Add an option that takes "true" or "false"; without a value it means true."""
-    parser.add_argument(
-        name, nargs="?", const=True, default=default, type=parse_bool, metavar="true|false",
-        help=f"{text} (default: {str(default).lower()})",
-    )  # fmt: skip
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keep the line breaks of descriptions."""
 
 
-def parse_bool(text: str) -> bool:
-    """Read "true" or "false"."""
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return values[text.lower()]
+def make_function_parser(
+    command: str, function: Callable[..., None], runs: str = ""
+) -> ArgumentParser:
+    """Make a parser from a function: options from its signature, help from its docstring.
+
+    Args:
+        command: The command's name.
+        function: Its parameters become options.
+        runs: Help of the positional arguments, if the parameter `runs` takes them.
+    """
+    text = (function.__doc__ or "").partition("\n\n    Args:")[0].replace("\n    ", "\n")
+    parser = ArgumentParser(
+        prog=f"python -m alignsum {command}", description=text, formatter_class=HelpFormatter
+    )
+    if runs:
+        parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    parser.add_function_arguments(function, as_positional=False, skip={"runs"})
+    return parser
 
 
-def parse_names(text: str) -> list[str]:
+def run_command(
+    command: str, function: Callable[..., None], args: Sequence[str], runs: str = ""
+) -> int:
+    """Parse a command line and call its function; returns the exit code (see common/exits.py).
+
+    Args:
+        command: The command's name.
+        function: What it does; see :func:`make_function_parser`.
+        args: Arguments after the command's name.
+        runs: See :func:`make_function_parser`.
+    """
+    settings = make_function_parser(command, function, runs).parse_args(list(args)).as_dict()
+    start_log()
+    return run(lambda: function(**settings), logging.getLogger(command))
+
+
+def split_names(text: str) -> list[str]:
     """Split names at commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -58,17 +87,16 @@ def read_runs(
     """
     from reporting import runs as work
 
-    usable, problems = [], []
-    found, unreadable = work.read_runs(paths)
-    for run in found:
+    usable = []
+    found, problems = work.read_runs(paths)
+    for each in found:
         try:
-            check(run)
-            usable.append(run)
+            check(each)
+            usable.append(each)
         except ValueError as error:
-            problems.append(f"{run.path}: {error}")
-    problems = [*unreadable, *problems]
+            problems.append(f"{each.path}: {error}")
     for problem in problems:
         log.error("%s", problem)
     if not usable:
-        raise ValueError("no folder holds a run that can be shown.")
+        raise ValueError("none of the folders is a run that can be shown.")
     return usable, problems

@@ -3,19 +3,17 @@
 import base64
 import hashlib
 import json
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from reporting.answer import find_answer
-from reporting.charts import Chart
+from reporting.charts import to_svg
 from reporting.comparison import COMPARED, HEADLINE, Comparison
 from reporting.comparison_charts import is_ppo, list_charts
-from reporting.draw import to_svg
 from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.page.examples import list_examples
 from reporting.page.inline_svg import inline_svg
@@ -33,36 +31,28 @@ _HERE = Path(__file__).parent
 _SCRIPTS = ("core.js", "tables.js", "examples.js", "tokens.js")
 
 
-class Figure(NamedTuple):
-    """A chart in the page: its title and its drawing."""
-
-    title: str
-    drawing: Markup
-
-
 def build_page(comparison: Comparison, command: str = "") -> str:
-    """Build report.html.
+    """Build report.html, which loads nothing from elsewhere.
 
     Args:
         comparison: What to show.
         command: The command line that builds the page.
-
-    Returns:
-        The page, which loads nothing from elsewhere.
     """
+    groups = comparison.groups
     rollouts, unreadable = list_rollouts(comparison)
     examples = list_examples(comparison)
-    charts = list_charts(comparison)
     style = (_HERE / "style.css").read_text(encoding="utf-8")
     script = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'(() => {{\n"use strict";\n{script}}})();\n'
-    tables = {p: make_differences(comparison, p) for p in range(len(comparison.groups))}
-    data = {
-        "examples": examples,
-        "rollouts": rollouts,
-        "metrics": [_describe_metric(metric) for metric in COMPARED],
-        "chosen": _choose_pair(comparison),
-    }
+    metrics = [
+        {"key": metric, "label": ROUGE_LABELS.get(metric, metric), **unit_of(metric)._asdict()}
+        for metric in COMPARED
+    ]
+    # The runs whose difference examples are sorted by at first.
+    best = groups[comparison.ranked[0]].first.name if comparison.ranked else None
+    chosen = {"own": best, "other": groups[comparison.baseline].first.name}
+    data = {"examples": examples, "rollouts": rollouts, "metrics": metrics, "chosen": chosen}
+    tables = {place: make_differences(comparison, place) for place in range(len(groups))}
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -72,17 +62,21 @@ def build_page(comparison: Comparison, command: str = "") -> str:
         style=Markup(style),  # noqa: S704 - a file of this package
         script=Markup(script),  # noqa: S704
         hashes={"style": hash_source(style), "script": hash_source(script)},
-        data=embed(data),
+        # Everything that could end the element, open a comment or break a line is escaped.
+        data=htmlsafe_json_dumps(data, dumps=json.dumps, separators=(",", ":"), allow_nan=False),
         command=command,
         comparison=comparison,
         facts=list_facts(comparison),
         answer=find_answer(comparison),
         problems=[*comparison.problems, *unreadable],
-        figures={name: [_draw(chart) for chart in found] for name, found in charts.items()},
+        figures={
+            name: [(chart.title, inline_svg(to_svg(chart), chart.title)) for chart in charts]
+            for name, charts in list_charts(comparison).items()
+        },
         results=make_results(comparison),
         others=make_other_results(comparison),
         caption=describe_results(comparison),
-        differences={p: table for p, table in tables.items() if table.rows},
+        differences={place: table for place, table in tables.items() if table.rows},
         has_texts=bool(examples["runs"]),
         has_ppo=any(map(is_ppo, comparison.runs)),
         settings=find_differences(comparison.runs),
@@ -91,15 +85,6 @@ def build_page(comparison: Comparison, command: str = "") -> str:
     )
     # A name may hold half a surrogate pair, which cannot be encoded.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def embed(data: object) -> Markup:
-    """Write data as JSON for a script element; numbers that are not finite become null.
-
-    `<`, `>`, `&`, quotes and everything beyond ASCII are escaped, so that no text can end the
-    element, open a comment or break a line.
-    """
-    return htmlsafe_json_dumps(_finite(data), dumps=json.dumps, separators=(",", ":"))
 
 
 def hash_source(text: str) -> str:
@@ -113,58 +98,31 @@ def list_facts(comparison: Comparison) -> dict[str, str]:
     runs = comparison.runs
     ranked = [run for index in comparison.ranked for run in comparison.groups[index].runs] or runs
     configs = [flatten(run.config) for run in ranked]
-    sizes = sorted(
-        {one.n for run in ranked if (one := run.metrics.get(f"test/{HEADLINE}")) and one.n}
-    )
-    versions = list_versions(comparison)
+    found = [run.metrics.get(f"test/{HEADLINE}") for run in ranked]
+    sizes = [one.n for one in found if one and one.n] or [0]
     facts = {
         "data": _join([c.get("data.init_args.source", c.get("source")) for c in configs]),
         "model": _join([run.summary.get("backbone") for run in ranked]),
-        "test dialogues": " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:])),
+        "test dialogues": " to ".join(f"{n:,}" for n in sorted({min(sizes), max(sizes)}) if n),
         "runs": str(len(runs)),
         "last run": max(run.date for run in runs).isoformat(),
-        "commit": versions.get("alignsum", ""),
+        "commit": list_versions(comparison).get("alignsum", ""),
     }
     return {name: value for name, value in facts.items() if value}
 
 
-def _join(values: list[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in values if value))
-
-
-def _short(version: object) -> str:
-    """Shorten the 40 digits of a commit to ten."""
-    found = str(version or "")
-    return found[:10] + found[40:] if len(found) >= 40 else found
-
-
 def list_versions(comparison: Comparison) -> dict[str, str]:
-    """List the versions of packages in all runs."""
+    """List the versions of packages in all runs; of a commit's 40 digits the first ten."""
     found = [run.summary.get("versions") or {} for run in comparison.runs]
     names = dict.fromkeys(name for versions in found for name in versions)
-    return {name: _join([_short(versions.get(name)) for versions in found]) for name in names}
+    return {
+        name: _join([
+            text[:10] + text[40:] if len(text := str(versions.get(name) or "")) >= 40 else text
+            for versions in found
+        ])
+        for name in names
+    }  # fmt: skip
 
 
-def _draw(chart: Chart) -> Figure:
-    return Figure(chart.title, inline_svg(to_svg(chart), chart.title))
-
-
-def _describe_metric(metric: str) -> dict[str, Any]:
-    """Tell the script how to display a metric of examples."""
-    unit = unit_of(metric)
-    label = ROUGE_LABELS.get(metric, metric)
-    return {"key": metric, "label": label, "scale": unit.scale, "digits": unit.digits}
-
-
-def _choose_pair(comparison: Comparison) -> dict[str, str | None]:
-    """Choose the runs whose difference examples are sorted by at first."""
-    best = comparison.groups[comparison.ranked[0]].first.name if comparison.ranked else None
-    return {"own": best, "other": comparison.groups[comparison.baseline].first.name}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+def _join(values: list[Any]) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values if value))

@@ -7,12 +7,10 @@ from typing import Any
 from metrics.names import find_unknown_names
 from metrics.rouge_scores import stem
 from reporting.comparison import COMPARED, Comparison
-from reporting.runs import Key, Run, is_number
+from reporting.runs import Key, Run, round_number
 
-_BEFORE = "_before"
 # The words that ROUGE sees; examples.js splits texts in the same way.
 _WORD = re.compile(r"[a-z0-9]+", re.IGNORECASE | re.ASCII)
-_DIGITS = 5
 
 Stem = tuple[str, ...]
 
@@ -29,26 +27,24 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
     order: dict[Key, Mapping[str, Any]] = {}
     for run in comparison.runs:
         for key, row in run.rows.items():
-            has_text = isinstance(row.get("prediction"), str)
-            if has_text:
+            if isinstance(row.get("prediction"), str):
                 order.setdefault(key, row)
             if key in order and "references" not in order[key] and "references" in row:
                 order[key] = row
-    keys = list(order)
-    references = [_texts(order[key].get("references")) for key in keys]
+    references = [_texts(row.get("references")) for row in order.values()]
     known = [stems_of(texts) for texts in references]
     columns: list[dict[str, Any]] = []
-    for end in ("", _BEFORE):
+    for end in ("", "_before"):
         for index, group in enumerate(comparison.groups):
             for run in group.runs:
-                column = _describe(run, end, index, keys, known)
+                column = _describe(run, end, index, list(order), known)
                 same = any(column["texts"] == other["texts"] for other in columns)
                 if any(text is not None for text in column["texts"]) and not (end and same):
                     columns.append(column)
     columns.sort(key=lambda column: column["colour"])
     return {
-        "ids": [identity for identity, _ in keys],
-        "dialogues": [str(order[key].get("dialogue") or "") for key in keys],
+        "ids": [identity for identity, _ in order],
+        "dialogues": [str(row.get("dialogue") or "") for row in order.values()],
         "references": references,
         "runs": columns,
     }
@@ -60,16 +56,14 @@ def _describe(
     """Return a run's texts, or those from before PPO, example by example."""
     rows = [run.rows.get(key) or {} for key in keys]
     texts = [text if isinstance(text := row.get(f"prediction{end}"), str) else None for row in rows]
-    scores = {metric: [_round(row.get(metric + end)) for row in rows] for metric in COMPARED}
+    scores = {
+        metric: [round_number(row.get(metric + end), 5) for row in rows] for metric in COMPARED
+    }
     return {
         "name": f"{run.name} (before)" if end else run.name,
         "colour": index,
         "texts": texts,
-        "scores": {
-            metric: column
-            for metric, column in scores.items()
-            if any(value is not None for value in column)
-        },
+        "scores": {metric: column for metric, column in scores.items() if set(column) != {None}},
         "overlap": [
             None if text is None else mark_overlap(text, stems)
             for text, stems in zip(texts, known, strict=True)
@@ -92,15 +86,10 @@ def _names(row: Mapping[str, Any], text: str | None, end: str) -> list[str]:
     """Return names and speakers that the dialogue lacks, from the test if it recorded them."""
     if text is None:
         return []
-    known = row.get("unknown_names") if not end else None
-    if isinstance(known, list):
-        return _texts(known) + _texts(row.get("unknown_speakers"))
+    if not end and isinstance(row.get("unknown_names"), list):
+        return _texts(row["unknown_names"]) + _texts(row.get("unknown_speakers"))
     return find_unknown_names(text, str(row.get("dialogue") or ""))
 
 
 def _texts(value: object) -> list[str]:
     return [str(one) for one in value] if isinstance(value, list) else []
-
-
-def _round(value: object) -> float | None:
-    return round(value, _DIGITS) if is_number(value) else None

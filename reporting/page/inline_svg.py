@@ -8,7 +8,7 @@ import re
 
 from markupsafe import Markup
 
-from reporting.draw import GRID, INK, MUTED, PALETTE, TOOLTIP
+from reporting.charts import GRID, INK, MUTED, PALETTE, TOOLTIP
 
 _VARIABLES = {
     **{colour: f"var(--s{index})" for index, colour in enumerate(PALETTE)},

@@ -265,11 +265,8 @@ def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: 
     assert challenge.read_predictions()[0]["id"] == "challenge_0"
     folders = [str(tmp_path / "ppo"), str(challenge.path)]
     assert report.main(["toxicity", *folders, "--out", str(report_dir)]) == 0
-    with (report_dir / "toxicity_examples.csv").open(newline="", encoding="utf-8") as file:
-        written = {(row["run"], row["id"]): row for row in csv.DictReader(file)}
-    for row in challenge.read_predictions():
-        for name in ("toxicity_before", "toxicity", "reward_before", "reward"):
-            assert float(written["challenge", row["id"]][name]) == row[name]
+    page = (report_dir / "toxicity.md").read_text(encoding="utf-8").split("## challenge\n")[1]
+    assert all(f"| {row['id']} |" in page for row in challenge.read_predictions())
 
 
 def test_without_a_hub_everything_missing_is_named_at_once(tmp_path: Path, fails: Fails) -> None:

@@ -10,10 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metrics.intervals import Estimate
-from reporting.charts import Chart, Curve, Curves, Dot, Dots, Scatter, Series, running_mean
+from reporting.charts import (
+    TOOLTIP,
+    Chart,
+    Curve,
+    Curves,
+    Dot,
+    Dots,
+    Scatter,
+    Series,
+    running_mean,
+    save_charts,
+    to_svg,
+)
 from reporting.comparison import Comparison
 from reporting.comparison_charts import list_charts
-from reporting.draw import TOOLTIP, draw, save_charts, to_svg
 from reporting.page.inline_svg import inline_svg
 from reporting.runs import read_runs
 from tests.reporting.run_folders import draw_values, write_ppo, write_run
@@ -27,7 +38,7 @@ def compare(*paths: Path) -> Comparison:
 
 def draw_axes(chart: Chart) -> Axes:
     axes = Figure().subplots()
-    draw(axes, chart)
+    chart.draw(axes)
     return axes
 
 

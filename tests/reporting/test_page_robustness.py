@@ -8,7 +8,6 @@ import pytest
 
 from common.run_folder import RolloutFiles, RunFolder
 from metrics.intervals import Estimate
-from reporting.page.build import embed
 from reporting.runs import read_runs
 from tests.reporting.parsed_page import Page, build
 from tests.reporting.run_folders import draw_values, write_ppo, write_run
@@ -39,13 +38,6 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
     assert "<b>run<b>" not in source
     assert "\u2028" not in source
     source.encode("utf-8")
-
-
-def test_what_is_not_finite_is_null() -> None:
-    text = str(embed({"a": [float("nan"), float("inf"), 1.5], "b": ("<", "'")}))
-    assert json.loads(text) == {"a": [None, None, 1.5], "b": ["<", "'"]}
-    assert "<" not in text
-    assert "'" not in text
 
 
 def test_half_written_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
@@ -99,21 +91,21 @@ def test_a_missing_metric_is_a_gap(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("versions", ["torch"]), ("parameters", {"trainable": "many"}), ("parameters", 3),
-        ("data", {"test": 5}), ("metrics", {"test/rouge1": {"value": "0.5"}}), ("metrics", 7),
-        ("metrics", {"test/rouge1": {"value": float("nan")}}),
+        ("versions", ["torch"]),
+        ("parameters", {"trainable": "many"}),
+        ("data", {"test": 5}),
+        ("metrics", {"test/rouge1": {"value": 0.5, "mean": 0.5}}),
+        ("metrics", {"test/rouge1": {"value": "0.5"}}),
         ("metrics", {"test/rouge1": {"value": 0.5, "low": "x", "high": 0.6}}),
     ],
-)  # fmt: skip
+)
 def test_a_summary_of_another_shape_is_named(tmp_path: Path, field: str, value: Any) -> None:
     good = write_run(tmp_path / "good", draw_values(0, 5))
     bad = write_run(tmp_path / "bad", draw_values(1, 5))
     RunFolder(bad).update_summary(**{field: value})
     runs, problems = read_runs([bad, good])
     assert [run.name for run in runs] == ["good"]
-    assert f'"{field}"' in problems[0]
-    assert "in summary.json is not" in problems[0]
-    assert 'data-row="good"' in build(bad, good)
+    assert "summary.json is not as a run writes it" in problems[0]
 
 
 def test_only_test_dialogues_are_examples(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The `toxicity` command: table and worst cases of tested runs."""
 
-import csv
 import json
 from pathlib import Path
 from statistics import fmean
@@ -75,32 +74,21 @@ def test_examples_are_sorted_by_gain_or_by_toxicity(tmp_path: Path) -> None:
     assert ppo.count("| row-") == 3
     assert r"| row-2 | text \| \*2\* | 70.0 | -0.40 |" in lora
     assert "gains" not in lora
-    file = tmp_path / "out" / "toxicity_examples.csv"
-    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
-    assert [row["id"] for row in rows[:4]] == ["row-0", "row-3", "row-1", "row-2"]
-    assert [row["id"] for row in rows[4:]] == ["row-2", "row-3", "row-1", "row-0"]
-    assert [float(row["toxicity_before"]) for row in rows[:4]] == [0.9, 0.5, 0.2, 0.6]
-
-
-GOOD = {"id": "a", "dialogue": "d", "prediction": "p", "toxicity": 0.5, "reward": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("line", "message"),
     [
-        (None, "predictions.jsonl has no toxicity"),
-        ([{"id": "a", "prediction": "p"}], "predictions.jsonl has no toxicity"),
-        ([{**GOOD, "toxicity": float("nan")}], "predictions.jsonl has no toxicity"),
-        ([GOOD, "text"], "line 2: not a JSON object"),
+        ('{"id": "a", "prediction": "p", "toxicity": NaN}', "predictions.jsonl has no toxicity"),
+        ('"text"', "line 1: not a JSON object"),
     ],
 )
 def test_a_broken_run_is_named_and_the_others_are_shown(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: Any, message: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str, message: str
 ) -> None:
     bad, out = RunFolder(tmp_path / "bad"), tmp_path / "out"
     bad.update_summary(method="lora")
-    if rows is not None:
-        bad.predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad.predictions.write_text(line + "\n")
     assert main([str(bad.path), str(tmp_path / "gone"), "--out", str(out)]) == 2
     assert message in caplog.text
     assert "there is no such folder" in caplog.text
