@@ -6,20 +6,24 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM
 
-from lightning_modules.ppo import advantages as package_advantages
-from lightning_modules.ppo import kl as package_kl
-from lightning_modules.ppo import losses as package_losses
-from lightning_modules.ppo import rewards as package_rewards
+from lightning_modules import PPOPolicy
+from lightning_modules.policies.kinds import LoRAPolicy
+from lightning_modules.ppo.advantages import GAE
+from lightning_modules.ppo.config import PPOConfig
+from lightning_modules.ppo.reward_terms import FunctionReward
+from tests.batches import loader, make_batch, make_trainer, settle
 
 PATH = Path(__file__).parents[2] / "examples" / "nano_ppo.py"
 SPEC: Any = importlib.util.spec_from_file_location("nano_ppo", PATH)
@@ -34,7 +38,14 @@ ROWS = [
     {"dialogue": "#Person1#: The train leaves at six, hurry!", "summary": "They hurry."},
 ]
 SETTINGS = nano.Settings(
-    max_new_tokens=8, temperature=0.7, gamma=0.9, lam=0.8, kl_coef=0.3, clip=0.02, value_weight=0.4
+    max_new_tokens=8,
+    temperature=0.7,
+    gamma=0.9,
+    lam=0.8,
+    kl_coef=0.3,
+    clip=0.02,
+    value_weight=0.4,
+    max_grad_norm=0.1,
 )
 
 
@@ -62,10 +73,7 @@ def policy(t5: str, adapter: str) -> Any:
     """A fresh policy whose responses end early in part: one token in ten is EOS."""
     torch.manual_seed(0)
     policy = nano.load_policy(t5, adapter)
-    head = policy.model.get_base_model().lm_head
-    bias = torch.zeros(head.weight.shape[0])
-    bias[1] = 2.5
-    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    add_eos_bias(policy.model)
     return policy
 
 
@@ -80,45 +88,94 @@ def test_it_imports_nothing_of_ours() -> None:
     assert imported - sys.stdlib_module_names == {"torch", "transformers", "peft"}
 
 
-def test_a_step_is_that_of_the_package(policy: Any) -> None:
-    """Loss, gradients and metrics of a mini-batch, from the package's pure functions."""
-    move(policy.model, seed=4)  # away from the reference, so that there is a KL
-    rollout = nano.roll_out(policy, ROWS, SETTINGS)
-    mask, scores = rollout.mask, torch.tensor([1.5, -0.5, 0.25, 0.0])
+def count_letters(predictions: list[str], *_: Any) -> list[float]:
+    return [len(text) / 5 for text in predictions]
+
+
+class Keep(L.Callback):
+    """Keep the weights that a step starts from, and what it hands over."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.start = [p.detach().clone() for p in trained_weights(module)]
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+        self.step = outputs["step"]
+
+
+def trained_weights(policy: Any) -> list[Tensor]:
+    """The LoRA, by the names of its layers, and the value head."""
+    lora = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    return [p for _, p in sorted(lora, key=lambda each: each[0])] + [
+        *policy.value_head.parameters()
+    ]
+
+
+def add_eos_bias(model: Any) -> None:
+    """Make one token in ten EOS, so that responses end early in part."""
+    head = model.get_base_model().lm_head
+    bias = torch.zeros(head.weight.shape[0])
+    bias[1] = 2.5
+    head.bias = torch.nn.Parameter(bias, requires_grad=False)
+
+
+def test_a_step_is_that_of_the_package(policy: Any, t5: str, adapter: str, tmp_path: Path) -> None:
+    """PPOPolicy's own training step: rollout, advantages, losses, metrics and the update."""
+    rate = 0.1
+    module = settle(PPOPolicy(
+        backbone=t5, adapter=adapter, policy=LoRAPolicy(r=4, alpha=8), reward_model=None,
+        extra_rewards={"letters": FunctionReward(f"{__name__}.count_letters")},
+        advantage=GAE(SETTINGS.gamma, SETTINGS.lam),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=rate),
+        ppo=PPOConfig(
+            max_new_tokens=8, temperature=SETTINGS.temperature, kl_coef=SETTINGS.kl_coef,
+            clip=SETTINGS.clip, value_clip=SETTINGS.clip, value_weight=SETTINGS.value_weight,
+            max_grad_norm=SETTINGS.max_grad_norm, epochs=2, minibatch_size=100,
+        ),
+    ))  # fmt: skip
+    add_eos_bias(module.model)
+    move(module.model, seed=4)  # away from the reference, so that there is a KL
+    module.gate_passed = True
+    keep = Keep()
+    make_trainer(tmp_path, callbacks=[keep]).fit(module, loader(make_batch(t5)))
+
+    step, rollout = keep.step, keep.step.rollout
+    for own, start in zip(trained_weights(policy), keep.start, strict=True):
+        own.data.copy_(start)
+    inputs = {name: getattr(rollout.prompts, name) for name in ("input_ids", "attention_mask")}
+    prompts = {name: tensor[rollout.owner] for name, tensor in inputs.items()}
+    mask, old = rollout.mask, (rollout.logprobs, rollout.ref_logprobs, rollout.values)
     assert not mask.all() and mask[:, 0].all()
-    kl = package_kl.k1(rollout.logprobs, rollout.ref_logprobs)
+    same(nano.response_mask(rollout.responses, 1), mask)
+    with torch.no_grad():
+        logprobs, values = nano.score(policy, prompts, rollout.responses, SETTINGS.temperature)
+        with nano.as_reference(policy):
+            reference, _ = nano.score(policy, prompts, rollout.responses, SETTINGS.temperature)
+    for own, other in zip((logprobs, reference, values), old, strict=True):
+        same(own * mask, other * mask)
+    kl = logprobs - reference
     assert kl[mask].abs().max() > 1e-2
-    rewards = package_rewards.shape_rewards(scores, kl, mask, SETTINGS.kl_coef)
-    same(rewards, nano.shape_rewards(scores, kl, mask, SETTINGS.kl_coef))
-    advantages, returns = package_advantages.gae(
-        rewards, rollout.values, mask, SETTINGS.gamma, SETTINGS.lam
-    )
-    own_advantages, own_returns = nano.gae(rewards, rollout.values, mask, SETTINGS)
-    same(advantages, own_advantages)
-    same(returns, own_returns)
-    advantages = package_advantages.whiten(advantages, mask)
-    same(advantages, nano.whiten(own_advantages, mask))
+    rewards = nano.shape_rewards(step.scores, kl, mask, SETTINGS.kl_coef)
+    same(rewards, step.rewards)
+    advantages, returns = nano.gae(rewards, values, mask, SETTINGS)
+    same(returns * mask, step.returns * mask)
+    advantages = nano.whiten(advantages, mask)
+    same(advantages, step.advantages)
 
-    move(policy.model, seed=5, size=0.02)  # away from the old policy, so that ratios are clipped
-    loss, metrics = nano.ppo_loss(policy, rollout, advantages, returns, SETTINGS)
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    trained += policy.value_head.parameters()
-    gradients = torch.autograd.grad(loss, trained)
-
-    logprobs, values = nano.score(policy, *rollout[:2], SETTINGS.temperature)
-    clip, tokens = SETTINGS.clip, mask.sum()
-    terms = package_losses.policy_loss(logprobs, rollout.logprobs, advantages, mask, clip)
-    of_values = package_losses.value_loss(values, rollout.values, returns, mask, clip)
-    expected = (terms.loss + SETTINGS.value_weight * of_values) / tokens
-    assert terms.clipped > 0
-    same(loss, expected)
-    for own, other in zip(gradients, torch.autograd.grad(expected, trained), strict=True):
+    mine = nano.Rollout(prompts, rollout.responses, mask, logprobs, logprobs, reference, values)
+    optimizer = torch.optim.SGD(trained_weights(policy), lr=rate)
+    once = replace(SETTINGS, epochs=1, minibatch_size=100)
+    epochs = [nano.update(policy, optimizer, mine, advantages, returns, once) for _ in range(2)]
+    for own, other in zip(trained_weights(policy), trained_weights(module), strict=True):
         same(own, other)
-    figures = {
-        "policy_loss": terms.loss, "value_loss": of_values, "ratio": terms.ratio,
-        "approx_kl": terms.approx_kl,
+        same(own.grad, other.grad)  # of the second epoch
+    names = {
+        "policy_loss": "policy/loss", "value_loss": "val/loss", "ratio": "policy/ratio",
+        "approx_kl": "policy/approxkl",
     }  # fmt: skip
-    assert metrics == pytest.approx({n: float(x / tokens) for n, x in figures.items()}, abs=1e-5)
+    assert step.metrics["ppo/policy/clipfrac"] > 0
+    for own_name, name in names.items():
+        mean = sum(metrics[own_name] for metrics in epochs) / 2
+        assert mean == pytest.approx(float(step.metrics[f"ppo/{name}"]), abs=1e-5)
 
 
 def same(own: Tensor, other: Tensor) -> None:
@@ -148,22 +205,18 @@ def as_backbone(policy: Any) -> Any:
         yield
 
 
-def shift_mask(rollout: Any) -> Any:
-    return rollout._replace(mask=torch.roll(rollout.mask, 1, dims=1))
-
-
-def drop_eos(rollout: Any) -> Any:
-    return rollout._replace(mask=rollout.mask & (rollout.responses != 1))
-
-
-def mask_padding(rollout: Any) -> Any:
-    return rollout._replace(mask=torch.ones_like(rollout.mask))
-
-
-@pytest.mark.parametrize("change", [shift_mask, drop_eos, mask_padding])
-def test_the_gate_refuses_a_wrong_mask(policy: Any, change: Any) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rollout: torch.roll(rollout.mask, 1, dims=1),
+        lambda rollout: rollout.mask & (rollout.responses != 1),
+        lambda rollout: torch.ones_like(rollout.mask),
+    ],
+    ids=["shifted", "without EOS", "padding too"],
+)
+def test_the_gate_refuses_a_wrong_mask(policy: Any, change: Callable[[Any], Tensor]) -> None:
     with pytest.raises(RuntimeError, match=r"wrongly masked tokens +[1-9]"):
-        run_gate(policy, change)
+        run_gate(policy, lambda rollout: rollout._replace(mask=change(rollout)))
 
 
 def test_the_gate_refuses_a_reference_without_the_adapter(
@@ -201,8 +254,8 @@ def test_it_runs_and_moves_only_the_policy(
     t5: str, roberta: str, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    for name in ("train", "test"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ROWS))
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     small = partial(nano.Settings, steps=2, batch_size=4, minibatch_size=3, max_new_tokens=5)
     monkeypatch.setattr(nano, "Settings", small)
     monkeypatch.setattr(nano, "train_adapter", partial(nano.train_adapter, steps=2, size=2))
@@ -212,10 +265,12 @@ def test_it_runs_and_moves_only_the_policy(
         nano, "load_policy", lambda *a: policies.append(load_policy(*a)) or policies[-1]
     )
     for more in ([], ["--adapter", adapter]):
-        models = ["--backbone", t5, "--judge", roberta, "--data", str(tmp_path)]
+        models = ["--backbone", t5, "--judge", roberta, "--data", str(data)]
         monkeypatch.setattr(sys, "argv", ["nano_ppo.py", *models, *more])
         nano.main()
-    assert capsys.readouterr().out.count("before") == 6
+    said = capsys.readouterr()
+    assert said.out.count("gate:") == 2
+    assert "tied weights" not in said.err
     start = load_policy(t5, adapter).model.state_dict()
     end = policies[-1].model.state_dict()
     moved = {name for name, value in start.items() if not torch.equal(value, end[name])}
