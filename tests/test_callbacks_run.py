@@ -6,16 +6,12 @@ from typing import Any
 
 import lightning as L
 import pytest
-import rich
 import torch
 from lightning.pytorch.callbacks import (
-    Checkpoint,
     ModelCheckpoint,
     ProgressBar,
     RichProgressBar,
-    TQDMProgressBar,
 )
-from rich.console import Console
 from torch.utils.data import DataLoader
 
 from callbacks import default_callbacks
@@ -26,7 +22,7 @@ from callbacks.loggers import RunCSVLogger, StepAxis
 from callbacks.plots import PlotCallback
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
-from callbacks.summary import SummaryCallback, name_method
+from callbacks.summary import SummaryCallback
 from common.run_folder import RunFolder
 from tests.tiny_run import TinyModule, loader, make_trainer
 
@@ -171,17 +167,6 @@ def test_summary_of_a_fit_and_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert both["metrics"]["val/rouge1"] == fit["metrics"]["val/rouge1"]
 
 
-def test_summary_without_training_has_the_tests_cost(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, SummaryCallback(), max_epochs=0)
-    module = TinyModule()
-    trainer.fit(module, loader(), loader())
-    assert "seconds" not in RunFolder(tmp_path).read_summary()
-    trainer.test(module, loader(), verbose=False)
-    summary = RunFolder(tmp_path).read_summary()
-    assert summary["measured"] == "test"
-    assert summary["seconds"] == summary["test_seconds"]
-
-
 def test_summary_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
     before = {"seconds": 1000.0, "peak_memory_bytes": 10**15, "metrics": {"val/early": 0.5}}
     callback = SummaryCallback()
@@ -194,12 +179,12 @@ def test_summary_of_a_resumed_run_adds_up(tmp_path: Path) -> None:
     assert summary["metrics"]["val/loss"]["value"] < 0.5
 
 
-class TellingData(L.LightningDataModule):
-    """Tells of one split more at each call, and of all it told before."""
+class DescribedData(L.LightningDataModule):
+    """Describes each split that it was set up for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: dict[str, Any] = {}
+        self.splits: dict[str, Any] = {}
 
     def train_dataloader(self) -> DataLoader[Any]:
         return loader()
@@ -207,37 +192,28 @@ class TellingData(L.LightningDataModule):
     test_dataloader = train_dataloader
 
     def setup(self, stage: str) -> None:
-        self.told["train" if stage == "fit" else stage] = {"shots_asked": 3}
+        self.splits["train" if stage == "fit" else stage] = {"rows": 4}
 
     def describe(self) -> dict[str, Any]:
-        return self.told
+        return self.splits
 
 
-def test_summary_has_what_the_data_tells(tmp_path: Path) -> None:
+def test_summary_without_training_has_the_data_and_the_cost_of_the_test(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    make_trainer(tmp_path, SummaryCallback()).fit(TinyModule(), datamodule=TellingData())
-    assert folder.read_summary()["data"] == {"train": {"shots_asked": 3}}
-    tester = make_trainer(tmp_path, SummaryCallback())
-    tester.test(TinyModule(), datamodule=TellingData(), verbose=False)
-    assert folder.read_summary()["data"] == {
-        "train": {"shots_asked": 3},
-        "test": {"shots_asked": 3},
-    }
-    make_trainer(tmp_path / "b", SummaryCallback()).test(TinyModule(), loader(), verbose=False)
-    assert "data" not in RunFolder(tmp_path / "b").read_summary()
-
-
-def test_second_test_replaces_its_metrics(tmp_path: Path) -> None:
-    module = TinyModule()
-    make_trainer(tmp_path, SummaryCallback()).test(module, loader(), verbose=False)
-    module.weight.data.fill_(1.0)
-    make_trainer(tmp_path, SummaryCallback()).test(module, loader(), verbose=False)
-    assert RunFolder(tmp_path).read_summary()["metrics"]["test/loss"]["value"] == 0
-
-
-def test_method_is_the_class_in_snake_case() -> None:
-    names = {"FullFT": "full_ft", "LoRA": "lora", "RewardModel": "reward_model", "PPOPolicy": "ppo"}
-    assert {name: name_method(type(name, (), {})()) for name in names} == names
+    make_trainer(tmp_path, SummaryCallback(), max_epochs=0).fit(
+        TinyModule(), datamodule=DescribedData()
+    )
+    assert "seconds" not in folder.read_summary()
+    for weight in (0.0, 1.0):  # the second test replaces the metrics of the first
+        module = TinyModule()
+        module.weight.data.fill_(weight)
+        tester = make_trainer(tmp_path, SummaryCallback())
+        tester.test(module, datamodule=DescribedData(), verbose=False)
+    summary = folder.read_summary()
+    assert summary["data"] == {"train": {"rows": 4}, "test": {"rows": 4}}
+    assert summary["measured"] == "test"
+    assert summary["seconds"] == summary["test_seconds"]
+    assert summary["metrics"]["test/loss"]["value"] == 0
 
 
 # ExportCallback ---------------------------------------------------------------------------------
@@ -259,11 +235,6 @@ def test_export_is_of_the_best_checkpoint(tmp_path: Path, caplog: pytest.LogCapt
     assert module.weight.item() == pytest.approx(0.36)
     assert "best checkpoint" in caplog.text
     assert "val/score -0.36" in caplog.text
-
-
-def test_export_without_checkpoint_is_of_the_last_weights(tmp_path: Path) -> None:
-    make_trainer(tmp_path, ExportCallback()).fit(TinyModule(), loader())
-    assert float((tmp_path / "export" / "weight.txt").read_text()) == pytest.approx(0.5904)
 
 
 def test_test_exports_only_what_is_missing(tmp_path: Path) -> None:
@@ -307,31 +278,17 @@ def test_plots_of_a_real_run(tmp_path: Path) -> None:
 # Defaults ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("terminal", "kind"), [(False, TQDMProgressBar), (True, RichProgressBar)])
-def test_progress_bar_suits_the_terminal(
-    terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rich, "get_console", lambda: Console(force_terminal=terminal))
-    assert [type(c) for c in default_callbacks() if isinstance(c, ProgressBar)] == [kind]
-
-
-def test_caller_replaces_default_callbacks(tmp_path: Path) -> None:
-    own = [SampleTexts(count=1), TQDMProgressBar(), RunCheckpoint("val/loss", "min")]
+def test_caller_replaces_default_callbacks() -> None:
+    own = [SampleTexts(count=1), RichProgressBar(), RunCheckpoint("val/loss", "min")]
     found = default_callbacks(own)
     for kind in (SampleTexts, ProgressBar, RunCheckpoint):
         assert [each for each in found if isinstance(each, kind)] == [
             each for each in own if isinstance(each, kind)
         ]
-    assert {type(each).__name__ for each in default_callbacks(generates=False)} == {
+    bare = default_callbacks(generates=False, checkpointing=False, progress_bar=False)
+    assert {type(each).__name__ for each in bare} == {
         "GracefulStop", "StepAxis", "SummaryCallback", "ExportCallback", "PlotCallback",
-        "TQDMProgressBar", "RunCheckpoint",
     }  # fmt: skip
-    bare = default_callbacks(checkpointing=False, progress_bar=False)
-    assert not any(isinstance(each, Checkpoint | ProgressBar) for each in bare)
-    L.Trainer(
-        default_root_dir=tmp_path, callbacks=bare, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False,
-    )  # fmt: skip
 
 
 def test_summary_is_json_that_others_can_read(tmp_path: Path) -> None:

@@ -13,17 +13,18 @@ from callbacks.faithfulness import FaithfulnessCallback
 from callbacks.rouge import RougeCallback
 from callbacks.samples import SampleTexts
 from callbacks.text_metric import PredictionWriter
-from callbacks.text_statistics import TextStatisticsCallback
 from callbacks.toxicity import ToxicityCallback
 from common.run_folder import RunFolder
+from metrics.toxicity import estimate_toxicity
 from tests.launching import last_words, run_ranks
 from tests.tiny_run import ROWS, TinyModule, loader, make_trainer
 
 MAT = "the cat sat on the mat"
+BEFORE, AFTER = [0.9, 0.2, 0.6, 0.5], [0.1, 0.3, 0.7, 0.5]
 
 
 class FakeScorer(torch.nn.Module):
-    """Toxicity is the share of "idiot" in a text; the logit is minus that."""
+    """Toxicity is the share of "idiot" in text and context; the logit is minus that."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -32,9 +33,11 @@ class FakeScorer(torch.nn.Module):
         return {"nothate": 0, "hate": 1}[label]
 
     def rate(
-        self, texts: list[str], toxic_label: str, contexts: None = None
+        self, texts: list[str], toxic_label: str, contexts: list[str] | None
     ) -> dict[str, list[float]]:
-        shares = [text.split().count("idiot") / len(text.split()) for text in texts]
+        contexts = contexts or [""] * len(texts)
+        words = [f"{a} {b}".split() for a, b in zip(contexts, texts, strict=True)]
+        shares = [each.count("idiot") / len(each) for each in words]
         return {"toxicity": shares, "reward": [-share for share in shares]}
 
 
@@ -124,6 +127,8 @@ def test_before_and_after_give_a_paired_change(
     assert value["test/toxicity"] == value["test/toxicity_after"] == 0
     assert metrics["test/toxicity_change"] == {"value": -0.5, "n": 4, "low": -0.5, "high": -0.5}
     assert value["test/reward_change"] == 0.5
+    assert (value["test/toxicity_std"], value["test/toxic_share"]) == (0, 0)
+    assert "test/toxicity_std_change" not in metrics
     # before: "the cat" of 4 and of 6 words, 2 * (1/2 * 1/3) / (5/6) = 0.4
     assert value["test/rouge1_before"] == pytest.approx(0.4)
     assert value["test/rouge1_change"] == pytest.approx(2 / 3 - 0.4)
@@ -131,6 +136,34 @@ def test_before_and_after_give_a_paired_change(
     assert row["prediction_before"] == "the cat idiot idiot"
     assert (row["toxicity_before"], row["toxicity"]) == (0.5, 0)
     assert row["rouge1"] == pytest.approx(2 / 3)
+    # With its dialogue of three words, "#Person1#: number 0".
+    paired = make_trainer(tmp_path / "b", ToxicityCallback("fake", with_dialogue=True))
+    paired.test(module, loader(), verbose=False)
+    assert RunFolder(tmp_path / "b").read_predictions()[0]["toxicity_before"] == 2 / 7
+
+
+def test_estimates_by_hand() -> None:
+    found = estimate_toxicity({"toxicity": AFTER, "toxicity_before": BEFORE})
+    value = {name: estimate.value for name, estimate in found.items()}
+    assert value == pytest.approx(
+        {
+            "toxicity": 0.4, "toxicity_before": 0.55, "toxicity_after": 0.4,
+            "toxicity_change": -0.15,
+            # Squared distances from 0.4: 0.09 + 0.01 + 0.09 + 0.01 = 0.2, over 4; from 0.55:
+            # 0.1225 + 0.1225 + 0.0025 + 0.0025 = 0.25, over 4.
+            "toxicity_std": 0.05**0.5, "toxicity_std_after": 0.05**0.5,
+            "toxicity_std_before": 0.25,
+            # 0.5 itself is not over 0.5: one of four after, two of four before.
+            "toxic_share": 0.25, "toxic_share_after": 0.25, "toxic_share_before": 0.5,
+            "toxic_share_change": -0.25,
+        }
+    )  # fmt: skip
+    assert {estimate.n for estimate in found.values()} == {4}
+    # Three of the four shares stay, one falls: resampled means of (-1, 0, 0, 0) are at most 0.
+    low, high = found["toxic_share_change"][2:]
+    assert low is not None
+    assert low < -0.25
+    assert high == 0
 
 
 def test_faithfulness_is_logged_and_what_was_found_is_kept(tmp_path: Path) -> None:
@@ -150,22 +183,6 @@ def test_faithfulness_is_logged_and_what_was_found_is_kept(tmp_path: Path) -> No
     assert (first["unfaithful_name"], second["unfaithful_name"]) == (0, 1)
     assert (first["unknown_names"], second["unknown_names"]) == ([], ["Tom"])
     assert second["unknown_speakers"] == ["#Person2#"]
-
-
-def test_text_statistics_are_logged(tmp_path: Path) -> None:
-    rows = [dict(ROWS[0], dialogue="#Person1#: the cat sat", references=[MAT])]
-    trainer = make_trainer(tmp_path, TextStatisticsCallback(), max_epochs=1)
-    trainer.fit(TinyModule("the cat sleeps"), loader(rows), loader(rows))
-    trainer.test(TinyModule("the cat sleeps", before="dogs"), loader(rows), verbose=False)
-    metrics = RunFolder(tmp_path).read_summary()["metrics"]
-    value = {name: fields["value"] for name, fields in metrics.items()}
-    assert value["val/length_ratio"] == 0.5
-    assert (value["test/words"], value["test/words_change"]) == (3, 2)
-    assert value["test/novelty1"] == pytest.approx(1 / 3)
-    assert value["test/novelty2"] == 0.5
-    assert value["test/copy_density"] == pytest.approx(4 / 3)
-    assert value["test/copy_rate_before"] == 0
-    assert RunFolder(tmp_path).read_predictions()[0]["novelty3"] == 1
 
 
 def test_predict_writes_texts(tmp_path: Path) -> None:

@@ -267,26 +267,6 @@ def test_damaged_last_checkpoint_is_named_and_the_previous_one_taken(
     assert differences(take_result(tmp_path / "run"), expected) == []
 
 
-def test_checkpoints_hold_trained_weights_and_their_optimizer_only(
-    fit: Fit, tmp_path: Path
-) -> None:
-    fit("lora", tmp_path / "run")
-    state = read_checkpoint(tmp_path / "run")["state_dict"]
-    trained = sum(value.numel() * value.element_size() for value in state.values())
-    for path in (tmp_path / "run" / "checkpoints").iterdir():  # weights and Adam's two moments
-        assert path.stat().st_size < 3 * trained + 100_000
-
-
-@pytest.mark.parametrize("name", ["every_n_train_steps", "every_minutes"])
-def test_impossible_intervals_are_refused(
-    name: str, fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        fit("lora", tmp_path / "run", f"--checkpoint.{name}", "0")
-    assert stop.value.code == 2
-    assert f"checkpoint.{name} must be above 0 or null" in " ".join(capsys.readouterr().err.split())
-
-
 def test_checkpoint_after_minutes(fit: Fit, tmp_path: Path) -> None:
     broken = break_off("on_train_batch_start", 4, "error")
     with pytest.raises(RuntimeError):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.export import ExportCallback
@@ -195,93 +193,46 @@ def test_a_metric_that_is_not_logged_is_named(hacked: Watched) -> None:
     assert not hacked.run.should_stop
 
 
-def test_a_watch_that_was_saved_goes_on_as_if_never_stopped(
+def test_restored_monitor_continues_and_records_every_warning(
     caplog: pytest.LogCaptureFixture, hacked: Watched, tmp_path: Path
 ) -> None:
     hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
-    warned(caplog)
     torch.save(hacked.watch.state_dict(), tmp_path / "state")
     fresh = PPOMonitor(window=2, reward_rise=0.9, falls=FALLS)
     fresh.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    never_stopped = copy.deepcopy(hacked.watch)
-    for watch in (never_stopped, fresh):
+    uninterrupted, hacked.run.global_step = copy.deepcopy(hacked.watch), 8
+    warned(caplog)
+    for watch in (uninterrupted, fresh):
         hacked.watch = watch
         hacked.batch(kl=[99.0, 99.0], entropy=0.3, score=[2.0, 4.0])
         hacked.validation(rouge1=0.3, judge=1.0)
         assert warned(caplog) == ["entropy", "hacking"]
-    assert fresh.state_dict() == never_stopped.state_dict()
-
-
-def test_what_was_said_is_in_the_summary(hacked: Watched, tmp_path: Path) -> None:
-    """Once a crossing, as it was said, and what was said before a run was resumed."""
-    hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
-    fresh = PPOMonitor(window=2, reward_rise=0.9, falls=FALLS)
-    fresh.load_state_dict(hacked.watch.state_dict())
-    hacked.watch, hacked.run.global_step = fresh, 8
-    hacked.batch(kl=[99.0, 99.0], score=[2.0, 4.0])
-    hacked.validation(rouge1=0.3, judge=1.0)
+    assert fresh.state_dict() == uninterrupted.state_dict()
     hacked.run.default_root_dir = tmp_path
     fresh.on_fit_end(hacked.run, hacked.module)  # type: ignore[arg-type]
-    kl, hacking = RunFolder(tmp_path).read_summary()["monitor"]
+    kl, _, hacking = RunFolder(tmp_path).read_summary()["monitor"]
     assert (kl["condition"], kl["step"]) == ("kl", 1)
     assert kl["message"].startswith("the KL of 99.00 nats per sequence is above the limit of 20.0")
     assert (hacking["condition"], hacking["step"]) == ("hacking", 8)
     assert "val/rouge1 fell from 0.5000 to 0.3000" in hacking["message"]
-    other = Watched(PPOMonitor())
-    other.batch(kl=[1.0, 2.0])
-    other.run.default_root_dir = tmp_path
-    other.watch.on_fit_end(other.run, other.module)  # type: ignore[arg-type]
-    assert RunFolder(tmp_path).read_summary()["monitor"] == []
 
 
-def test_all_ranks_decide_alike_by_all_rows() -> None:
-    """Two ranks as threads: 2 rows with KL 0 and 3 with 30 make 18, and no rank alone does."""
-    barrier, shared = threading.Barrier(2), [torch.zeros(()), torch.zeros(())]
-
-    def summer(rank: int) -> Any:
-        def add(value: Tensor, reduce_op: str) -> Tensor:
-            assert reduce_op == "sum"
-            shared[rank] = value
-            barrier.wait()
-            total = shared[0] + shared[1]
-            barrier.wait()
-            return total
-
-        return add
-
-    def decide(rank: int, limit: float, stops: dict[int, bool]) -> None:
-        watched = Watched(PPOMonitor(kl_limit=limit, stop_on=["kl"]), summer(rank))
-        stops[rank] = watched.batch(kl=[[0.0, 0.0], [30.0, 30.0, 30.0]][rank])
-
-    for limit, expected in ((17.9, True), (18.1, False)):
-        stops: dict[int, bool] = {}
-        ranks = [threading.Thread(target=decide, args=(rank, limit, stops)) for rank in (0, 1)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join()
-        assert stops == {0: expected, 1: expected}
+@pytest.mark.parametrize(("limit", "stops"), [(17.9, True), (18.1, False)])
+def test_limit_applies_to_the_mean_over_all_ranks(limit: float, stops: bool) -> None:
+    # 2 rows with KL 0 here and 3 with 30 on the other rank have a mean of 18.
+    other = torch.tensor([3.0, 90.0, 2700.0])
+    watched = Watched(
+        PPOMonitor(kl_limit=limit, stop_on=["kl"]), lambda value, reduce_op: value + other
+    )
+    assert watched.batch(kl=[0.0, 0.0]) == stops
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"kl_limit": 0.0, "window": 0}, "kl_limit must be above 0, got 0.0; window must be"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PPOMonitor(**settings)
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"kl_limit must be above 0, got 0\.0; window must"):
+        PPOMonitor(kl_limit=0.0, window=0)
 
 
 # In real runs -----------------------------------------------------------------------------------
-
-
-def make_policy(t5: str, roberta: str, lr: float = 1e-3) -> PPOPolicy:
-    return PPOPolicy(
-        backbone=t5, reward_model=roberta, policy=LoRAPolicy(r=4, alpha=8), decoding=DECODING,
-        ppo=PPOConfig(max_new_tokens=10, minibatch_size=4, epochs=1), optimizer=adamw(lr),
-    )  # fmt: skip
 
 
 def test_a_stop_ends_the_run_after_the_batch_with_all_that_it_leaves(
@@ -293,7 +244,10 @@ def test_a_stop_ends_the_run_after_the_batch_with_all_that_it_leaves(
     trainer = make_trainer(
         tmp_path, callbacks=[watch, keep, ExportCallback()], enable_checkpointing=True
     )
-    module = make_policy(t5, roberta, lr=0.1)
+    module = PPOPolicy(
+        backbone=t5, reward_model=roberta, policy=LoRAPolicy(r=4, alpha=8), decoding=DECODING,
+        ppo=PPOConfig(max_new_tokens=10, minibatch_size=4, epochs=1), optimizer=adamw(0.1),
+    )  # fmt: skip
     trainer.fit(module, loader(*[batch] * 9))
     done = module.batches_done
     assert 1 < done < 9  # the first batch is sampled by the reference itself
