@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import transformers as hf
 
-from tests.backbones.models import VOCABULARY, make_tokenizer
+from tests.models import BYTES, byte_tokenizer
 
 COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2,
-    "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+    "vocab_size": 3 + len(BYTES), "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128,
+    "initializer_range": 0.2, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
 }  # fmt: skip
 
 
@@ -49,13 +49,24 @@ DECODERS: dict[str, Callable[[], Any]] = {
 """Positions learned, rotary, partly rotary and by distance; windows; a memory of another kind."""
 
 
+CHAT = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant\n"
+
+
+def make_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token a byte, with a BOS that the tokenizer puts before every text."""
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=byte_tokenizer(["<pad>", "</s>", "<s>"], "<s> $A"), pad_token="<pad>",
+        eos_token="</s>", bos_token="<s>", chat_template=CHAT,
+    )  # fmt: skip
+
+
 def build(name: str) -> tuple[Any, hf.PreTrainedTokenizerFast]:
     torch.manual_seed(0)
     model = DECODERS[name]()
     torch.manual_seed(1)
     for parameter in model.parameters():  # biases and norms that are not 0 and 1
         parameter.data += 0.05 * torch.randn_like(parameter)
-    return model, make_tokenizer(0, 1)
+    return model, make_tokenizer()
 
 
 def save(name: str, folder: Path) -> str:
