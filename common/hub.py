@@ -125,11 +125,24 @@ def load_tokenizer(name: str, kind: Kind = "seq2seq") -> "PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(resolve_model(name, kind), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_model(name, kind), trust_remote_code=False
+        )
     except OSError:
         raise
     except Exception as error:  # a damaged file raises anything, Rust's plain Exception included
         raise ValueError(f"cannot read the tokenizer of {name} ({error!r})") from error
+    if tokenizer.pad_token_id is None:  # many decoder-only models have none; padding is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def is_decoder_only(name: str) -> bool:
+    """Return whether a language model writes its responses into the row of their prompt."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False)
+    return not config.is_encoder_decoder
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from common.hub import load_tokenizer, resolve_model
+from common.hub import is_decoder_only, load_tokenizer, resolve_model
 from datamodules import sources
 from datamodules.batching import STAGES, Collator, Example, ResumableDataModule
 from datamodules.encoding import Encoded, Encoder
@@ -31,6 +31,7 @@ class DialogSumDataModule(ResumableDataModule):
             split only.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         prompt: The words around the dialogue.
+        chat_template: Put prompts into the tokenizer's chat template, as a user's message.
         shots: Examples from the train split before each question, as many as fit.
         examples: How they are chosen; None is ``RandomExamples``.
         batch_size: Rows per training batch and rank.
@@ -57,6 +58,7 @@ class DialogSumDataModule(ResumableDataModule):
         source: str,
         tokenizer: str,
         prompt: PromptStyle = Instruction(),  # noqa: B008 - styles are immutable
+        chat_template: bool = False,
         shots: int = 0,
         examples: ExampleSelector | None = None,
         batch_size: int = 8,
@@ -78,6 +80,7 @@ class DialogSumDataModule(ResumableDataModule):
         self.source = source
         self.tokenizer_name = tokenizer
         self.prompt = prompt
+        self.chat_template = chat_template
         self.shots = shots
         self.examples = examples
         self.batch_size = batch_size
@@ -188,6 +191,7 @@ class DialogSumDataModule(ResumableDataModule):
             self._encoder = Encoder(
                 self.tokenizer, self.prompt, self._selector.pool, self.max_source_length,
                 self.max_target_length, self._selector.best_last,
+                is_decoder_only(self.tokenizer_name), self.chat_template,
             )  # fmt: skip
         return self._encoder
 

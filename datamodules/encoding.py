@@ -43,6 +43,9 @@ class Encoder:
         max_source_length: Maximum number of tokens of a prompt, EOS included.
         max_target_length: Maximum number of tokens of a response, EOS included.
         best_last: Whether the best example comes last, next to the question, or first.
+        continues: Whether responses continue the row of their prompt (decoder-only models). Then
+            prompts do not end in EOS, and responses start with the prompt style's ``answer``.
+        chat_template: Put prompts into the tokenizer's chat template, as a user's message.
 
     Raises:
         ValueError: If the tokenizer is unsuitable, or the instruction too long for any dialogue.
@@ -56,6 +59,8 @@ class Encoder:
         max_source_length: int,
         max_target_length: int,
         best_last: bool = False,
+        continues: bool = False,
+        chat_template: bool = False,
     ) -> None:
         if not tokenizer.is_fast or None in (tokenizer.eos_token_id, tokenizer.pad_token_id):
             raise ValueError(
@@ -68,7 +73,11 @@ class Encoder:
         self.max_source_length = max_source_length
         self.max_target_length = max_target_length
         self.best_last = best_last
-        needed = len(self.encode_prompts([prompt.wrap("")])[0])
+        self.continues = continues
+        self.answer = "" if chat_template else prompt.answer
+        self.adds_special = not chat_template  # which has the special tokens already
+        self.before, self.after = split_chat(tokenizer) if chat_template else ("", "")
+        needed = len(self.encode_prompts([self.frame(prompt.wrap(""))])[0])
         if needed >= max_source_length:
             raise ValueError(
                 f"data: the instruction of {type(prompt).__name__} takes {needed} tokens and "
@@ -103,7 +112,12 @@ class Encoder:
     def ask(self, row: Row, shown: Sequence[int]) -> str:
         """Return a prompt: examples (positions, best first), and the question."""
         blocks = [self.blocks[position] for position in shown]
-        return "".join(blocks[:: -1 if self.best_last else 1]) + self.prompt.wrap(row.dialogue)
+        examples = "".join(blocks[:: -1 if self.best_last else 1])
+        return self.frame(examples + self.prompt.wrap(row.dialogue))
+
+    def frame(self, text: str) -> str:
+        """Put a prompt into the chat template, if there is one."""
+        return f"{self.before}{text}{self.after}"
 
     def fit_prompt(self, row: Row, wanted: Sequence[int]) -> tuple[list[int], int, bool]:
         """Shorten a prompt that is too long with all of its examples.
@@ -125,18 +139,26 @@ class Encoder:
         """Tokenize prompts without truncation, special tokens included."""
         if not texts:
             return []
-        return self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        encoding = self.tokenizer(list(texts), verbose=False, add_special_tokens=self.adds_special)
+        return [self.leave_open(ids) for ids in encoding["input_ids"]]
+
+    def leave_open(self, ids: list[int]) -> list[int]:
+        """Remove a prompt's EOS if the response continues its row."""
+        ends = self.continues and ids[-1:] == [self.tokenizer.eos_token_id]
+        return ids[:-1] if ends else ids
 
     def truncate(self, dialogue: str) -> list[int]:
         """Return the tokens of a prompt with its dialogue truncated until it fits."""
-        begin = len(self.prompt.prefix)
+        begin = len(self.before + self.prompt.prefix)
         while True:
             encoding = self.tokenizer(
-                self.prompt.wrap(dialogue), return_offsets_mapping=True, verbose=False
-            )
-            excess = len(encoding["input_ids"]) - self.max_source_length
+                self.frame(self.prompt.wrap(dialogue)), verbose=False, return_offsets_mapping=True,
+                add_special_tokens=self.adds_special,
+            )  # fmt: skip
+            ids = self.leave_open(encoding["input_ids"])
+            excess = len(ids) - self.max_source_length
             if excess <= 0:
-                return encoding["input_ids"]
+                return ids
             # Special tokens are empty; a token across the border belongs to the instruction.
             inside = [
                 first - begin
@@ -150,9 +172,31 @@ class Encoder:
         if not texts:
             return []
         eos = self.tokenizer.eos_token_id
-        encoding = self.tokenizer(text_target=list(texts), truncation=False, verbose=False)
+        given: dict[str, Any] = {"text_target": list(texts)}
+        if self.continues:
+            given = {"text": [self.answer + text for text in texts], "add_special_tokens": False}
+        encoding = self.tokenizer(**given, truncation=False, verbose=False)
         bodies = [ids[:-1] if ids[-1:] == [eos] else ids for ids in encoding["input_ids"]]
         return [np.array([*ids[: self.max_target_length - 1], eos], np.int32) for ids in bodies]
+
+
+def split_chat(tokenizer: Any) -> tuple[str, str]:
+    """Return what a chat template puts before a user's message, and after it for the answer.
+
+    Raises:
+        ValueError: If the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"data.chat_template: the tokenizer of {tokenizer.name_or_path!r} has no chat "
+            "template; leave the setting out"
+        )
+    mark = "[message]"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+    )
+    before, _, after = text.partition(mark)
+    return before, after
 
 
 def encode_texts(
@@ -171,6 +215,5 @@ def encode_texts(
         The classifier's inputs, int64 [B, L] each.
     """
     pairs = [list(texts)] if contexts is None else [list(contexts), list(texts)]
-    return dict(
-        tokenizer(*pairs, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-    )
+    settings = {"truncation": True, "max_length": max_length, "return_tensors": "pt"}
+    return dict(tokenizer(*pairs, padding=True, padding_side="right", **settings))

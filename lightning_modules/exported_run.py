@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Generate = Callable[[Sequence[Row], Sequence[int]], list[str]]
 """Generates one text for each row; the integers are the seed of the sampling."""
 
-_DATA = ("prompt", "shots", "max_source_length")
+_DATA = ("prompt", "chat_template", "shots", "max_source_length")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def read_exported_run(
 
     Args:
         path: A run folder, its export, or a model in Hugging Face or PEFT format.
-        given: ``prompt``, ``shots``, ``max_source_length``, ``batch_size``, ``precision`` and
-            fields of `Decoding`; None keeps the run's own.
+        given: ``prompt``, ``chat_template``, ``shots``, ``max_source_length``, ``batch_size``,
+            ``precision`` and fields of `Decoding`; None keeps the run's own.
         backbone: Where an adapter's backbone is now, if it has moved.
 
     Raises:
@@ -121,7 +121,8 @@ def read_exported_run(
     size = given.get("batch_size") or data.get("eval_batch_size") or data.get("batch_size") or 8
     data |= {name: given[name] for name in _DATA if name in given}
     if not data.get("shots"):
-        data = {name: data[name] for name in ("prompt", "max_source_length") if data.get(name)}
+        kept = ("prompt", "chat_template", "max_source_length")
+        data = {name: data[name] for name in kept if data.get(name)}
     return ExportedRun(export, backbone, data, decoding, given.get("precision") or precision, size)
 
 

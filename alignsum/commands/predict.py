@@ -28,6 +28,7 @@ log = logging.getLogger("predict")
 
 GIVEN: dict[str, tuple[object, str]] = {
     "prompt": (str | dict, "prompt style, such as Flan"),
+    "chat_template": (bool, "put prompts into the model's chat template"),
     "shots": (int, "examples from the run's train split"),
     "max_source_length": (int, "maximum tokens of a prompt"),
     "batch_size": (int, "dialogues in one pass"),

@@ -49,7 +49,10 @@ DECODERS: dict[str, Callable[[], Any]] = {
 """Positions learned, rotary, partly rotary and by distance; windows; a memory of another kind."""
 
 
-CHAT = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}<s>assistant\n"
+CHAT = (
+    "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>' }}{% endfor %}"
+    "{{ '<s>assistant\n' }}"
+)
 
 
 def make_tokenizer() -> hf.PreTrainedTokenizerFast:
