@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from datamodules.reading import ColumnNames, Row, Split, group
-from datamodules.sources import open_source
+from datamodules.reading import Row, Split
+from datamodules.splits import DialogueReader
 
 FOLDER = Path(
     os.environ.get("DIALOGSUM_DIR", Path(__file__).parents[2] / "shared" / "data" / "dialogsum")
@@ -12,9 +12,9 @@ FOLDER = Path(
 
 
 def read_dialogsum(split: Split) -> list[Row]:
-    """Read a split, one row per dialogue.
+    """Read a split.
 
     Raises:
         DataError: There is no DialogSum in the folder that DIALOGSUM_DIR names.
     """
-    return group(open_source(str(FOLDER)).read(split, ColumnNames(), "stop"))
+    return DialogueReader(str(FOLDER)).read(split)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from common.jsonl import append, describe_bad_rows, open_to_append, sync, to_lines
+from common.jsonl import append, open_to_append, sync, to_lines
 from datamodules import rankings
 from datamodules.rankings import Answer, parse_answer
 
@@ -28,10 +28,8 @@ def read_answers(path: Path) -> list[Answer]:
     """
     if not path.is_file():
         raise ValueError(f"answers: there is no file {str(path)!r}")
-    found = rankings.read_answers(path)
-    if found.problems:
-        raise ValueError(f"answers: {describe_bad_rows(found.problems, len(found.problems))}")
-    return list({(answer.annotator, answer.id): answer for answer in found.answers}.values())
+    answers = rankings.read_answers(path)
+    return list({(answer.annotator, answer.id): answer for answer in answers}.values())
 
 
 class AnswerFile:

@@ -174,7 +174,7 @@ def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"]
             else:
                 problems.append(f"{input}, task {number}: {found}")
     if problems:
-        message = describe_bad_rows(problems, len(problems))
+        message = describe_bad_rows(problems)
         if on_bad_row == "stop":
             raise ValueError(f"input: {message}\nLeave them out with --on_bad_row skip")
         log.warning("Skipped %s", message)

@@ -56,7 +56,7 @@ def read_samples(path: Path) -> list[Sample]:
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if problems:
-        raise ValueError(f"samples: {describe_bad_rows(problems, len(problems))}")
+        raise ValueError(f"samples: {describe_bad_rows(problems)}")
     if not samples:
         raise ValueError(f"samples: {path} is empty")
     return list(samples.values())

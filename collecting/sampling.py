@@ -17,14 +17,11 @@ from datamodules.reading import (
     Row,
     Split,
     group,
-    parse_dialogue,
-    parse_known_references,
-    parse_records,
+    parse_rows,
     read_records,
-    refuse_bad_rows,
     with_unique_ids,
 )
-from datamodules.splits import SplitReader
+from datamodules.splits import DialogueReader
 from lightning_modules.exported_run import (
     ExportedRun,
     Generate,
@@ -72,21 +69,15 @@ def read_rows(source: str, split: Split | None, max_rows: int | None) -> list[Ro
         DataError: If there are none, or one is bad.
         ValueError: If a split of a file is asked for.
     """
-    path, columns = expand(source), ColumnNames()
+    path = expand(source)
     if path.is_file():
         if split is not None:
             raise ValueError(f"split: {source} is a file, all of which is used")
-
-        def parse(record: Mapping[str, Any], number: int) -> Row:
-            name, dialogue = parse_dialogue(record, str(number), columns)
-            return Row(name, dialogue, parse_known_references(record, columns))
-
-        rows, problems = parse_records(read_records(path), str(path), parse, {})
-        refuse_bad_rows(problems, "stop")
+        rows = parse_rows(
+            read_records(path), str(path), ColumnNames(), needs_summary=False, remedy="Correct them"
+        )
     else:
-        rows = SplitReader(source, columns, "stop", holdout=0.1).read(split or "train")
-    if not rows:
-        raise ValueError(f"input: {source} has no dialogues")
+        rows = DialogueReader(source).read(split or "train")
     return with_unique_ids(group(rows))[:max_rows]
 
 

@@ -38,16 +38,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Record]]:
             yield number, record if is_object else "not a JSON object with columns"
 
 
-def describe_bad_rows(problems: Sequence[str], total: int) -> str:
-    """Count bad rows and show the first ``SHOWN_PROBLEMS``.
-
-    Args:
-        problems: Descriptions of at least the first ``SHOWN_PROBLEMS`` rows.
-        total: Number of bad rows.
-    """
+def describe_bad_rows(problems: Sequence[str]) -> str:
+    """Count bad rows and show the first ``SHOWN_PROBLEMS`` of their descriptions."""
     shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
-    more = total - SHOWN_PROBLEMS
-    return f"{total} bad row(s):\n{shown}" + (f"\n  ... and {more} more" * (more > 0))
+    more = len(problems) - SHOWN_PROBLEMS
+    return f"{len(problems)} bad row(s):\n{shown}" + f"\n  ... and {more} more" * (more > 0)
 
 
 def to_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -1,15 +1,16 @@
 """What the datamodules of classifiers and reward models have in common."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.hub import load_tokenizer
+from datamodules import sources
 from datamodules.batching import STAGES, ResumableDataModule
 from datamodules.encoding import encode_texts
-from datamodules.reading import Split
+from datamodules.reading import OnBadRow, Split
 
 
 class ClassifierDataModule(ResumableDataModule):
@@ -19,28 +20,47 @@ class ClassifierDataModule(ResumableDataModule):
     batches (:meth:`collate`).
 
     Args:
+        source: Where the rows come from; see the subclass.
         tokenizer: The classifier's tokenizer: hub id, folder, or ``mini``.
         batch_size: Rows per batch and rank.
-        max_length: Maximum number of input tokens.
+        max_length: Maximum number of input tokens; longer inputs are truncated.
+        on_bad_row: Stop at unusable rows, or skip and count them.
         seed: Seed of the order of the batches.
 
     Raises:
         ValueError: If a setting is out of range.
     """
 
-    def __init__(self, tokenizer: str, batch_size: int, max_length: int, seed: int) -> None:
+    kind: ClassVar[sources.Kind]
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: str,
+        batch_size: int = 16,
+        max_length: int = 128,
+        on_bad_row: OnBadRow = "stop",
+        seed: int = 42,
+    ) -> None:
         super().__init__()
         if batch_size < 1 or max_length < 3:
             raise ValueError(
                 "data: batch_size must be at least 1 and max_length at least 3, "
                 f"got {batch_size} and {max_length}"
             )
+        self.source = source
         self.tokenizer_name = tokenizer
         self.batch_size = batch_size
         self.max_length = max_length
+        self.on_bad_row = on_bad_row
         self.seed = seed
         self.tokenizer: Any = None
         self.splits: dict[Split, list[Any]] = {}
+
+    @classmethod
+    def find_problems(cls, init_args: Any) -> list[str]:
+        """Return why the source cannot be used, before anything is loaded."""
+        return sources.find_problems(init_args.source, cls.kind)
 
     def read_splits(self, splits: Sequence[Split]) -> None:
         """Read the rows of some splits into ``self.splits``."""
@@ -77,7 +97,7 @@ class ClassifierDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of similar lengths."""
-        return self._loader("train", shuffle=True)
+        return self._loader("train")
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return batches of the validation rows, longest first."""
@@ -87,9 +107,10 @@ class ClassifierDataModule(ResumableDataModule):
         """Return batches of the test rows, longest first."""
         return self._loader("test")
 
-    def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(self, split: Split) -> DataLoader[Any]:
         rows = self.splits[split]
         lengths = [self.length(row) for row in rows]
+        shuffle = split == "train"
         return self.length_loader(
             rows, lengths, self.batch_size, self.seed, shuffle, collate_fn=self.collate
         )

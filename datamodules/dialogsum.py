@@ -14,7 +14,7 @@ from datamodules.encoding import Encoded, Encoder
 from datamodules.few_shot import ExampleSelector, RandomExamples
 from datamodules.prompts import Instruction, PromptStyle
 from datamodules.reading import ColumnNames, DataError, OnBadRow, Row, Split
-from datamodules.splits import SplitReader, check_holdout
+from datamodules.splits import DialogueReader
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ class DialogSumDataModule(ResumableDataModule):
         max_test_rows: Use only the first test rows.
         min_dialogue_chars: Train only on dialogues of at least this many characters.
         max_dialogue_chars: Train only on dialogues of at most this many characters.
-        holdout: Share of the dialogues that are held out for a missing split.
         columns: Names of the source's columns.
         on_bad_row: Stop at unusable rows, or skip and count them.
         seed: Seed of the examples and of the order of the batches.
@@ -70,7 +69,6 @@ class DialogSumDataModule(ResumableDataModule):
         max_test_rows: int | None = None,
         min_dialogue_chars: int = 0,
         max_dialogue_chars: int | None = None,
-        holdout: float = 0.1,
         columns: ColumnNames = ColumnNames(),  # noqa: B008 - frozen
         on_bad_row: OnBadRow = "stop",
         seed: int = 42,
@@ -94,7 +92,7 @@ class DialogSumDataModule(ResumableDataModule):
         }
         self.min_dialogue_chars = min_dialogue_chars
         self.max_dialogue_chars = max_dialogue_chars
-        self.reader = SplitReader(source, columns, on_bad_row, holdout)
+        self.reader = DialogueReader(source, columns, on_bad_row)
         self.seed = seed
         self.num_workers = num_workers
         self._selector = examples or RandomExamples()
@@ -121,7 +119,6 @@ class DialogSumDataModule(ResumableDataModule):
             for name, (value, low) in least.items()
             if value is not None and value < low
         ]
-        problems += check_holdout(self.reader.holdout)
         if self.examples is not None and self.shots == 0:
             name = type(self.examples).__name__
             problems.append(f"examples {name} has no effect if shots is 0; set shots, or null")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import sources
 from datamodules.batching import STAGES, pad
-from datamodules.consensus import Consensus, Ranking, RankingReader
+from datamodules.consensus import Ranking, RankingReader
 from datamodules.dialogsum import DialogSumDataModule
 from datamodules.preferences import stack_pairs
 from datamodules.reading import OnBadRow, Row, Split
@@ -53,9 +53,7 @@ class DPODataModule(DialogSumDataModule):
         source: Rankings or pairs, as for :class:`PreferenceDataModule`.
         tokenizer: The backbone's tokenizer: hub id, folder, or ``mini``.
         dialogues: Source of the dialogues to summarize, as for :class:`DialogSumDataModule`.
-        consensus: How the answers of several annotators are combined.
         batch_size: Dialogues per training batch and rank, each with all of its completions.
-        holdout: Share of the dialogues of a single file for validation, and for testing.
         on_bad_row: Stop at unusable lines, or skip and count them.
         **settings: See :class:`DialogSumDataModule`. Use the prompt ``Plain`` for pairs whose
             prompt already contains the instruction.
@@ -69,9 +67,7 @@ class DPODataModule(DialogSumDataModule):
         source: str,
         tokenizer: str,
         dialogues: str,
-        consensus: Consensus = "mean_rank",
         batch_size: int = 16,
-        holdout: float = 0.1,
         on_bad_row: OnBadRow = "stop",
         **settings: Any,
     ) -> None:
@@ -79,11 +75,10 @@ class DPODataModule(DialogSumDataModule):
             source=dialogues,
             tokenizer=tokenizer,
             batch_size=batch_size,
-            holdout=holdout,
             on_bad_row=on_bad_row,
             **settings,
         )
-        self.rankings = RankingReader(source, consensus, on_bad_row, holdout)
+        self.rankings = RankingReader(source, on_bad_row)
         self.splits: dict[Split, list[Ranking]] = {}
 
     @staticmethod
@@ -103,9 +98,10 @@ class DPODataModule(DialogSumDataModule):
         """
         super().setup("validate" if stage == "fit" else stage)
         splits = () if stage == "predict" else STAGES[stage]  # predicting needs no pairs
-        for split, found in self.rankings.read(splits).items():
-            self.splits[split] = found.rankings
-            self._descriptions[f"{split}_pairs"] = found.description
+        for split in splits:
+            if split not in self.splits:
+                found = self.rankings.read_rankings(split)
+                self.splits[split], self._descriptions[f"{split}_pairs"] = found
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of pairs."""

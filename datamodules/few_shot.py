@@ -91,22 +91,14 @@ class ExampleSelector(ABC):
 
 
 class RandomExamples(ExampleSelector):
-    """Randomly drawn rows, the same for every question.
-
-    Args:
-        seed: Seed of the draw; None is the datamodule's seed.
-    """
+    """Rows drawn by the seed, the same for every question."""
 
     shared = True
 
-    def __init__(self, seed: int | None = None) -> None:
-        super().__init__()
-        self.seed = seed
-
     def choose_pool(self, rows: list[Row], seed: int) -> list[Row]:
         """Draw as many rows as requested."""
-        generator = np.random.default_rng(seed if self.seed is None else self.seed)
-        return [rows[i] for i in generator.choice(len(rows), self.shots, replace=False)]
+        drawn = np.random.default_rng(seed).choice(len(rows), self.shots, replace=False)
+        return [rows[i] for i in drawn]
 
     def rank(self, questions: Sequence[Row]) -> Sequence[Sequence[int]]:
         """Rank the pool in the order in which it was drawn."""

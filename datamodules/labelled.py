@@ -2,24 +2,21 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from datamodules import sources
 from datamodules.base import ClassifierDataModule
 from datamodules.reading import (
     DataError,
-    OnBadRow,
     Split,
     parse_records,
-    read_records,
-    refuse_bad_rows,
+    require_columns,
     take_text,
 )
-from datamodules.splits import check_holdout, split_by_hash
+from datamodules.sources import Source
+from datamodules.splits import SplitReader
 
 
 class LabelledText(NamedTuple):
@@ -48,26 +45,53 @@ class LabelledBatch(TypedDict):
     texts: list[str]
 
 
+class _Reader(SplitReader[tuple[str, int]]):
+    """Reads texts with the numbers of their labels."""
+
+    kind = "labelled"
+    labels: Sequence[str]
+    columns: tuple[str, str]
+    """Names of the columns with the text and with the label."""
+
+    def parse(self, source: Source, split: Split) -> list[tuple[str, int]]:
+        options = dict(
+            zip(self.columns, ("--data.text_column", "--data.label_column"), strict=True)
+        )
+        return parse_records(*source.read(split), self.parse_record, self.on_bad_row, options)
+
+    def parse_record(self, record: Mapping[str, Any]) -> tuple[str, int]:
+        require_columns(record, *self.columns)
+        text, label = take_text(record, self.columns[0]), str(record[self.columns[1]])
+        numbers = {name: number for number, name in enumerate(self.labels)}
+        numbers |= {
+            str(number): number for number in numbers.values() if str(number) not in numbers
+        }
+        if label not in numbers:
+            raise DataError(f"label {label!r} is not one of {', '.join(numbers)}")
+        return text, numbers[label]
+
+    def key(self, row: tuple[str, int]) -> str:
+        return row[0]
+
+
 class LabelledTextDataModule(ClassifierDataModule):
-    """Texts labelled by people, or the miniature's.
+    """Texts labeled by people, or the miniature's.
 
     Args:
         source: ``mini``; a folder with ``{train,validation,test}.{jsonl,csv}``; or one file, which
-            is split by text. Rows have a text and a label.
+            is split by text. Rows have a text and a label, by name or by number from 0.
         tokenizer: The classifier's tokenizer: hub id, folder, or ``mini``.
         labels: The labels in the order of the classifier's outputs; the command line sets them to
             the model's.
         text_column: Name of the column with the text.
         label_column: Name of the column with the label.
-        batch_size: Texts per batch and rank.
-        max_length: Maximum number of tokens; longer texts are truncated.
-        holdout: Share of the texts of a single file for validation, and for testing.
-        on_bad_row: Stop at unusable rows, or skip and count them.
-        seed: Seed of the order of the batches.
+        **settings: See :class:`ClassifierDataModule`.
 
     Raises:
         ValueError: If a setting is out of range.
     """
+
+    kind = "labelled"
 
     def __init__(
         self,
@@ -76,26 +100,13 @@ class LabelledTextDataModule(ClassifierDataModule):
         labels: Sequence[str] = ("nothate", "hate"),
         text_column: str = "text",
         label_column: str = "label",
-        batch_size: int = 32,
-        max_length: int = 128,
-        holdout: float = 0.1,
-        on_bad_row: OnBadRow = "stop",
-        seed: int = 42,
+        **settings: Any,
     ) -> None:
-        super().__init__(tokenizer, batch_size, max_length, seed)
-        if problems := check_holdout(holdout):
-            raise ValueError("data: " + "; ".join(problems))
-        self.source = source
+        super().__init__(source, tokenizer, **settings)
         self.labels = list(labels)
-        self.text_column = text_column
-        self.label_column = label_column
-        self.holdout = holdout
-        self.on_bad_row = on_bad_row
-
-    @classmethod
-    def find_problems(cls, init_args: Any) -> list[str]:
-        """Return why the source cannot be used, before anything is loaded."""
-        return sources.find_problems(init_args.source, "labelled")
+        self.reader = _Reader(source, self.on_bad_row)
+        self.reader.labels = self.labels
+        self.reader.columns = text_column, label_column
 
     def setup(self, stage: str) -> None:
         """Read the texts that a stage needs.
@@ -119,43 +130,20 @@ class LabelledTextDataModule(ClassifierDataModule):
         Raises:
             DataError: If they are missing or unusable.
         """
-        source = sources.open_local(self.source, "labelled")
-        files = source.find(splits)
-        rows: dict[Path, list[tuple[str, int]]] = {}
-        problems: list[str] = []
-        options = {self.text_column: "--data.text_column", self.label_column: "--data.label_column"}
-        for path in dict.fromkeys(files.values()):
-            rows[path], bad = parse_records(read_records(path), str(path), self._parse, options)
-            problems += bad
-        refuse_bad_rows(problems, self.on_bad_row)
-        for split, path in files.items():
-            texts = rows[path]
-            if source.is_single_file:
-                chosen = split_by_hash((text for text, _ in texts), self.holdout)
-                texts = [row for row in texts if chosen[row[0]] == split]
-            if not texts:
-                raise DataError(f"data: {self.source} has no labelled text for {split}")
-            self.splits[split] = [LabelledText(i, *row) for i, row in enumerate(texts)]
-
-    def _parse(self, record: Mapping[str, Any], number: int) -> tuple[str, int]:
-        text, label = take_text(record, self.text_column), take_text(record, self.label_column)
-        if label not in self.labels:
-            raise DataError(f"label {label!r} is not one of {', '.join(self.labels)}")
-        return text, self.labels.index(label)
+        for split in splits:
+            rows = self.reader.read(split)
+            if not rows:
+                raise DataError(f"data: {self.source} has no labeled text for {split}")
+            self.splits[split] = [LabelledText(i, *row) for i, row in enumerate(rows)]
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Count the labels of each split that was read, for the run's summary."""
-        counts = {
-            str(split): Counter(text.label for text in texts)
-            for split, texts in self.splits.items()
-        }
-        return {
-            split: {
-                "rows": count.total(),
-                "labels": {name: count[number] for number, name in enumerate(self.labels)},
-            }
-            for split, count in counts.items()
-        }
+        described = {}
+        for split, texts in self.splits.items():
+            count = Counter(self.labels[text.label] for text in texts)
+            labels = {label: count[label] for label in self.labels}
+            described[str(split)] = {"rows": len(texts), "labels": labels}
+        return described
 
     def length(self, row: LabelledText) -> int:
         """Return the number of characters of a text."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from datamodules import sources
 from datamodules.base import ClassifierDataModule
-from datamodules.consensus import Consensus, Ranking, RankingReader
-from datamodules.reading import OnBadRow, Split
-from datamodules.splits import SplitReader
+from datamodules.consensus import Ranking, RankingReader
+from datamodules.reading import Split
+from datamodules.splits import DialogueReader
 
 
 class Format(NamedTuple):
@@ -55,44 +55,35 @@ class PreferenceDataModule(ClassifierDataModule):
         source: ``mini``; a folder with ``{train,validation,test}.{jsonl,csv}``; or one file of
             answers, which is split by dialogue. ``datamodules/rankings.py`` describes a line.
         tokenizer: The reward model's tokenizer: hub id, folder, or ``mini``.
-        batch_size: Rankings per batch and rank.
-        max_length: Maximum number of input tokens; longer inputs are truncated.
         with_dialogue: Show each completion as the second text of a pair with its dialogue.
         references: Source of the reference summaries (as for ``DialogSumDataModule``) whose mean
             reward is shifted to 0 after training; None leaves the rewards as they are.
-        consensus: How the answers of several annotators are combined: by their mean ranks, or by
-            the majority for each pair.
-        holdout: Share of the dialogues of a single file for validation, and for testing.
-        on_bad_row: Stop at lines that are not answers, or skip and count them.
-        seed: Seed of the order of the batches.
+        **settings: See :class:`ClassifierDataModule`.
 
     Raises:
         ValueError: If a setting is out of range.
     """
 
+    kind = "rankings"
+
     def __init__(
         self,
         source: str,
         tokenizer: str,
-        batch_size: int = 16,
-        max_length: int = 128,
         with_dialogue: bool = False,
         references: str | None = None,
-        consensus: Consensus = "mean_rank",
-        holdout: float = 0.1,
-        on_bad_row: OnBadRow = "stop",
-        seed: int = 42,
+        **settings: Any,
     ) -> None:
-        super().__init__(tokenizer, batch_size, max_length, seed)
-        self.reader = RankingReader(source, consensus, on_bad_row, holdout)
-        self.format = Format(with_dialogue, max_length)
+        super().__init__(source, tokenizer, **settings)
+        self.reader = RankingReader(source, self.on_bad_row)
+        self.format = Format(with_dialogue, self.max_length)
         self.references = references
         self._descriptions: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def find_problems(cls, init_args: Any) -> list[str]:
         """Return why the sources cannot be used, before anything is loaded."""
-        problems = sources.find_problems(init_args.source, "rankings")
+        problems = super().find_problems(init_args)
         if init_args.references is not None:
             problems += [
                 f"data.references: {problem}; null leaves the rewards as they are"
@@ -106,9 +97,8 @@ class PreferenceDataModule(ClassifierDataModule):
         Raises:
             DataError: If they are missing or have bad lines.
         """
-        for split, found in self.reader.read(splits).items():
-            self.splits[split] = found.rankings
-            self._descriptions[split] = found.description
+        for split in splits:
+            self.splits[split], self._descriptions[split] = self.reader.read_rankings(split)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return what the rankings of each split were made from, for the run's summary."""
@@ -142,7 +132,7 @@ class PreferenceDataModule(ClassifierDataModule):
         """Yield the train split's reference summaries, if any, as model inputs."""
         if self.references is None:
             return
-        rows = SplitReader(self.references).read("train")
+        rows = DialogueReader(self.references).read("train")
         texts = [(text, row.dialogue) for row in rows for text in row.references]
         texts.sort(key=lambda text: len(text[0]) + self.format.with_dialogue * len(text[1]))
         for start in range(0, len(texts), batch_size):

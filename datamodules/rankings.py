@@ -17,24 +17,23 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datamodules.reading import (
     ColumnNames,
     DataError,
-    MissingColumnError,
     normalize_whitespace,
     parse_dialogue,
     parse_records,
     read_records,
+    require_columns,
     take_text,
 )
 
 _PAIR_COLUMNS = ColumnNames(dialogue="prompt")
 _TRUE = (True, "1", "true", "True")
-_FALSE = (None, False, "", "0", "false", "False")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ class Answer:
         sources: The run that each completion comes from; empty if unknown.
         time: When the answer was given, in ISO 8601.
         seconds: How long the dialogue was on the screen; None if unknown.
-        place: File and line, for error messages.
 
     Raises:
         DataError: If the lists differ in length.
@@ -67,7 +65,6 @@ class Answer:
     sources: tuple[str, ...] = ()
     time: str = ""
     seconds: float | None = None
-    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         count = len(self.completions)
@@ -86,50 +83,36 @@ class Answer:
         }  # fmt: skip
 
 
-class ParsedAnswers(NamedTuple):
-    """The answers of a file, and one message for each line that is not an answer."""
+def read_answers(path: Path) -> list[Answer]:
+    """Read a file of answers.
 
-    answers: list[Answer]
-    problems: list[str]
-
-
-def read_answers(path: Path) -> ParsedAnswers:
-    """Read a file of answers, collecting the lines that are not answers as problems."""
-    return ParsedAnswers(
-        *parse_records(
-            read_records(path),
-            str(path),
-            lambda record, number: parse_answer(record, f"{path}:{number}"),
-            column_options={},
-        )
-    )
+    Raises:
+        DataError: If a line is not an answer; the message lists all of them.
+    """
+    remedy = "Correct or delete these lines"
+    return parse_records(read_records(path), str(path), parse_answer, remedy=remedy)
 
 
-def parse_answer(record: Mapping[str, Any], place: str = "") -> Answer:
-    """Parse one line.
-
-    Args:
-        record: Its columns.
-        place: File and line, kept for later messages.
+def parse_answer(record: Mapping[str, Any]) -> Answer:
+    """Parse the columns of a line.
 
     Raises:
         DataError: If the line is not an answer.
     """
     is_pair = "chosen" in record or "rejected" in record
-    name, dialogue = parse_dialogue(record, "", _PAIR_COLUMNS if is_pair else ColumnNames())
+    name, dialogue = parse_dialogue(record, _PAIR_COLUMNS if is_pair else ColumnNames())
     name = name or hashlib.sha256(normalize_whitespace(dialogue).encode()).hexdigest()[:16]
     completions, ranks = _parse_pair(record) if is_pair else _parse_ranking(record)
     return Answer(
         id=name,
         dialogue=dialogue,
         completions=completions,
-        annotator=_parse_annotator(record.get("annotator")),
+        annotator=str(record.get("annotator") or "") or None,
         ranks=ranks,
         toxic=parse_marks(_parse_list(record, "toxic")) if record.get("toxic") else (),
         sources=tuple(map(str, _parse_list(record, "sources") if record.get("sources") else ())),
         time=str(record.get("time") or ""),
         seconds=parse_seconds(record.get("seconds")),
-        place=place,
     )
 
 
@@ -161,7 +144,7 @@ def parse_marks(values: Any) -> tuple[bool, ...]:
 
 
 def parse_seconds(value: Any) -> float | None:
-    """Parse a duration in seconds, rounded to tenths.
+    """Parse a duration in seconds, rounded to tenths; None if it is empty.
 
     Raises:
         DataError: If it is not a finite number of at least 0.
@@ -169,18 +152,12 @@ def parse_seconds(value: Any) -> float | None:
     if value in (None, ""):
         return None
     try:
-        number = float("nan") if isinstance(value, bool) else float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        number = float("nan")
-    if not math.isfinite(number) or number < 0:
+        number = math.nan
+    if isinstance(value, bool) or not 0 <= number < math.inf:
         raise DataError(f"seconds must be a number of at least 0, got {value!r}")
     return round(number, 1)
-
-
-def _parse_annotator(value: Any) -> str | None:
-    if value in (None, ""):
-        return None
-    return take_text({"annotator": str(value)}, "annotator")
 
 
 def _parse_pair(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int | None, ...]]:
@@ -193,30 +170,25 @@ def _parse_pair(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[int |
 def _parse_ranking(
     record: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], tuple[int | None, ...] | None]:
-    skipped = record.get("skipped")
-    if skipped not in (*_TRUE, *_FALSE):
-        raise DataError(f"skipped must be true or false, got {skipped!r}")
-    if skipped in _TRUE:
+    """Return the completions and their ranks; no ranks if the dialogue was skipped."""
+    if record.get("skipped") in _TRUE:
         completions = _parse_list(record, "completions") if record.get("completions") else []
         return tuple(map(str, completions)), None
-    completions, ranks = _parse_list(record, "completions"), _parse_list(record, "ranks")
+    completions = _parse_list(record, "completions")
+    ranks = parse_ranks(_parse_list(record, "ranks"))
     if len(completions) != len(ranks):
-        raise DataError(
-            f"ranks must be {len(completions)}, one per completion; there are {len(ranks)}"
-        )
+        raise DataError(f"ranks must be {len(completions)}, one per completion, got {len(ranks)}")
     rank_of: dict[str, int | None] = {}
-    parsed = parse_ranks(ranks)
-    for number, (text, rank) in enumerate(zip(completions, parsed, strict=True), start=1):
+    for number, (text, rank) in enumerate(zip(completions, ranks, strict=True), start=1):
         if rank is not None:
             take_text({f"completion {number}": text}, f"completion {number}")
         if rank_of.setdefault(str(text), rank) != rank:
             raise DataError(f"completion {number} is there already, with another rank")
-    return tuple(map(str, completions)), parsed
+    return tuple(map(str, completions)), ranks
 
 
 def _parse_list(record: Mapping[str, Any], name: str) -> list[Any]:
-    if name not in record:
-        raise MissingColumnError(name, record)
+    require_columns(record, name)
     value = record[name]
     if isinstance(value, str):
         try:
@@ -231,24 +203,17 @@ def _parse_list(record: Mapping[str, Any], name: str) -> list[Any]:
 # Several answers ----------------------------------------------------------------------------------
 
 
-def group_by_dialogue(answers: Iterable[Answer]) -> tuple[dict[str, list[Answer]], list[str]]:
-    """Group the answers on the same dialogue, whatever ids they use for it.
+def group_by_dialogue(answers: Iterable[Answer]) -> list[list[Answer]]:
+    """Group the answers on the same dialogue, whatever ids they use for it, sorted by ids."""
+    groups: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        groups[normalize_whitespace(answer.dialogue)].append(answer)
+    return sorted(groups.values(), key=find_id)
 
-    Returns:
-        The answers by dialogue id (the alphabetically first, if there are several), sorted by id;
-        and a problem for each answer whose id is used for several dialogues. Those are left out.
-    """
-    dialogues: dict[str, set[str]] = defaultdict(set)
-    for answer in answers:
-        dialogues[answer.id].add(normalize_whitespace(answer.dialogue))
-    problems, groups = [], defaultdict(list)
-    for answer in answers:
-        if (count := len(dialogues[answer.id])) > 1:
-            problems.append(f"{answer.place}: id {answer.id!r} is used for {count} dialogues")
-        else:
-            groups[normalize_whitespace(answer.dialogue)].append(answer)
-    by_id = {min(answer.id for answer in group): group for group in groups.values()}
-    return {name: by_id[name] for name in sorted(by_id)}, problems
+
+def find_id(answers: Iterable[Answer]) -> str:
+    """Return the id of a dialogue: the alphabetically first that its answers use."""
+    return min(answer.id for answer in answers)
 
 
 def keep_latest(answers: Sequence[Answer]) -> list[Answer]:

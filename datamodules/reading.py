@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from common.jsonl import Record, describe_bad_rows, read_jsonl
@@ -29,12 +30,12 @@ class DataError(ValueError):
 
 
 class MissingColumnError(DataError):
-    """A record lacks a column."""
+    """A record lacks columns."""
 
-    def __init__(self, column: str, record: Mapping[str, Any]) -> None:
-        self.column = column
-        self.there = ", ".join(map(str, record)) or "none"
-        super().__init__(f"no column {column!r} (it has {self.there})")
+    def __init__(self, columns: Sequence[str], record: Mapping[str, Any]) -> None:
+        self.columns = columns
+        names = " and no column ".join(map(repr, columns))
+        super().__init__(f"no column {names} (it has {', '.join(map(str, record)) or 'none'})")
 
 
 class Row(NamedTuple):
@@ -84,77 +85,56 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
                 continue
             if header is None:
                 header = cells
-            elif not cells:
-                continue
-            elif len(cells) != len(header):
-                yield number, f"{len(cells)} cells where the header has {len(header)}"
-            else:
+            elif len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield number, f"{len(cells)} cells where the header has {len(header)}"
 
 
 def parse_records(
     records: Iterable[tuple[int, Record]],
     where: str,
-    parse: Callable[[Mapping[str, Any], int], T],
-    column_options: Mapping[str, str],
-) -> tuple[list[T], list[str]]:
-    """Parse the records of a file.
+    parse: Callable[[Mapping[str, Any]], T],
+    on_bad_row: OnBadRow = "stop",
+    column_options: Mapping[str, str] = MappingProxyType({}),
+    remedy: str = "Correct them, or skip them with --data.on_bad_row skip",
+) -> list[T]:
+    """Parse the records of a file; one error reports everything that is wrong with them.
 
     Args:
         records: Line numbers and records.
         where: The file, for messages.
-        parse: Parses a record, given the line number; raises `DataError`.
+        parse: Parses a record; raises `DataError`.
+        on_bad_row: Stop at unusable records, or skip and count them.
         column_options: The option that renames each column, by the column's current name.
-
-    Returns:
-        What was parsed, and one message for each record that could not be.
+        remedy: What to do about bad records.
 
     Raises:
-        DataError: If no record has a required column.
+        DataError: If a record is bad and ``on_bad_row`` is "stop", or if none can be parsed and a
+            column is missing.
     """
     parsed: list[T] = []
     problems: list[str] = []
-    missing: list[MissingColumnError] = []
+    missing: MissingColumnError | None = None
     for number, record in records:
         try:
             if isinstance(record, str):
                 raise DataError(record)
-            parsed.append(parse(record, number))
+            parsed.append(parse(record))
         except DataError as error:
             problems.append(f"{where}:{number}: {error}")
             if isinstance(error, MissingColumnError):
-                missing.append(error)
-    columns = {error.column for error in missing}
-    if not parsed and len(columns) == 1 and len(missing) == len(problems):
-        column = columns.pop()
-        option = column_options.get(column)
-        raise DataError(
-            f"data: {where} has no column {column!r} (it has {missing[0].there})"
-            + (f"; name the column with {option} NAME" if option else "")
-        )
-    return parsed, problems
-
-
-def refuse_bad_rows(problems: Sequence[str], on_bad_row: OnBadRow, hint: str = "") -> None:
-    """Raise one error for all bad rows, or log a warning that they are skipped.
-
-    Args:
-        problems: One message per bad row.
-        on_bad_row: Whether to stop.
-        hint: What a good row looks like.
-
-    Raises:
-        DataError: If there is a bad row and ``on_bad_row`` is "stop".
-    """
-    if not problems:
-        return
-    found = describe_bad_rows(problems, len(problems))
-    if on_bad_row == "stop":
-        raise DataError(
-            f"data: {found}\nCorrect them, or skip them with --data.on_bad_row skip"
-            + (f". {hint}" if hint else "")
-        )
-    logger.warning("Skipped %s", found)
+                missing = missing or error
+    if missing and not parsed:
+        options = [column_options[name] for name in missing.columns if name in column_options]
+        hint = "; name your column with " + " and ".join(f"{option} NAME" for option in options)
+        raise DataError(f"data: {where} has {missing}" + hint * bool(options))
+    if problems:
+        found = describe_bad_rows(problems)
+        if on_bad_row == "stop":
+            raise DataError(f"data: {found}\n{remedy}")
+        logger.warning("Skipped %s", found)
+    return parsed
 
 
 def take_text(record: Mapping[str, Any], name: str) -> str:
@@ -163,8 +143,7 @@ def take_text(record: Mapping[str, Any], name: str) -> str:
     Raises:
         DataError: If it is missing, empty, not a text, or not UTF-8.
     """
-    if name not in record:
-        raise MissingColumnError(name, record)
+    require_columns(record, name)
     value = record[name]
     if not isinstance(value, str):
         raise DataError(f"{name} is {type(value).__name__}, not text")
@@ -174,6 +153,16 @@ def take_text(record: Mapping[str, Any], name: str) -> str:
     return value
 
 
+def require_columns(record: Mapping[str, Any], *names: str) -> None:
+    """Raise an error if a record lacks a column.
+
+    Raises:
+        MissingColumnError: With all missing columns.
+    """
+    if missing := [name for name in names if name not in record]:
+        raise MissingColumnError(missing, record)
+
+
 def _check_encoding(value: str, name: str) -> None:
     try:
         value.encode()
@@ -181,60 +170,64 @@ def _check_encoding(value: str, name: str) -> None:
         raise DataError(f"{name} is not UTF-8 (character {error.start})") from None
 
 
-# Dialogues and references -------------------------------------------------------------------------
+# Rows ---------------------------------------------------------------------------------------------
 
 
 def parse_rows(
     records: Iterable[tuple[int, Record]],
-    split: Split,
     where: str,
     columns: ColumnNames,
-    on_bad_row: OnBadRow,
+    on_bad_row: OnBadRow = "stop",
+    needs_summary: bool = True,
+    prefix: str = "",
+    option: str = "--data.columns.{}",
+    **settings: Any,
 ) -> list[Row]:
-    """Turn records into rows; one error reports everything that is wrong with them.
+    """Turn records into rows; see :func:`parse_records`.
+
+    Args:
+        records: Line numbers and records.
+        where: The file, for messages.
+        columns: Names of the columns.
+        on_bad_row: Stop at unusable rows, or skip and count them.
+        needs_summary: Whether each row must have references; otherwise empty cells are left out.
+        prefix: What comes before the row number in the id of a row without one.
+        option: The option that renames a column.
+        **settings: Further arguments of :func:`parse_records`.
 
     Raises:
-        DataError: If a row is bad and ``on_bad_row`` is "stop", if a column is missing, or if no
-            usable row is left.
+        DataError: As for :func:`parse_records`, or if no usable row is left.
     """
 
-    def parse(record: Mapping[str, Any], number: int) -> Row:
-        identity, dialogue = parse_dialogue(record, "", columns)
-        names = _find_summaries(record, columns) or [columns.summary]
-        return Row(identity, dialogue, tuple(take_text(record, name) for name in names))
+    def parse(record: Mapping[str, Any]) -> Row:
+        names = _find_summaries(record, columns)
+        if needs_summary:
+            names = names or [columns.summary]
+            require_columns(record, columns.dialogue, *names)
+        else:
+            names = [name for name in names if record[name] not in (None, "")]
+        references = tuple(take_text(record, name) for name in names)
+        return Row(*parse_dialogue(record, columns), references)
 
     options = {
-        columns.dialogue: "--data.columns.dialogue", columns.summary: "--data.columns.summary"
+        columns.dialogue: option.format("dialogue"), columns.summary: option.format("summary")
     }  # fmt: skip
-    rows, problems = parse_records(records, where, parse, options)
-    refuse_bad_rows(problems, on_bad_row)
+    rows = parse_records(records, where, parse, on_bad_row, options, **settings)
     if not rows:
-        raise DataError(f"data: the {split} split is empty: {where} has no usable row")
-    return [row if row.id else row._replace(id=f"{split}_{i}") for i, row in enumerate(rows)]
+        raise DataError(f"data: {where} has no usable row")
+    return [row if row.id else row._replace(id=f"{prefix}{i}") for i, row in enumerate(rows)]
 
 
-def parse_dialogue(
-    record: Mapping[str, Any], default_id: str, columns: ColumnNames
-) -> tuple[str, str]:
-    """Return the id and the dialogue of a record.
+def parse_dialogue(record: Mapping[str, Any], columns: ColumnNames) -> tuple[str, str]:
+    """Return the id ("" if it has none) and the dialogue of a record.
 
     Raises:
         DataError: If the dialogue is missing, empty or not a text, or one of the two is not UTF-8.
     """
     name = next((name for name in (columns.id, "fname") if name in record), None)
-    identity = default_id if name is None or record[name] in (None, "") else str(record[name])
+    identity = "" if name is None or record[name] is None else str(record[name])
     _check_encoding(identity, "the id")
     return identity, take_text(record, columns.dialogue)
-
-
-def parse_known_references(record: Mapping[str, Any], columns: ColumnNames) -> tuple[str, ...]:
-    """Return the references of a record that may have none; empty cells do not count.
-
-    Raises:
-        DataError: If a reference is not a text, or not UTF-8.
-    """
-    names = _find_summaries(record, columns)
-    return tuple(take_text(record, name) for name in names if record[name] not in (None, ""))
 
 
 def _find_summaries(record: Mapping[str, Any], columns: ColumnNames) -> list[str]:

@@ -5,24 +5,18 @@ folders under ``assets``.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from common import hub
+from common.jsonl import Record
 from common.run_folder import expand
-from datamodules.reading import (
-    ColumnNames,
-    DataError,
-    OnBadRow,
-    Row,
-    Split,
-    parse_rows,
-    read_records,
-)
+from datamodules.reading import DataError, Split, read_records
 
 Kind = Literal["dialogues", "rankings", "labelled"]
-"""What the rows of a source are: dialogues with references, rankings, or labelled texts."""
+"""What the rows of a source are: dialogues with references, rankings, or labeled texts."""
 
 _SPLIT_NAMES: dict[str, Split] = {
     "train": "train",
@@ -31,132 +25,74 @@ _SPLIT_NAMES: dict[str, Split] = {
     "val": "validation",
     "test": "test",
 }
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FILE = re.compile(rf"(?:.*[._-])?({'|'.join(_SPLIT_NAMES)})\.(jsonl|csv)")
 _EXPECTED = "{train,validation|dev|val,test}.{jsonl,csv}, a prefix such as 'dialogsum.' is allowed"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
-_BUILT_IN: dict[tuple[str, Kind], Path] = {
-    ("mini", "dialogues"): _ASSETS / "mini",
-    ("mini", "rankings"): _ASSETS / "mini" / "rankings",
-    ("mini", "labelled"): _ASSETS / "mini" / "labelled",
-    ("challenge", "dialogues"): _ASSETS / "challenge",
+_BUILT_IN: dict[Kind, dict[str, Path]] = {
+    "dialogues": {"mini": _ASSETS / "mini", "challenge": _ASSETS / "challenge"},
+    "rankings": {"mini": _ASSETS / "mini" / "rankings"},
+    "labelled": {"mini": _ASSETS / "mini" / "labelled"},
 }
 
 
-class LocalSource:
-    """A folder with one file per split, or a single file that is split by a hash.
+@dataclass(frozen=True)
+class Source:
+    """The records of each split that a source has.
 
-    Args:
-        path: The folder or file.
+    Attributes:
+        name: A folder, a file, or a hub id.
+        splits: For each split its file, or its rows from the hub. In a single file they are the
+            same.
         is_built_in: Whether it is part of this repository: its columns have the default names.
-
-    Raises:
-        DataError: If the folder has no split file, or two files for one split, or if there is no
-            such folder or JSON lines or CSV file.
     """
 
-    def __init__(self, path: Path, is_built_in: bool = False) -> None:
-        self.path = path
-        self.is_built_in = is_built_in
-        self.is_single_file = path.is_file() and path.suffix in (".jsonl", ".csv")
-        self.files: dict[Split, Path] = {}
-        if self.is_single_file:
-            self.files = dict.fromkeys(_SPLITS, path)
-        elif path.is_dir():
-            self.files = find_split_files(path)
-        else:
-            raise DataError(f"data: {str(path)!r} is neither a folder nor a .jsonl or .csv file")
-        self.splits: frozenset[Split] = frozenset(self.files)
+    name: str
+    splits: Mapping[Split, Any]
+    is_built_in: bool = False
 
-    def find(self, splits: Iterable[Split]) -> dict[Split, Path]:
-        """Return the files of some splits.
+    @property
+    def is_single_file(self) -> bool:
+        """Whether all splits are in one file."""
+        return len({id(rows) for rows in self.splits.values()}) < len(self.splits)
 
-        Raises:
-            DataError: If a split is missing.
-        """
-        if missing := [split for split in splits if split not in self.files]:
-            raise DataError(
-                f"data: {self.path} has no {' and no '.join(missing)} split (it has "
-                f"{', '.join(sorted(self.files))}); to split a single file automatically, use "
-                "the file itself as data.source"
-            )
-        return {split: self.files[split] for split in splits}
-
-    def read(self, split: Split, columns: ColumnNames, on_bad_row: OnBadRow) -> list[Row]:
-        """Read the dialogues in a split's file; of a single file, all of them."""
-        path = self.files[split]
-        columns = ColumnNames() if self.is_built_in else columns
-        return parse_rows(read_records(path), split, str(path), columns, on_bad_row)
+    def read(self, split: Split) -> tuple[Iterable[tuple[int, Record]], str]:
+        """Return a split's (line or row number, record), and its name for messages."""
+        rows = self.splits[split]
+        if isinstance(rows, Path):
+            return read_records(rows), str(rows)
+        return enumerate(rows, start=1), f"{self.name}/{split}"
 
 
-class HubSource:
-    """A data set on the Hugging Face hub, or in its local cache.
-
-    Args:
-        name: Hub id, for example ``knkarthick/dialogsum``.
-
-    Raises:
-        DataError: If it is not available.
-    """
-
-    is_single_file = False
-
-    def __init__(self, name: str) -> None:
-        import datasets  # takes a second to import
-
-        if problems := find_hub_problems(name):
-            raise DataError("; ".join(problems) + f"; offline: --config {hub.OVERLAY}")
-        self.name = name
-        loaded = datasets.load_dataset(name)
-        self.data = {_SPLIT_NAMES[key]: rows for key, rows in loaded.items() if key in _SPLIT_NAMES}
-        self.splits: frozenset[Split] = frozenset(self.data)
-
-    def read(self, split: Split, columns: ColumnNames, on_bad_row: OnBadRow) -> list[Row]:
-        """Read a split; row numbers take the place of line numbers."""
-        records = enumerate(self.data[split], start=1)
-        return parse_rows(records, split, f"{self.name}/{split}", columns, on_bad_row)
-
-
-def open_source(name: str) -> LocalSource | HubSource:
-    """Open a source of dialogues: built-in, a folder, a file, or a hub id.
+def open_source(name: str, kind: Kind = "dialogues") -> Source:
+    """Open a source: built-in, a folder, a file, or the hub id of a dataset of dialogues.
 
     Raises:
         DataError: If it does not exist, has no split, or is not available from the hub.
     """
-    if (name, "dialogues") in _BUILT_IN or expand(name).exists() or not _looks_like_hub_id(name):
-        return open_local(name, "dialogues")
-    # A cached snapshot of plain files is read directly, so that errors name the file and the line.
-    if not hub.reachable() and (snapshot := find_snapshot(name)) is not None:
-        return LocalSource(snapshot)
-    return HubSource(name)
-
-
-def open_local(name: str, kind: Kind) -> LocalSource:
-    """Open a built-in source, a folder, or a file.
-
-    Raises:
-        DataError: As for `LocalSource`.
-    """
-    if (built_in := _BUILT_IN.get((name, kind))) is not None:
-        return LocalSource(built_in, is_built_in=True)
+    if name in _BUILT_IN[kind]:
+        return Source(name, find_split_files(_BUILT_IN[kind][name]), is_built_in=True)
+    if _is_on_hub(name, kind):
+        return _open_hub(name)
     path = expand(name)
-    if not path.exists():
-        names = ", ".join(f"'{built_in}'" for built_in, what in _BUILT_IN if what == kind)
-        hub_id = "a hub id, " if kind == "dialogues" else ""
-        raise DataError(
-            f"data: there is no file or folder {name!r}; use a .jsonl or .csv file of {kind}, a "
-            f"folder with {_EXPECTED}, {hub_id}or {names}"
-        )
-    return LocalSource(path)
+    if path.is_file() and path.suffix in (".jsonl", ".csv"):
+        return Source(name, {"train": path, "validation": path, "test": path})
+    if path.is_dir():
+        return Source(name, find_split_files(path))
+    if path.exists():
+        raise DataError(f"data: {name!r} is neither a folder nor a .jsonl or .csv file")
+    others = [*(["a hub id"] if kind == "dialogues" else []), *map(repr, _BUILT_IN[kind])]
+    raise DataError(
+        f"data: there is no file or folder {name!r}; use a .jsonl or .csv file of {kind}, a "
+        f"folder with {_EXPECTED}, or {' or '.join(others)}"
+    )
 
 
 def find_problems(name: str, kind: Kind = "dialogues") -> list[str]:
     """Return why a source is not available, without reading any row."""
-    is_hub_id = kind == "dialogues" and _looks_like_hub_id(name) and not expand(name).exists()
-    if is_hub_id and (name, kind) not in _BUILT_IN:
+    if _is_on_hub(name, kind):
         return find_hub_problems(name)
     try:
-        open_local(name, kind)
+        open_source(name, kind)
     except DataError as error:
         return [str(error)]
     return []
@@ -187,34 +123,50 @@ def find_split_files(folder: Path) -> dict[Split, Path]:
 # The hub ------------------------------------------------------------------------------------------
 
 
+def _open_hub(name: str) -> Source:
+    # A cached snapshot of plain files is read directly, so that errors name the file and the line.
+    if not hub.reachable() and (snapshot := find_snapshot(name)) is not None:
+        return Source(name, find_split_files(snapshot))
+    if problems := find_hub_problems(name):
+        raise DataError("; ".join(problems) + f"; offline: --config {hub.OVERLAY}")
+    import datasets  # takes a second to import
+
+    loaded = datasets.load_dataset(name)
+    splits = {_SPLIT_NAMES[key]: rows for key, rows in loaded.items() if key in _SPLIT_NAMES}
+    return Source(name, splits)
+
+
 def find_hub_problems(name: str) -> list[str]:
-    """Return why neither the hub nor its cache has a data set; fast without a network."""
+    """Return why neither the hub nor its cache has a dataset; fast without a network."""
     import datasets
     import huggingface_hub
 
     if find_snapshot(name) is not None:
         return []
-    if not hub.reachable():
-        if _is_prepared(name):
-            return []
+    if hub.reachable():
+        try:
+            huggingface_hub.HfApi().dataset_info(name, timeout=5)
+        except huggingface_hub.errors.HfHubHTTPError as error:
+            return [
+                f"data: the hub has no readable dataset {name!r} ({error.response.status_code}); "
+                "check the name, or log in with `hf auth login` if it is gated"
+            ]
+        return []
+    try:  # a dataset that `datasets` has prepared loads offline
+        config = datasets.DownloadConfig(local_files_only=True)
+        datasets.load_dataset_builder(name, download_config=config)
+    except (OSError, ValueError):
         return [
             hub.NotCached(
-                f"data: data set {name!r} is not in the local hub cache "
+                f"data: dataset {name!r} is not in the local hub cache "
                 f"({huggingface_hub.constants.HF_HUB_CACHE}, {datasets.config.HF_DATASETS_CACHE})"
             )
-        ]
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=5)
-    except huggingface_hub.errors.HfHubHTTPError as error:
-        return [
-            f"data: the hub has no readable data set {name!r} ({error.response.status_code}); "
-            "check the name, or log in with `hf auth login` if it is gated"
         ]
     return []
 
 
 def find_snapshot(name: str) -> Path | None:
-    """Find the data set's split files in the hub cache; None if they are not there."""
+    """Find the dataset's split files in the hub cache; None if they are not there."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -226,18 +178,9 @@ def find_snapshot(name: str) -> Path | None:
     return folder if any(_FILE.fullmatch(file.name) for file in folder.iterdir()) else None
 
 
-def _is_prepared(name: str) -> bool:
-    """Whether ``datasets`` has this data set in its own cache, ready to load offline."""
-    import datasets
-
-    config = datasets.DownloadConfig(local_files_only=True)
-    try:
-        datasets.load_dataset_builder(name, download_config=config)
-    except (OSError, ValueError):
+def _is_on_hub(name: str, kind: Kind) -> bool:
+    """Whether a source is a hub id: only dialogues can be, unless a file or folder has the name."""
+    if kind != "dialogues" or name in _BUILT_IN[kind] or expand(name).exists():
         return False
-    return True
-
-
-def _looks_like_hub_id(name: str) -> bool:
     is_file_name = name.endswith((".jsonl", ".csv"))
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not is_file_name

@@ -152,8 +152,8 @@ def test_settings_that_cannot_be_are_refused(roberta: str, tmp_path: Path) -> No
         Classifier(roberta, labels=["hate", "Hate"])
     with pytest.raises(ValueError, match="label_smoothing"):
         Classifier(roberta, label_smoothing=1.0)
-    with pytest.raises(ValueError, match="holdout"):
-        make_data(roberta, tmp_path, holdout=0.0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        make_data(roberta, tmp_path, batch_size=0)
     module = make_module(roberta, labels=["a", "b"])
     with pytest.raises(ValueError, match=r"data.labels is \['nothate', 'hate'\] but model.labels"):
         make_trainer(tmp_path).fit(module, make_data(roberta, tmp_path))

@@ -76,7 +76,7 @@ def test_pairwise_loss_by_hand() -> None:
 
 def rank(index: int, *ranks: int, texts: str = "abcdef") -> Ranking:
     answer = Answer(f"r{index}", "x", tuple(texts[: len(ranks)]), None, ranks)
-    return find_consensus(index, f"r{index}", [answer], "mean_rank")
+    return find_consensus(index, [answer])
 
 
 def test_pairs_have_the_preferred_first_and_rankings_weigh_alike() -> None:
@@ -107,7 +107,7 @@ def make_rankings() -> list[Ranking]:
         Answer(row["id"], row["dialogue"], tuple(row["completions"]), None, tuple(row["ranks"]))
         for row in make_answers()
     ]
-    return [find_consensus(i, each.id, [each], "mean_rank") for i, each in enumerate(answers)]
+    return [find_consensus(i, [each]) for i, each in enumerate(answers)]
 
 
 def make_data(roberta: str, folder: Path, **settings: Any) -> PreferenceDataModule:

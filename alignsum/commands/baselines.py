@@ -57,8 +57,7 @@ def baselines(
     from common.run_folder import RunFolder, write_text
     from common.versions import show_command
     from datamodules import sources
-    from datamodules.reading import ColumnNames
-    from datamodules.splits import SplitReader
+    from datamodules.splits import DialogueReader
     from lightning_modules.reward_scorer import RewardScorer
     from reporting.baselines import METHODS, score_baseline, write_run
 
@@ -78,7 +77,7 @@ def baselines(
         problems.append(f"--max_test_rows must be at least 1, got {max_test_rows}")
     if problems:
         raise ValueError("nothing was started: " + "; ".join(problems))
-    rows = SplitReader(source, ColumnNames(), on_bad_row).read("test")[:max_test_rows]
+    rows = DialogueReader(source, on_bad_row=on_bad_row).read("test")[:max_test_rows]
     quieten_models()
     classifier = RewardScorer(toxicity).eval() if toxicity else None
     scored = {name: score_baseline(rows, name, stemmer, classifier) for name in runs}

@@ -11,9 +11,9 @@ run it again: it continues after the last complete line.
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -116,32 +116,22 @@ def read_dialogues(settings: Namespace) -> list["Row"]:
     Raises:
         DataError: If there are none, or one is bad.
     """
-    from datamodules.reading import (
-        ColumnNames,
-        DataError,
-        Row,
-        parse_dialogue,
-        parse_records,
-        read_records,
-        refuse_bad_rows,
-    )
+    from datamodules.reading import ColumnNames, DataError, parse_rows, read_records
 
     path = Path(settings.input).expanduser()
     columns = ColumnNames(settings.id_column, settings.dialogue_column)
     if not path.is_file() or path.suffix not in (".jsonl", ".csv", ".txt"):
         raise DataError(f"input: {settings.input!r} is not a .jsonl, .csv or .txt file")
     records = read_blocks(path, columns.dialogue) if path.suffix == ".txt" else read_records(path)
-
-    def parse(record: Mapping[str, Any], _: int) -> Row:
-        return Row(*parse_dialogue(record, "", columns), ())
-
-    rows, problems = parse_records(
-        records, str(path), parse, {columns.dialogue: "--dialogue_column"}
+    return parse_rows(
+        records,
+        str(path),
+        columns,
+        settings.on_bad_row,
+        needs_summary=False,
+        option="--{}_column",
+        remedy="Correct them, or skip them with --on_bad_row skip",
     )
-    refuse_bad_rows(problems, settings.on_bad_row)
-    if not rows:
-        raise DataError(f"input: {path} has no dialogues")
-    return [row if row.id else row._replace(id=str(i)) for i, row in enumerate(rows)]
 
 
 def read_blocks(path: Path, column: str) -> list[tuple[int, Record]]:

@@ -46,7 +46,7 @@ def test_the_last_answer_of_an_annotator_is_what_they_say(tmp_path: Path) -> Non
         assert list(file.answers["ann"]) == ["s0", "s1"]
     assert read_answers(path)[0].ranks == (4, 3, 2, 1)
     # A reward model and DPO read the same file the same way.
-    first_ones = [answer for answer in rankings.read_answers(path).answers if answer.id == "s0"]
+    first_ones = [answer for answer in rankings.read_answers(path) if answer.id == "s0"]
     kept = {answer.annotator: answer.ranks for answer in rankings.keep_latest(first_ones)}
     assert kept == {"ann": (4, 3, 2, 1), "bob": (1, 2, 2, None)}
 

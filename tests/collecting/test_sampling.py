@@ -243,5 +243,5 @@ def test_any_source_is_read(base: list[str], dialogues: Path, tmp_path: Path) ->
     dialogues.write_text('{"dialogue": "#Person1#: Hello."}\n{"dialogue": "#Person1#: Bye."}\n')
     run(base, tmp_path / "s.jsonl")
     assert [(each.id, each.references) for each in read_samples(tmp_path / "s.jsonl")] == [
-        ("1", ()), ("2", ()),
+        ("0", ()), ("1", ()),
     ]  # fmt: skip

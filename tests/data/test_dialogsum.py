@@ -113,8 +113,8 @@ def test_examples_of_every_question_are_not_trained_on(
 
 def test_all_wrong_settings_are_in_one_error(make: Callable[..., DialogSumDataModule]) -> None:
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0") as caught:
-        make(batch_size=0, shots=-1, holdout=1.0, min_dialogue_chars=9, max_dialogue_chars=8)
-    for part in ("shots", "holdout", "max_dialogue_chars must be at least 9"):
+        make(batch_size=0, shots=-1, min_dialogue_chars=9, max_dialogue_chars=8)
+    for part in ("shots", "max_dialogue_chars must be at least 9"):
         assert part in str(caught.value)
 
 

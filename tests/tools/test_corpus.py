@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from datamodules.consensus import RankingReader
 from datamodules.labelled import LabelledTextDataModule
 from datamodules.reading import Row
-from datamodules.splits import SplitReader
+from datamodules.splits import DialogueReader
 from tools.mini.corpus import main
 from tools.mini.generator import (
     STANDARD_SIZES,
@@ -45,8 +45,8 @@ def test_the_committed_files_are_what_the_generator_writes(tmp_path: Path) -> No
 def test_the_sources_read_what_the_generator_makes() -> None:
     for split in SPLITS:
         rows = [Row(row.id, row.dialogue, row.summaries) for row in generate_rows(split)]
-        assert SplitReader("mini").read(split) == rows
-        rankings = RankingReader("mini").read((split,))[split].rankings
+        assert DialogueReader("mini").read(split) == rows
+        rankings = RankingReader("mini").read_rankings(split).rankings
         assert len(rankings) == STANDARD_SIZES[split]
         for found, made in zip(rankings, generate_rankings(split), strict=True):
             order = sorted(zip(made["ranks"], made["completions"], strict=True))
