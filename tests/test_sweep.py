@@ -340,21 +340,16 @@ signal.pause()
 """
 
 
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file that stands in for train.py."""
-    monkeypatch.setattr(sweep, "SHIPPED", tmp_path)
-    return tmp_path / "train.py"
-
-
 @pytest.mark.parametrize(
     ("number", "both", "stopped"),
     [(signal.SIGINT, True, KeyboardInterrupt), (signal.SIGTERM, False, StoppedBySignal)],
 )
 def test_a_stopped_sweep_lets_its_run_save(
-    number: signal.Signals, both: bool, stopped: type[BaseException], tmp_path: Path, program: Path
-) -> None:
-    program.write_text(PROGRAM)
+    number: signal.Signals, both: bool, stopped: type[BaseException], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sweep, "SHIPPED", tmp_path)
+    (tmp_path / "train.py").write_text(PROGRAM)
 
     def stop() -> None:
         while not (tmp_path / "pid").exists():
@@ -372,8 +367,3 @@ def test_a_stopped_sweep_lets_its_run_save(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
-
-
-def test_exit_codes_are_returned(program: Path) -> None:
-    program.write_text("import sys; sys.exit(len(sys.argv))")
-    assert sweep.run_train(["a", "b"]) == 3

@@ -212,12 +212,6 @@ def test_resume_starts_a_run_and_continues_one(
     assert [int(row["epoch"]) for row in rows if row.get("val/loss")] == [0, 1, 2]
 
 
-def test_a_test_needs_something_trained(base: list[str], fails: Fails) -> None:
-    said = fails("test", *base)
-    assert "there is no trained model in" in said
-    assert "`fit`" in said
-
-
 def test_a_test_can_take_another_runs_checkpoint(base: list[str], tmp_path: Path) -> None:
     train.main(["fit", *base])
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
