@@ -38,14 +38,9 @@ def calibrate(confidences: Any, right: Any) -> Calibration:
     """
     sure, hit = np.asarray(confidences, dtype=np.float64), np.asarray(right, dtype=np.float64)
     bin_of = np.clip(((sure - 0.5) * 2 * BINS).astype(int), 0, BINS - 1)
+    members = [bin_of == b for b in range(BINS)]
     bins = [
-        Bin(
-            float(sure[bin_of == b].mean()),
-            float(hit[bin_of == b].mean()),
-            int((bin_of == b).sum()),
-        )
-        for b in range(BINS)
-        if (bin_of == b).any()
+        Bin(float(sure[b].mean()), float(hit[b].mean()), int(b.sum())) for b in members if b.any()
     ]
     ece = sum(each.n * abs(each.accuracy - each.confidence) for each in bins) / len(sure)
     return Calibration(float(ece), len(sure), bins)

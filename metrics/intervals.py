@@ -3,22 +3,22 @@
 Percentile bootstrap (Efron & Tibshirani 1993, chapter 13): resample the examples with replacement,
 take the statistic of each resample, and read the 2.5 and 97.5 percentiles. It makes no assumption
 about the distribution, which matters for ROUGE (bounded) and toxicity (close to 0 or 1). It covers
-the choice of test examples, not the choice of training seed.
+the choice of test examples.
+
+With several training runs on the same examples it covers the choice of the seed as well: runs and
+examples are resampled independently (the pigeonhole bootstrap: Owen 2007, "The pigeonhole
+bootstrap", Annals of Applied Statistics 1(2)). It is conservative for the examples, and a handful
+of runs says little about how much seeds can differ.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers drawn at once (8 bytes each), which bounds memory for any number of examples.
-_DRAWS_AT_ONCE = 4_000_000
-
-# Counts that are cached for the next call: those of 1,000 resamples of 12,000 examples. A
-# comparison computes hundreds of intervals over the same number of examples.
-_COUNTS_KEPT = 12_000_000
+Array = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
@@ -42,6 +42,9 @@ class Estimate(NamedTuple):
         return Estimate(factor * self.value, self.n, low, high)
 
 
+# One run ------------------------------------------------------------------------------------------
+
+
 def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Estimate:
     """Estimate a mean and its 95 % percentile bootstrap interval.
 
@@ -54,99 +57,23 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 1000, seed: int = 0
         The estimate; without an interval for a single example, which has no spread.
 
     Raises:
-        ValueError: `values` is empty or holds a number that is not finite.
+        ValueError: `values` is empty or has a number that is not finite.
     """
-    array = _take(values)
-    n = len(array)
-    means = [_means(counts, array) for counts in draw_counts(n, resamples, seed)] if n > 1 else []
-    return _estimate(float(array.mean()), n, means)
+    array = _to_array(values)
+    return _estimate(array.mean(), len(array), _resample_means(array, resamples, seed))
 
 
 def bootstrap_std(values: Sequence[float], resamples: int = 1000, seed: int = 0) -> Estimate:
     """Estimate a standard deviation and its 95 % percentile bootstrap interval.
 
-    The squared distances from the mean are divided by n, as ``np.std`` does.
-
-    Args:
-        values: One number per example [n].
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Returns:
-        The estimate; 0 without an interval for a single example.
-
-    Raises:
-        ValueError: As for `bootstrap_mean`.
+    The squared distances from the mean are divided by n, as ``np.std`` does. Arguments, result and
+    errors are those of `bootstrap_mean`.
     """
-    array = _take(values)
-    n = len(array)
+    array = _to_array(values)
     centered = array - array.mean()  # so that the difference of squares keeps its digits
-    variances = [
-        _means(counts, centered**2) - _means(counts, centered) ** 2
-        for counts in (draw_counts(n, resamples, seed) if n > 1 else ())
-    ]
-    return _estimate(float(array.std()), n, [np.sqrt(np.maximum(one, 0)) for one in variances])
-
-
-def draw_counts(n: int, resamples: int, seed: int) -> Iterable[NDArray[np.float64]]:
-    """Count how often each of n examples is drawn, in R draws of n with replacement.
-
-    Args:
-        n: Number of examples.
-        resamples: Number of resamples R.
-        seed: Seed of the draws.
-
-    Returns:
-        The counts [R, n] in chunks of rows, which bounds memory for any n.
-    """
-    if n * resamples <= _COUNTS_KEPT:
-        return (_kept_counts(n, resamples, seed),)
-    return _count_draws(n, resamples, seed)
-
-
-@lru_cache(maxsize=2)
-def _kept_counts(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    return np.concatenate(list(_count_draws(n, resamples, seed)))
-
-
-def _count_draws(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    rng = np.random.default_rng(seed)
-    step = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, resamples, step):
-        drawn = rng.integers(n, size=(min(step, resamples - start), n))
-        yield np.stack([np.bincount(row, minlength=n) for row in drawn]).astype(np.float64)
-
-
-def _means(counts: NDArray[np.float64], array: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of an array [n] in each resample: counts [R, n] to [R]."""
-    # Row by row, so that a row's last digit does not depend on the number of rows.
-    return np.einsum("rn,n->r", counts, array) / len(array)
-
-
-def _estimate(value: float, n: int, resampled: Sequence[NDArray[np.float64]]) -> Estimate:
-    """Combine a statistic with its interval, if there are resampled values."""
-    if not resampled:
-        return Estimate(value, n)
-    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
-    return Estimate(value, n, float(low), float(high))
-
-
-def _take(values: Sequence[float]) -> NDArray[np.float64]:
-    """Convert values to an array.
-
-    Raises:
-        ValueError: There is no value, or one is not finite.
-    """
-    array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        raise ValueError("A statistic needs at least one example, got none.")
-    bad = np.flatnonzero(~np.isfinite(array))
-    if bad.size:
-        raise ValueError(
-            f"{bad.size} of {array.size} values are not finite, the first {array[bad[0]]} at "
-            f"position {bad[0]}; find what produced it before averaging."
-        )
-    return array
+    squares = _resample_means(centered**2, resamples, seed)
+    variances = squares - _resample_means(centered, resamples, seed) ** 2
+    return _estimate(array.std(), len(array), np.sqrt(np.maximum(variances, 0)))
 
 
 def paired_change(
@@ -192,16 +119,13 @@ def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estima
     return found
 
 
+# Several runs -------------------------------------------------------------------------------------
+
+
 def bootstrap_crossed(
     values: Sequence[Sequence[float]], resamples: int = 1000, seed: int = 0
 ) -> Estimate:
     """Estimate the mean over several runs on the same examples, and its 95 % interval.
-
-    Each resample draws runs and, independently, examples with replacement, and takes the mean over
-    the drawn pairs (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of
-    Applied Statistics 1(2)). The interval covers the choice of the training seed as well as that
-    of the examples. It is conservative for the examples, and a handful of runs says little about
-    how much seeds can differ; with a single run it covers the examples only.
 
     Args:
         values: One number per run and example [runs, n].
@@ -209,7 +133,8 @@ def bootstrap_crossed(
         seed: Seed of the resampling.
 
     Returns:
-        The estimate, with the number of examples as its n.
+        The estimate, with the number of examples as its n; for a single run that of
+        `bootstrap_mean`.
 
     Raises:
         ValueError: The runs differ in their number of examples, or as for `bootstrap_mean`.
@@ -220,20 +145,127 @@ def bootstrap_crossed(
         )
     if len(values) < 2:
         return bootstrap_mean(values[0] if values else [], resamples, seed)
-    array: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    plain = bootstrap_mean(
-        array.mean(axis=0).tolist(), resamples=1
-    )  # rejects values that are not finite
-    runs, n = array.shape
+    runs = np.asarray(values, dtype=np.float64)
+    mean = _to_array(runs.mean(axis=0)).mean()
+    (means,) = resample_runs([runs], resamples, seed)
+    return _estimate(mean, runs.shape[1], means)
+
+
+def difference_over_runs(
+    before: Array, after: Array, paired: bool = False, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """Estimate the mean of after - before on the same examples, with its interval.
+
+    Args:
+        before: Runs of one method, [K, n].
+        after: Runs of another on the same examples, [L, n].
+        paired: Whether row k of both belongs together, like runs with the same seed.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate, with the number of examples as its n; for single runs that of
+        `paired_change`.
+
+    Raises:
+        ValueError: As for `bootstrap_mean`.
+    """
+    if paired or len(before) == len(after) == 1:
+        return bootstrap_crossed((after - before).tolist(), resamples, seed)
+    difference = _to_array(after.mean(axis=0) - before.mean(axis=0))
+    one, two = resample_runs([before, after], resamples, seed)
+    return _estimate(difference.mean(), len(difference), two - one)
+
+
+def share_first(methods: Sequence[Array], first: int, resamples: int = 1000) -> float:
+    """Return the share of resamples in which one method has the highest mean.
+
+    Args:
+        methods: Each method's runs on the same examples, [K, n].
+        first: Index of that method.
+        resamples: Number of bootstrap resamples.
+
+    Returns:
+        A fraction of 1; ties count half.
+    """
+    means = np.stack(resample_runs(methods, resamples))
+    others = np.delete(means, first, axis=0).max(axis=0)
+    return float(((means[first] > others) + 0.5 * (means[first] == others)).mean())
+
+
+def resample_runs(methods: Sequence[Array], resamples: int = 1000, seed: int = 0) -> list[Array]:
+    """Return resampled means of methods, each with its own runs, on shared examples.
+
+    Differences in the difficulty of examples cancel, because the methods share them.
+
+    Args:
+        methods: Each method's runs, [K, n]; K differs, n does not.
+        resamples: Number of bootstrap resamples R.
+        seed: Seed of the resampling.
+
+    Returns:
+        R means per method.
+    """
+    rng = np.random.default_rng([seed, 1])
+    n = methods[0].shape[1]
+    found = []
+    for values in methods:
+        runs = len(values)
+        means = draw_counts(n, resamples, seed) @ values.T / n  # [R, K]
+        shares = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
+        found.append((shares * means).sum(axis=1))
+    return found
+
+
+# Resampling ---------------------------------------------------------------------------------------
+
+
+@lru_cache(
+    maxsize=2
+)  # a comparison computes hundreds of intervals over the same number of examples
+def draw_counts(n: int, resamples: int, seed: int) -> Array:
+    """Count how often each of n examples is drawn, in R draws of n with replacement.
+
+    Args:
+        n: Number of examples.
+        resamples: Number of resamples R.
+        seed: Seed of the draws.
+
+    Returns:
+        The counts [R, n]: 8 MB for each 1,000 examples and 1,000 resamples.
+    """
     rng = np.random.default_rng(seed)
-    # How often each run and each example is drawn, as shares.
-    of_runs = rng.multinomial(runs, np.full(runs, 1 / runs), size=resamples) / runs
-    means = np.empty(resamples)
-    step = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, resamples, step):
-        rows = slice(start, min(start + step, resamples))
-        size = rows.stop - rows.start
-        of_examples = rng.multinomial(n, np.full(n, 1 / n), size=size) / n
-        means[rows] = ((of_runs[rows] @ array) * of_examples).sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(plain.value, n, float(low), float(high))
+    rows = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
+    return np.stack(rows).astype(np.float64)
+
+
+def _resample_means(array: Array, resamples: int, seed: int) -> Array:
+    """Return the mean of an array [n] in each of R resamples: [R]."""
+    # Row by row, so that a row's last digit does not depend on the number of rows.
+    return np.einsum("rn,n->r", draw_counts(len(array), resamples, seed), array) / len(array)
+
+
+def _estimate(value: float, n: int, resampled: Array) -> Estimate:
+    """Combine a statistic with its interval; a single example has none."""
+    if n == 1:
+        return Estimate(float(value), n)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Estimate(float(value), n, float(low), float(high))
+
+
+def _to_array(values: Sequence[float] | Array) -> Array:
+    """Convert values to an array.
+
+    Raises:
+        ValueError: There is no value, or one is not finite.
+    """
+    array: Array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("A statistic needs at least one example, got none.")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise ValueError(
+            f"{bad.size} of {array.size} values are not finite, the first {array[bad[0]]} at "
+            f"position {bad[0]}; find what produced it before averaging."
+        )
+    return array

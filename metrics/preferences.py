@@ -56,13 +56,12 @@ def group_rewards(rows: Sequence[Row]) -> dict[str, list[float]]:
         first = {pair[0] for pair in row["pairs"]}
         second = {pair[1] for pair in row["pairs"]}
         for position in sorted(first | second):
-            name = (
-                "best"
-                if position not in second
-                else "worst"
-                if position not in first
-                else "between"
-            )
+            if position not in second:
+                name = "best"
+            elif position not in first:
+                name = "worst"
+            else:
+                name = "between"
             groups[name].append(row["rewards"][position])
     return {name: values for name, values in groups.items() if values}
 

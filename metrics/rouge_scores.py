@@ -8,8 +8,9 @@ This module imports no torch, so that `alignsum score` starts fast.
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 KEYS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -28,14 +29,14 @@ def _make_tokenizer(use_stemmer: bool) -> Any:
 # Enough for all texts of one example and their sentences, which are the repeated ones.
 @lru_cache(maxsize=256)
 def tokenize(text: str, use_stemmer: bool = False) -> tuple[str, ...]:
-    """Split a text into `rouge_score`'s tokens: lower-case letters and digits.
+    """Split a text into the tokens of `rouge_score`'s own tokenizer.
 
     Args:
         text: Any text.
         use_stemmer: Return Porter stems of words of more than three letters.
 
     Returns:
-        The tokens, equal to those of `rouge_score`'s tokenizer.
+        Words of lower-case letters and digits, or their stems.
     """
     words = _make_tokenizer(False).tokenize(text)
     return tuple(chain.from_iterable(map(stem, words)) if use_stemmer else words)
@@ -62,26 +63,12 @@ def split_sentences(text: str) -> str:
     return _SENTENCE_END.sub("\n", text.strip())
 
 
-class CachingTokenizer:
-    """`rouge_score`'s default tokenizer with a cache.
-
-    Args:
-        use_stemmer: See :func:`tokenize`.
-    """
-
-    def __init__(self, use_stemmer: bool) -> None:
-        self.use_stemmer = use_stemmer
-
-    def tokenize(self, text: str) -> tuple[str, ...]:
-        """See :func:`tokenize`."""
-        return tokenize(text, self.use_stemmer)
-
-
 def make_scorer(keys: Sequence[str], use_stemmer: bool = True) -> Any:
-    """Return a `rouge_score` scorer with our tokenizer."""
+    """Return a `rouge_score` scorer with cached tokens."""
     from rouge_score.rouge_scorer import RougeScorer  # imported late: nltk takes a second
 
-    return RougeScorer(list(keys), tokenizer=CachingTokenizer(use_stemmer))
+    tokenizer = SimpleNamespace(tokenize=partial(tokenize, use_stemmer=use_stemmer))
+    return RougeScorer(list(keys), tokenizer=tokenizer)
 
 
 def score_rouge(

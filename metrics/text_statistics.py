@@ -7,6 +7,7 @@ lower-case letters and digits (`metrics.rouge_scores.tokenize`).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 
 from metrics.rouge_scores import tokenize
 
@@ -59,32 +60,22 @@ def novelty(
     return shares
 
 
-def copy_rate(
-    predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
-) -> list[float]:
-    """Return the share of each prediction's words that are copied from its dialogue.
-
-    The extractive fragment coverage of Grusky et al. (2018), "Newsroom: A Dataset of 1.3 Million
-    Summaries with Diverse Extractive Strategies". A fragment may be a single word, so this is
-    1 - novelty of 1-grams; `copy_density` distinguishes long fragments.
-    """
-    return [
-        sum(lengths) / max(count, 1) for lengths, count in _fragments_of(predictions, dialogues)
-    ]
-
-
 def copy_density(
     predictions: Sequence[str], dialogues: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[float]:
     """Return the mean length of the copied fragment that each word is in.
 
-    The density of Grusky et al. (2018): the sum of squared fragment lengths over the number of
-    words. A completely copied text gets its own length, a text of new words 0.
+    The density of Grusky et al. (2018), "Newsroom: A Dataset of 1.3 Million Summaries with Diverse
+    Extractive Strategies": the sum of squared fragment lengths over the number of words. A
+    completely copied text gets its own length, a text of new words 0. (Their coverage, which does
+    not distinguish long fragments, is 1 - novelty of 1-grams.)
     """
-    return [
-        sum(length**2 for length in lengths) / max(count, 1)
-        for lengths, count in _fragments_of(predictions, dialogues)
-    ]
+    densities = []
+    for prediction, dialogue in zip(predictions, dialogues, strict=True):
+        summary = tokenize(prediction)
+        lengths = fragment_lengths(summary, tokenize(dialogue))
+        densities.append(sum(length**2 for length in lengths) / max(len(summary), 1))
+    return densities
 
 
 def fragment_lengths(summary: Tokens, source: Tokens) -> list[int]:
@@ -120,7 +111,6 @@ STATISTICS: dict[str, TextMetric] = {
     "words": words,
     "length_ratio": length_ratio,
     **{f"novelty{n}": partial(novelty, n=n) for n in (1, 2, 3)},
-    "copy_rate": copy_rate,
     "copy_density": copy_density,
 }
 """All statistics by the name under which they are logged."""
@@ -129,25 +119,10 @@ NEED_DIALOGUE = frozenset(STATISTICS) - {"words", "length_ratio"}
 """The statistics that read the dialogue; the others accept empty ones."""
 
 
-def _fragments_of(
-    predictions: Sequence[str], dialogues: Sequence[str]
-) -> list[tuple[list[int], int]]:
-    """Return the fragment lengths and the number of words of each prediction."""
-    pairs = [
-        (tokenize(prediction), tokenize(dialogue))
-        for prediction, dialogue in zip(predictions, dialogues, strict=True)
-    ]
-    return [(fragment_lengths(summary, source), len(summary)) for summary, source in pairs]
-
-
 def _common_prefix(summary: Tokens, start: int, source: Tokens, position: int) -> int:
     """Count the equal words from `start` in the summary and `position` in the source."""
-    length = 0
-    for one, other in zip(summary[start:], source[position:], strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
+    pairs = zip(summary[start:], source[position:], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _ngrams(tokens: Tokens, n: int) -> list[tuple[str, ...]]:

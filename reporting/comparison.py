@@ -9,8 +9,14 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean
-from metrics.over_runs import Matrix, difference_over_runs, share_first
+from metrics.intervals import (
+    Array,
+    Estimate,
+    bootstrap_crossed,
+    bootstrap_mean,
+    difference_over_runs,
+    share_first,
+)
 from reporting.numbers import ROUGE_LABELS
 from reporting.runs import Key, Run
 from reporting.seeds import group_runs
@@ -173,7 +179,7 @@ def shared_keys(runs: Sequence[Run], metric: str) -> list[Key]:
     return [key for key in first if all(key in other for other in others)]
 
 
-def matrix(runs: Sequence[Run], metric: str, keys: Sequence[Key]) -> Matrix:
+def matrix(runs: Sequence[Run], metric: str, keys: Sequence[Key]) -> Array:
     """Return the runs' values of the examples, [K, n]."""
     columns = [run.values(metric) for run in runs]
     return np.array([[column[key] for key in keys] for column in columns], dtype=np.float64)

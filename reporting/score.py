@@ -20,7 +20,6 @@ _LABELS = {
     "words": "words",
     "length_ratio": "length / references",
     **{f"novelty{n}": f"new {n}-grams" for n in (1, 2, 3)},
-    "copy_rate": "copied words",
     "copy_density": "length of copied spans, words",
     "unfaithful_speaker": "unknown speaker",
     "unfaithful_name": "unknown name",

@@ -8,7 +8,6 @@ import pytest
 
 from callbacks.preferences import PreferenceAccuracy, measure
 from common.run_folder import RunFolder
-from metrics.calibration import calibrate
 from metrics.preferences import (
     accuracy_by_distance,
     calibrate_pairs,
@@ -38,15 +37,6 @@ def test_accuracy_by_distance_is_a_mean_over_rankings() -> None:
         1: ((1 / 2 + 1 / 2) / 2, 2),  # (1 + 0) / 2 of the first, 0.5 of the second
         2: ((1 + 0) / 2, 2),
     }
-
-
-def test_calibration_by_hand() -> None:
-    # 0.52 and 0.53 lie in the bin from 0.5, 0.98 and 1 in the last.
-    found = calibrate([0.52, 0.53, 0.98, 1.0], [1, 0, 1, 1])
-    assert [each.n for each in found.bins] == [2, 2]
-    assert found.bins[0].confidence == pytest.approx(0.525) and found.bins[0].accuracy == 0.5
-    assert found.ece == pytest.approx((2 * 0.025 + 2 * 0.01) / 4)
-    assert found.n == 4
 
 
 def test_pairs_are_as_sure_as_the_rewards_are_apart() -> None:

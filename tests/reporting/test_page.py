@@ -11,8 +11,13 @@ import pytest
 
 from alignsum.commands.compare import main
 from common.run_folder import RolloutFiles
-from metrics.intervals import Estimate, bootstrap_crossed, bootstrap_mean, paired_change
-from metrics.over_runs import difference_over_runs
+from metrics.intervals import (
+    Estimate,
+    bootstrap_crossed,
+    bootstrap_mean,
+    difference_over_runs,
+    paired_change,
+)
 from reporting.comparison import Comparison
 from reporting.page.examples import mark_overlap, stems_of
 from reporting.page.rollouts import ROLLOUTS, list_rollouts, spread_out

@@ -128,7 +128,7 @@ def test_dialogsum_with_three_summaries_a_row(tmp_path: Path, ending: str) -> No
     scores = run(tmp_path, predictions, references)["text"]
     assert scores["rouge1"]["value"] == pytest.approx(2 / 3)
     assert scores["rouge1_best"]["value"] == 1
-    assert scores["copy_rate"]["value"] == 1
+    assert scores["novelty1"]["value"] == 0
 
 
 def test_dialogsum_with_a_row_for_each_reference(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_everything_about_one_example(tmp_path: Path) -> None:
         {
             "rouge1": 6 / 14, "rouge2": 2 / 12, "rougeL": 6 / 14, "rougeLsum": 6 / 14,
             "words": 8, "length_ratio": 8 / 6, "novelty1": 5 / 8, "novelty2": 7 / 7,
-            "novelty3": 1, "copy_rate": 3 / 8, "copy_density": 3 / 8,
+            "novelty3": 1, "copy_density": 3 / 8,
             "unfaithful_speaker": 1, "unfaithful_name": 1, "swapped_speakers": 1,
         }
     )  # fmt: skip
