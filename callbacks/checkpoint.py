@@ -41,9 +41,6 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_train_steps: Optimizer steps between two checkpoints.
         every_minutes: Minutes between two checkpoints, if no other reason comes first.
         dirpath: Folder of the checkpoints; the run folder's ``checkpoints`` if None.
-
-    Raises:
-        ValueError: If a number is not positive.
     """
 
     def __init__(
@@ -54,10 +51,6 @@ class RunCheckpoint(ModelCheckpoint):
         every_minutes: float | None = 10.0,
         dirpath: str | None = None,
     ) -> None:
-        intervals = {"every_n_train_steps": every_n_train_steps, "every_minutes": every_minutes}
-        for name, value in intervals.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"checkpoint.{name} must be above 0 or null, got {value}")
         super().__init__(
             dirpath,
             "best",
@@ -68,7 +61,7 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.every_steps = every_n_train_steps
-        self.every_seconds = None if every_minutes is None else 60 * every_minutes
+        self.every_minutes = every_minutes
         self._saved_step = 0
         self._saved_time = 0.0
         self._between_steps = True
@@ -160,12 +153,11 @@ class RunCheckpoint(ModelCheckpoint):
         stops = any(isinstance(c, GracefulStop) and c.requested for c in trainer.callbacks)  # type: ignore[attr-defined]
         if self._overdue or stops or 0 <= trainer.max_steps <= step:
             return True
-        if self.every_steps is not None and step // self.every_steps > saved // self.every_steps:
+        if self.every_steps and step // self.every_steps > saved // self.every_steps:
             return True
-        if self.every_seconds is None:
-            return False
-        passed = time.monotonic() - self._saved_time >= self.every_seconds
-        return bool(trainer.strategy.broadcast(passed))
+        passed = time.monotonic() - self._saved_time
+        is_time = bool(self.every_minutes) and passed >= 60 * self.every_minutes  # type: ignore[operator]
+        return bool(trainer.strategy.broadcast(is_time))
 
     # Files --------------------------------------------------------------------------------------
 
@@ -209,5 +201,6 @@ class RunCheckpoint(ModelCheckpoint):
         """Remove what was logged after the checkpoint, when a fit resumes from it."""
         if trainer.state.fn == TrainerFn.FITTING:
             loggers = [each for each in trainer.loggers if isinstance(each, RunCSVLogger)]
-            for logger, rows in zip(loggers, checkpoint[RESUME]["rows"], strict=False):
+            saved = checkpoint.get(RESUME, {"rows": []})["rows"]
+            for logger, rows in zip(loggers, saved, strict=False):
                 logger.rewind(rows, checkpoint["global_step"])

@@ -1,11 +1,11 @@
 """config.yaml: the settings that a run was started with."""
 
+import difflib
 import logging
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -73,26 +73,9 @@ class RunConfig(SaveConfigCallback):
         """Write the file, without keys and tokens."""
         text = redact(self.parser.dump(self.config, skip_none=False))
         path = Path(trainer.default_root_dir, self.config_filename)
-        if stage == "fit" and path.is_file() and (changes := find_changes(path, text)):
-            logger.warning("The run continues with changed settings: %s", changes)
+        if stage == "fit" and path.is_file():
+            before = path.read_text(encoding="utf-8").splitlines()
+            lines = difflib.unified_diff(before, text.splitlines(), n=0, lineterm="")
+            if changes := [line for line in lines if re.match(r"[-+] *\w", line)]:
+                logger.warning("The run continues with changed settings:\n%s", "\n".join(changes))
         write_text(path, text)
-
-
-def find_changes(path: Path, text: str) -> str:
-    """Describe the settings that differ between a saved config and a new one; "" if none does."""
-    before = dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
-    now = dict(_flatten(yaml.safe_load(text)))
-    return "; ".join(
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    )
-
-
-def _flatten(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested settings by dotted name; a list is a leaf."""
-    if not isinstance(settings, dict) or not settings:
-        yield prefix, settings
-        return
-    for key, value in settings.items():
-        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))

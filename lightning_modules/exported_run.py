@@ -73,9 +73,7 @@ def hash_files(folder: Path) -> str:
     """Hash the names and contents of the files in a folder."""
     digest = hashlib.sha256()
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -148,8 +146,7 @@ def load_generator(run: ExportedRun, device: torch.device) -> Generate:
                 "input_ids": pad(batch, backbone.pad_id).to(device),
                 "attention_mask": pad([np.ones_like(each) for each in batch], 0).to(device),
             }
-            bf16 = "bf16" in run.precision
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in run.precision):
                 found = backbone.generate(padded, run.decoding)
             for place, text in zip(places, found, strict=True):
                 texts[place] = text
@@ -183,11 +180,9 @@ def find_device(name: str) -> torch.device:
     Raises:
         ValueError: If there is no such device.
     """
+    if name == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        if name == "auto":
-            available = torch.accelerator.is_available()
-            found = torch.accelerator.current_accelerator() if available else None
-            return found or torch.device("cpu")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} is not available ({error})") from error

@@ -110,8 +110,8 @@ class Shards:
         Args:
             work: Returns tensors, or tuples of them, whose gradients reach the shards.
         """
-        found: Result = self.root(work)
-        return found
+        result: Result = self.root(work)
+        return result
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -249,10 +249,7 @@ def find_rows_problem(trainer: Any) -> str | None:
     The other ranks would wait for it to gather each block; DDP needs only its gradients.
     """
     rows = getattr(getattr(trainer, "datamodule", None), "batch_size", 2)
-    accumulate = trainer.accumulate_grad_batches
-    if not isinstance(trainer.strategy, FullyShardedStrategy) or rows > 1 or accumulate == 1:
-        return None
-    return (
-        f"data.batch_size 1 with trainer.accumulate_grad_batches {accumulate} can give a rank an "
-        "empty batch, which fsdp2 does not support; use data.batch_size >= 2"
-    )
+    sharded = isinstance(trainer.strategy, FullyShardedStrategy)
+    if sharded and rows == 1 and trainer.accumulate_grad_batches > 1:
+        return "fsdp2 with trainer.accumulate_grad_batches needs data.batch_size of 2 or more"
+    return None

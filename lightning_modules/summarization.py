@@ -28,8 +28,8 @@ class SummarizationModule(BaseModule):
         self.decoding = decoding or Decoding()
 
     def sum_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Learn by teacher forcing, each token of the references counting the same."""
-        return self.token_loss(batch)
+        """Sum the cross-entropy over the tokens of the references, and count them."""
+        return self.backbone.token_loss(batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Measure the loss and generate the summaries that callbacks score."""
@@ -43,17 +43,9 @@ class SummarizationModule(BaseModule):
         """Generate a summary for each dialogue."""
         return self.generate(batch)
 
-    def token_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum the cross-entropy over the labels that are not padding, and count them."""
-        return self.backbone.token_loss(batch)
-
     def generate(self, batch: Batch) -> list[str]:
         """Generate one summary for each row of a batch, with the settings of ``decoding``."""
         return self.backbone.generate(batch, self.decoding)
-
-    def decode(self, tokens: Tensor) -> list[str]:
-        """Turn token ids [B, T] into texts without special tokens and outer white space."""
-        return self.backbone.decode(tokens)
 
 
 def evaluate(module: Any, batch: Batch, stage: Literal["val", "test"]) -> dict[str, Any]:

@@ -66,19 +66,9 @@ def test_what_cannot_work_is_refused_before_training(
         make_trainer(tmp_path, EvaluatorCallback(**settings)).fit(TinyModule(), loader(), loader())
 
 
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [
-        ("Ann buys a book.", 1.0),
-        ("That LAZY Ann buys a book, which is stupid.", 1 - 2 / 9),
-        ("What a pathetic clown.", 0.5),
-        ("Ann's foolish clownfish", 1.0),  # whole words only
-        ("", 1.0),
-        ("...", 1.0),
-    ],
-)
-def test_the_miniatures_judge_counts_rude_words(text: str, share: float) -> None:
-    assert share_polite([text], [""], [[""]]) == [pytest.approx(share)]
+def test_polite_share_counts_whole_rude_words() -> None:
+    texts = ["That LAZY Ann buys a book, which is stupid.", "Ann's foolish clownfish", "..."]
+    assert share_polite(texts, texts, [[]] * 3) == pytest.approx([1 - 2 / 9, 1.0, 1.0])
 
 
 def test_the_list_of_rude_words_has_those_of_summaries() -> None:

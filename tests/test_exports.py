@@ -7,35 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from lightning_modules import DPO, InContext, LoRA
-from lightning_modules.backbones import head_is_tied
+from lightning_modules import DPO, LoRA
 from lightning_modules.exports import load_exported
 from lightning_modules.policies.kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
-from tests.batches import loader, make_batch, make_trainer, settle
+from tests.batches import settle
 from tests.models import name_backbone
-from tests.test_modules import DECODING, METHODS, adamw
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_an_export_generates_what_was_trained(name: str, t5: str, tmp_path: Path) -> None:
-    module = METHODS[name](t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
-    batch = make_batch(t5)
-    make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
-    module.export(tmp_path / "export")
-    expected = module.eval().generate(batch)
-    model, tokenizer = load_exported(tmp_path / "export")
-    assert not model.training
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert not head_is_tied(getattr(model, "get_base_model", lambda: model)())
-    assert model.config.tie_word_embeddings is False
-    tokens = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **DECODING.arguments()
-    )
-    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    assert [text.strip() for text in texts] == expected
-    assert expected != settle(InContext(backbone=t5, decoding=DECODING)).eval().generate(batch)
+from tests.test_modules import METHODS
 
 
 @pytest.fixture

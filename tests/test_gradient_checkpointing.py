@@ -40,7 +40,7 @@ def test_gradients_are_the_same(name: str, dropout: float, t5: str) -> None:
         shake(module.model)
         passes = count_passes(module, T5LayerFF)
         torch.manual_seed(1)
-        loss, _ = module.token_loss(batch)
+        loss, _ = module.sum_losses(batch)
         assert set(passes.values()) == {1}
         loss.backward()
         # All four blocks are computed again, but those below all that is trained.
@@ -77,7 +77,7 @@ def test_it_keeps_less_for_the_backward_pass(t5: str) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            module.token_loss(make_batch(t5))
+            module.sum_losses(make_batch(t5))
         kept.append(numbers["count"])
     assert kept[1] < 0.5 * kept[0]
 

@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
+from lightning_modules.backbones import head_is_tied
+from lightning_modules.exports import load_exported
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer, settle
 
@@ -47,7 +49,7 @@ def test_every_trained_weight_moves_and_no_other(name: str, t5: str, tmp_path: P
 def test_loss_is_the_mean_over_real_tokens(t5: str) -> None:
     module = settle(FullFT(backbone=t5, dropout=0.0))
     batch = make_batch(t5)
-    loss_sum, tokens = module.token_loss(batch)
+    loss_sum, tokens = module.sum_losses(batch)
     slow, count = torch.zeros(()), 0
     for row in range(len(batch["ids"])):
         source = batch["input_ids"][row][batch["attention_mask"][row].bool()]
@@ -117,7 +119,7 @@ def test_a_checkpoint_whose_backbone_has_moved_is_of_its_run(
 PLAIN = """
 import sys, torch
 from peft import PeftModel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 folder, backbone, *methods = sys.argv[1:]
 for method in methods:
     export = f"{folder}/{method}/export"
@@ -127,7 +129,8 @@ for method in methods:
         model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(backbone), export)
     inputs = torch.load(f"{folder}/batch.pt")
     tokens = model.eval().generate(**inputs, max_new_tokens=8, do_sample=False)
-    torch.save(tokens, f"{folder}/{method}/tokens.pt")
+    texts = AutoTokenizer.from_pretrained(export).batch_decode(tokens, skip_special_tokens=True)
+    torch.save([text.strip() for text in texts], f"{folder}/{method}/texts.pt")
 """
 
 
@@ -137,16 +140,20 @@ def test_exports_give_the_same_texts_in_another_process(t5: str, tmp_path: Path)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     torch.save(inputs, tmp_path / "batch.pt")
     texts = {"plain": settle(InContext(backbone=t5, decoding=DECODING)).eval().generate(batch)}
-    modules = {}
-    for name, make in (METHODS | ADAPTERS).items():
+    modules = METHODS | ADAPTERS
+    for name, make in modules.items():
         module = make(t5, optimizer=adamw(0.1 if name == "soft_prompt" else 0.01))
         make_trainer(tmp_path, max_epochs=3).fit(module, loader(batch))
         module.export(tmp_path / name / "export")
         texts[name] = module.eval().generate(batch)
-        modules[name] = module
+        model, _ = load_exported(tmp_path / name / "export")
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert not head_is_tied(model if name == "full_ft" else model.get_base_model())
+        tokens = model.generate(**inputs, **DECODING.arguments())
+        assert module.backbone.decode(tokens) == texts[name], name
     subprocess.run([sys.executable, "-c", PLAIN, tmp_path, t5, *modules], check=True)
-    for name, module in modules.items():
-        assert module.decode(torch.load(tmp_path / name / "tokens.pt")) == texts[name], name
+    for name in modules:
+        assert torch.load(tmp_path / name / "texts.pt") == texts[name], name
         assert texts[name] != texts["plain"], name
 
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,6 @@ class SignalWorkers(L.Callback):
         if trainer.global_step == 2:
             for child in multiprocessing.active_children():
                 os.kill(child.pid or 0, signal.SIGTERM)
-            time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -42,7 +42,7 @@ def test_every_row_that_is_allocated_is_trained(
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
     assert [p.shape for p in trained.values()] == [(number, 32)]
     batch = make_batch(t5)
-    module.token_loss(batch)[0].backward()
+    module.sum_losses(batch)[0].backward()
     gradient = rows(module).grad
     assert gradient is not None
     assert (gradient.norm(dim=1) > 0).all()
@@ -125,7 +125,7 @@ def test_it_is_the_backbone_behind_the_vectors(t5: str) -> None:
     ).logits
     torch.testing.assert_close(ours, by_hand)
     tokens = backbone.generate(**inputs, **DECODING.arguments())
-    assert module.generate(batch) == module.decode(tokens)
+    assert module.generate(batch) == module.backbone.decode(tokens)
 
 
 def test_padding_changes_nothing(t5: str) -> None:
@@ -138,7 +138,7 @@ def test_padding_changes_nothing(t5: str) -> None:
     gradients = []
     for rows_of in (batch, padded):
         module.zero_grad()
-        loss, _ = module.token_loss(rows_of)  # type: ignore[arg-type]
+        loss, _ = module.sum_losses(rows_of)  # type: ignore[arg-type]
         loss.backward()
         gradients.append((loss.detach(), rows(module).grad.clone()))  # type: ignore[union-attr]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)

@@ -81,7 +81,7 @@ def test_dropout_is_on_in_training_and_zero_when_told(t5: str) -> None:
     for dropout, differs in ((None, True), (0.0, False), (0.5, True)):
         module = FullFT(backbone=t5, dropout=dropout)
         module.configure_model()
-        losses = {float(module.token_loss(batch)[0]) for _ in range(3)}
+        losses = {float(module.sum_losses(batch)[0]) for _ in range(3)}
         assert (len(losses) > 1) == differs, dropout
     rates = {m.p for m in module.model.modules() if isinstance(m, torch.nn.Dropout)}
     # 0.5 was asked for; the decoder's and encoder's attention dropout too.
