@@ -125,10 +125,7 @@ class AnswerFile:
 
 def _is_answer(line: bytes) -> bool:
     try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            return False
-        parse_answer(record)
-    except (ValueError, RecursionError):
+        parse_answer(json.loads(line))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return False
     return True

@@ -13,7 +13,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
-from xml.etree import ElementTree
 
 from collecting.answer_file import AnswerFile, read_answers
 from collecting.assignments import shuffle
@@ -75,26 +74,24 @@ def export_tasks(
 
 def make_interface(completions: int) -> str:
     """Write the labelling interface for tasks with up to this many completions."""
-    view = ElementTree.Element("View")
-    _add(view, "Header", value="Read the dialogue")
-    _add(view, "Text", name="dialogue", value="$dialogue")
-    _add(view, "Header", value="Move each summary into a column; two in one column are a tie")
-    _add(view, "List", name="completions", value="$items", title="Summaries")
-    ranker = _add(view, "Ranker", name="ranking", toName="completions")
-    for rank in range(1, completions + 1):
-        title = "1 (best)" if rank == 1 else str(rank)
-        _add(ranker, "Bucket", name=f"rank_{rank}", title=title)
-    _add(ranker, "Bucket", name=UNUSABLE, title="Unusable")
-    _add(view, "Header", value="Which of them are toxic?")
-    _add(view, "Choices", name="toxic", toName="dialogue", choice="multiple", value="$letters")
-    hidden = _add(view, "View", style="display: none")
-    _add(hidden, "TextArea", name="annotator", toName="dialogue")
-    ElementTree.indent(view)
-    return ElementTree.tostring(view, encoding="unicode") + "\n"
-
-
-def _add(parent: ElementTree.Element, tag: str, **attributes: str) -> ElementTree.Element:
-    return ElementTree.SubElement(parent, tag, attributes)
+    titles = ["1 (best)", *map(str, range(2, completions + 1))]
+    buckets = [f'    <Bucket name="rank_{i}" title="{t}"/>' for i, t in enumerate(titles, 1)]
+    return f"""<View>
+  <Header value="Read the dialogue"/>
+  <Text name="dialogue" value="$dialogue"/>
+  <Header value="Move each summary into a column; two in one column are a tie"/>
+  <List name="completions" value="$items" title="Summaries"/>
+  <Ranker name="ranking" toName="completions">
+{chr(10).join(buckets)}
+    <Bucket name="{UNUSABLE}" title="Unusable"/>
+  </Ranker>
+  <Header value="Which of them are toxic?"/>
+  <Choices name="toxic" toName="dialogue" choice="multiple" value="$letters"/>
+  <View style="display: none">
+    <TextArea name="annotator" toName="dialogue"/>
+  </View>
+</View>
+"""
 
 
 def make_task(sample: Sample, answers: Sequence[Answer], seed: int) -> dict[str, Any]:
@@ -161,10 +158,10 @@ def import_answers(input: str, answers: str, on_bad_row: Literal["stop", "skip"]
     """
     try:
         tasks = json.loads(expand(input).read_text(encoding="utf-8"))
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            raise ValueError("not a list of tasks")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"input: {input} is not JSON ({error})") from error
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise ValueError(f"input: {input} is not a list of tasks; export it as JSON")
+        raise ValueError(f"input: {input} is not an export in the format JSON ({error})") from error
     good: list[Answer] = []
     problems: list[str] = []
     for number, task in enumerate(tasks, start=1):

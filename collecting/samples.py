@@ -8,11 +8,13 @@ One JSON object a line, as ``alignsum rank sample`` writes it:
 ``references`` and ``sources`` are optional, so completions from anywhere can be ranked.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.jsonl import describe_bad_rows, read_jsonl
+from datamodules.reading import ColumnNames, DataError, parse_dialogue, parse_records, take_text
 
 
 class Sample(NamedTuple):
@@ -43,50 +45,28 @@ def read_samples(path: Path) -> list[Sample]:
         raise ValueError(
             f"samples: there is no file {str(path)!r}; `alignsum rank sample` writes one"
         )
-    samples: dict[str, Sample] = {}
-    problems = []
-    for number, record in read_jsonl(path):
-        try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            sample = _parse_sample(record)
-            if sample.id in samples:
-                raise ValueError(f"id {sample.id!r} occurs twice")
-            samples[sample.id] = sample
-        except ValueError as error:
-            problems.append(f"{path}:{number}: {error}")
+    samples, problems = parse_records(read_jsonl(path), str(path), _parse_sample, {})
+    counts = Counter(sample.id for sample in samples)
+    problems += [f"{path}: id {name!r} occurs {n} times" for name, n in counts.items() if n > 1]
     if problems:
         raise ValueError(f"samples: {describe_bad_rows(problems)}")
     if not samples:
         raise ValueError(f"samples: {path} is empty")
-    return list(samples.values())
+    return samples
 
 
-def _parse_sample(record: Mapping[str, Any]) -> Sample:
-    name = record.get("id")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError("id must be a text or an integer")
-    (dialogue,) = _take_texts({"dialogue": [record.get("dialogue")]}, "dialogue")
-    completions, sources = _take_texts(record, "completions"), _take_texts(record, "sources", ())
+def _parse_sample(record: Mapping[str, Any], _: int) -> Sample:
+    name, dialogue = parse_dialogue(record, "", ColumnNames())
+    if not name:
+        raise DataError("id is missing")
+    completions, sources = _take_texts(record, "completions"), _take_texts(record, "sources")
     if sources and len(sources) != len(completions):
-        raise ValueError("sources must name one run per completion")
-    references = _take_texts(record, "references", ())
-    return Sample(str(name), dialogue, references, completions, sources)
+        raise DataError("sources must name one run per completion")
+    return Sample(name, dialogue, _take_texts(record, "references"), completions, sources)
 
 
-def _take_texts(
-    record: Mapping[str, Any], name: str, default: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
-    values = record.get(name, default)
-    if not isinstance(values, list | tuple) or not all(isinstance(text, str) for text in values):
-        raise ValueError(
-            f"{name} must be text" if name == "dialogue" else f"{name} must be a list of texts"
-        )
-    for text in values:
-        if not text.strip():
-            raise ValueError(f"{name} is empty")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} is not UTF-8") from None
-    return tuple(values)
+def _take_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    values = record.get(name, [])
+    if not isinstance(values, list):
+        raise DataError(f"{name} must be a list of texts")
+    return tuple(take_text({name: value}, name) for value in values)

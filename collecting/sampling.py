@@ -7,139 +7,131 @@ differ only in white space are one text; duplicates and empty texts are sampled 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from common.exits import quieten_models
 from common.jsonl import append, read_jsonl, to_lines
 from common.resumable import count_done, open_output
 from common.run_folder import expand
-from datamodules.reading import (
-    ColumnNames,
-    Row,
-    Split,
-    group,
-    parse_rows,
-    read_records,
-    with_unique_ids,
-)
+from datamodules import reading
 from datamodules.splits import DialogueReader
-from lightning_modules.exported_run import (
-    ExportedRun,
-    Generate,
-    find_device,
-    hash_rows,
-    load_generator,
-    read_exported_run,
-)
+
+if TYPE_CHECKING:
+    from lightning_modules.exported_run import Generate
 
 log = logging.getLogger(__name__)
 
-SAMPLING = {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
-"""Fields of `Decoding` that are not the run's own."""
-
-
-def read_runs(
-    paths: Sequence[str], given: Mapping[str, Any], backbone: str | None = None
-) -> dict[str, ExportedRun]:
-    """Read how runs were tested, by names that differ.
-
-    Args:
-        paths: Run folders, their exports, or any model folders.
-        given: See `read_exported_run`.
-        backbone: Where an adapter's backbone is now, if it has moved.
-
-    Raises:
-        ValueError: If there is no such model, a setting is invalid, or a run is named twice.
-    """
-    runs = [read_exported_run(path, {**given, **SAMPLING}, backbone) for path in paths]
-    if len({run.export.resolve() for run in runs}) < len(runs):
-        raise ValueError(f"a run is named twice: {', '.join(paths)}")
-    names = [run.name for run in runs]
-    return dict(zip(names if len(set(names)) == len(names) else paths, runs, strict=True))
-
-
-def read_rows(source: str, split: Split | None, max_rows: int | None) -> list[Row]:
-    """Read dialogues, each once; those of a file need no references.
-
-    Args:
-        source: A .jsonl or .csv file, or what --data.source accepts.
-        split: Split of a source that is not a file; None is train.
-        max_rows: Only the first so many dialogues.
-
-    Raises:
-        DataError: If there are none, or one is bad.
-        ValueError: If a split of a file is asked for.
-    """
-    path = expand(source)
-    if path.is_file():
-        if split is not None:
-            raise ValueError(f"split: {source} is a file, all of which is used")
-        rows = parse_rows(
-            read_records(path), str(path), ColumnNames(), needs_summary=False, remedy="Correct them"
-        )
-    else:
-        rows = DialogueReader(source).read(split or "train")
-    return with_unique_ids(group(rows))[:max_rows]
+ATTEMPTS = 5
+"""How often completions are sampled until there are enough different ones."""
 
 
 def sample(
-    runs: Mapping[str, ExportedRun],
-    rows: Sequence[Row],
-    output: Path,
+    runs: list[str],
+    input: str,
+    output: str,
+    split: reading.Split = "train",
+    max_rows: int | None = None,
     completions: int = 4,
-    retries: int = 4,
-    seed: int = 42,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    batch_size: int | None = None,
     device: str = "auto",
+    seed: int = 42,
     overwrite: bool = False,
 ) -> None:
-    """Write samples, or continue an interrupted call with the same arguments.
+    """Sample different completions of each dialogue from the models of runs.
+
+    Prompt, lengths, batch size and precision are each run's own. The same command continues an
+    interrupted one.
 
     Args:
-        runs: The runs by name.
-        rows: The dialogues.
+        runs: Run folders, their exports, or any model folders.
+        input: What --data.source accepts, or a .jsonl or .csv file whose dialogues need no
+            references.
         output: JSON lines to write.
-        completions: Number of completions per dialogue.
-        retries: How often missing completions are sampled again.
+        split: Split of an input that is not a file.
+        max_rows: Only the first so many dialogues.
+        completions: Number of different completions per dialogue, shared by the runs.
+        temperature: Divides the logits; the run's own value by default.
+        top_k: Sample among the k most likely tokens; 0 means all.
+        top_p: Sample among the most likely tokens that hold this much probability.
+        batch_size: Prompts in one pass.
+        device: auto, cpu, cuda, cuda:1, ...
         seed: Seed of the sampling.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        overwrite: Start over, whatever the file holds.
+        overwrite: Start over, whatever the output contains.
 
     Raises:
-        ValueError: If a value is out of range, or the file was written with other arguments.
+        ValueError: If something is missing or invalid, or if the output was written with other
+            settings. The output is unchanged then.
     """
+    quieten_models()
+    # torch and transformers take seconds to import.
+    from common import hub
+    from lightning_modules import exported_run
+
+    if not hub.reachable():
+        hub.use_cache_only()
     if completions < max(2, len(runs)):
         raise ValueError(f"completions must be at least 2 and one per run, got {completions}")
-    if retries < 0:
-        raise ValueError(f"retries must be at least 0, got {retries}")
-    if output.is_dir():
-        raise ValueError(f"output: {output} is a folder; name a file in it")
-    target = find_device(device)
-    identity: dict[str, Any] = {
-        "input": hash_rows(rows), "completions": completions, "retries": retries, "seed": seed,
+    given = {
+        "do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False,
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "batch_size": batch_size,
     }  # fmt: skip
-    for name, run in runs.items():
-        identity |= {f"{name}: {key}": value for key, value in run.identify().items()}
-    done = count_done(output, identity, overwrite)
+    models = [exported_run.read_exported_run(path, given) for path in runs]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        names = runs
+    if len(set(names)) < len(names):
+        raise ValueError(f"a run is named twice: {', '.join(runs)}")
+    rows = read_rows(input, split, max_rows)
+    file = expand(output)
+    if file.is_dir():
+        raise ValueError(f"output: {output} is a folder; name a file in it")
+    target = exported_run.find_device(device)
+    identity: dict[str, Any] = {
+        "input": exported_run.hash_rows(rows), "completions": completions, "seed": seed
+    }  # fmt: skip
+    for name, model in zip(names, models, strict=True):
+        identity |= {f"{name}: {key}": value for key, value in model.identify().items()}
+    done, size = count_done(file, identity, overwrite), models[0].batch_size
     if done < len(rows):
-        generators = {name: load_generator(run, target) for name, run in runs.items()}
-        size = next(iter(runs.values())).batch_size
-        with open_output(output, identity, done) as file:
+        generators = {
+            name: exported_run.load_generator(model, target)
+            for name, model in zip(names, models, strict=True)
+        }
+        with open_output(file, identity, done) as lines:
             # Windows begin at the same rows after an interruption, so that the texts are the same.
             for start in range(done - done % size, len(rows), size):
                 window = rows[start : start + size]
-                samples = sample_window(generators, window, (seed, start), completions, retries)
-                append(file, to_lines(samples[max(0, done - start) :]).encode())
+                samples = sample_window(generators, window, (seed, start), completions)
+                append(lines, to_lines(samples[max(0, done - start) :]).encode())
                 log.info("%d of %d dialogues", start + len(window), len(rows))
+    report(file, completions)
+
+
+def read_rows(source: str, split: reading.Split, max_rows: int | None) -> list[reading.Row]:
+    """Read dialogues, each once; those of a file need no references.
+
+    Raises:
+        DataError: If there are none, or one is bad.
+    """
+    path = expand(source)
+    if path.is_file():
+        rows = reading.parse_rows(
+            reading.read_records(path), str(path), reading.ColumnNames(), needs_summary=False,
+            remedy="Correct them",
+        )  # fmt: skip
     else:
-        log.info("%s is complete", output)
-    report(output, completions)
+        rows = DialogueReader(source).read(split)
+    return reading.with_unique_ids(reading.group(rows))[:max_rows]
 
 
 def sample_window(
-    generators: Mapping[str, Generate],
-    rows: Sequence[Row],
+    generators: Mapping[str, "Generate"],
+    rows: Sequence[reading.Row],
     key: tuple[int, int],
     completions: int,
-    retries: int,
 ) -> list[dict[str, Any]]:
     """Sample the completions of some rows.
 
@@ -148,21 +140,18 @@ def sample_window(
         rows: N rows.
         key: The seed, and the number of the first row in the input.
         completions: Number of completions per row.
-        retries: How often missing ones are sampled again.
 
     Returns:
         N samples, as the file has them; a row may have too few completions.
     """
     found: list[dict[str, tuple[str, str]]] = [{} for _ in rows]
-    for attempt in range(retries + 1):
+    for attempt in range(ATTEMPTS):
         for turn, (name, generate) in enumerate(generators.items()):
             missing = []
             for i, texts in enumerate(found):
                 wanted = sum((key[1] + i + j) % len(generators) == turn for j in range(completions))
                 missing += [i] * (wanted - sum(source == name for _, source in texts.values()))
-            if not missing:
-                continue
-            new = generate([rows[i] for i in missing], (*key, turn, attempt))
+            new = generate([rows[i] for i in missing], (*key, turn, attempt)) if missing else []
             for i, text in zip(missing, new, strict=True):
                 if plain := " ".join(text.split()):
                     found[i].setdefault(plain, (text, name))
@@ -185,6 +174,6 @@ def report(path: Path, wanted: int) -> None:
     if few := sum(count < wanted for count in counts):
         log.warning(
             "%d of them have fewer than %d different completions, and %d fewer than two, which "
-            "cannot be ranked; a higher --temperature or more --retries find more",
+            "cannot be ranked; a higher --temperature finds more",
             few, wanted, sum(count < 2 for count in counts),
         )  # fmt: skip

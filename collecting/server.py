@@ -74,15 +74,10 @@ def serve(
     source = expand(samples)
     target = expand(answers) if answers else source.with_suffix(".answers.jsonl")
     text = expand(instructions) if instructions else PAGE / "instructions.txt"
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be from 0 to 65535, got {port}")
     found = read_samples(source)
     if target.exists() and target.samefile(source):
         raise ValueError(f"answers: {target} is the file of samples")
-    try:
-        words = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"instructions: {text} is not UTF-8 ({error})") from error
+    words = text.read_text(encoding="utf-8")
     with AnswerFile(target) as file:
         assignments = Assignments(found, file, seed, answers_per_dialogue)
         app = make_app(assignments, words, allowed_hosts.replace(",", " ").split())
@@ -99,22 +94,20 @@ async def _listen(app: web.Application, host: str, port: int, open_browser: bool
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise OSError(
-                f"cannot listen on {host}, port {port} ({error.strerror}); choose another --port "
-                "or --host"
-            ) from error
+        await web.TCPSite(runner, host, port).start()
         everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - compared, not listened on
         name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
         url = f"http://{name}:{runner.addresses[0][1]}/"
         log.info("The page is at %s (Ctrl-C stops it)", url)
-        if not is_loopback(host):
+        if host not in ("localhost", "127.0.0.1", "::1"):
             log.warning("Anyone who reaches this port can read the dialogues and rank in any name")
         if open_browser:
             await asyncio.to_thread(webbrowser.open, url)
         await stop.wait()
+    except (OSError, OverflowError) as error:
+        raise OSError(
+            f"cannot listen on {host}, port {port} ({error}); choose another --port or --host"
+        ) from error
     finally:
         await runner.cleanup()
 
@@ -130,13 +123,14 @@ def make_app(
         allowed_hosts: Names of this server besides this machine's own.
     """
 
-    async def get_page(request: web.Request) -> web.StreamResponse:
+    async def get_page(_: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE / "page.html")
 
-    async def get_instructions(request: web.Request) -> web.StreamResponse:
+    async def get_instructions(_: web.Request) -> web.StreamResponse:
         return web.json_response({"instructions": instructions})
 
-    names = {"localhost", socket.gethostname().lower(), *(name.lower() for name in allowed_hosts)}
+    own = socket.gethostname().lower()
+    names = {"localhost", own, f"{own}.local", *(name.lower() for name in allowed_hosts)}
     app = web.Application(
         client_max_size=LARGEST_REQUEST, middlewares=[make_guard(names), report_errors]
     )
@@ -161,10 +155,7 @@ async def post_answer(request: web.Request) -> web.Response:
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(reason="An answer is application/json")
     assignments = request.app[_ASSIGNMENTS]
-    try:
-        sent: Any = await request.json()
-    except RecursionError as error:
-        raise ValueError("the JSON is nested too deeply") from error
+    sent: Any = await request.json()
     if not isinstance(sent, dict):
         raise ValueError("an answer is a JSON object")
     annotator = parse_annotator(sent.get("annotator"))
@@ -185,7 +176,7 @@ async def report_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turn errors into {"error": text}, which the page shows."""
     try:
         return await handler(request)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         status = 409 if isinstance(error, OutdatedError) else 400
         return web.json_response({"error": str(error)}, status=status)
     except web.HTTPError as error:
@@ -217,31 +208,19 @@ def make_guard(names: Collection[str]) -> Any:
 
 def find_intrusion(request: web.Request, names: Collection[str]) -> str | None:
     """Explain why a request does not come from the page, or return None."""
-    origin = request.headers.get("Origin")
+    origin = request.headers.get("Origin", f"http://{request.host}")
     try:
         host = urlsplit(f"//{request.host}").hostname or ""
-        sender = request.host.lower() if origin is None else urlsplit(origin).netloc.lower()
+        sender = urlsplit(origin).netloc.lower()
     except ValueError as error:
         return str(error)
-    if parse_address(host) is None and not {host, host.removesuffix(".local")} & {*names}:
-        return f"this server is not called {host!r}; allow the name with --allowed_hosts"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host not in names:
+            return f"this server is not called {host!r}; allow the name with --allowed_hosts"
     site = request.headers.get("Sec-Fetch-Site", "none")
-    if request.path.startswith("/api/") and (
-        sender != request.host.lower() or site not in ("same-origin", "none")
-    ):
+    own = sender == request.host.lower() and site in ("same-origin", "none")
+    if request.path.startswith("/api/") and not own:
         return "this request comes from another site"
     return None
-
-
-def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Parse an IP address; None for a name."""
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    address = parse_address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)

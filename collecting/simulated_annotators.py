@@ -47,15 +47,11 @@ def annotate(sample: Sample, annotator: str, noise: float, seed: int) -> Answer:
         raise ValueError(f"noise must be in [0, 0.5), got {noise}")
     rng = Random(f"alignsum mini annotator {annotator} {seed} {sample.id}")  # noqa: S311 - not for security
     seen = [misjudge(find_faults(text, sample.dialogue), noise, rng) for text in sample.completions]
+    toxic = tuple(faults.rude for faults in seen)
     return Answer(
-        sample.id,
-        sample.dialogue,
-        sample.completions,
-        annotator,
-        ranks=tuple(rank(seen)),
-        toxic=tuple(faults.rude for faults in seen),
-        sources=sample.sources,
-    )
+        sample.id, sample.dialogue, sample.completions, annotator, tuple(rank(seen)), toxic,
+        sample.sources,
+    )  # fmt: skip
 
 
 def make_answers(
@@ -68,10 +64,7 @@ def make_answers(
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, annotate, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="collecting.simulated_annotators",
-        description="Rank completions for the miniature's dialogues with simulated annotators.",
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("samples", type=Path, help="file written by `alignsum rank sample`")
     parser.add_argument("--out", type=Path, required=True, help="file of answers to write")
     parser.add_argument("--annotators", type=int, default=3, help="annotators per dialogue")

@@ -51,17 +51,6 @@ def test_the_last_answer_of_an_annotator_is_what_they_say(tmp_path: Path) -> Non
     assert kept == {"ann": (4, 3, 2, 1), "bob": (1, 2, 2, None)}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "dense"),
-    [([1, 2, 3], (1, 2, 3)), ([7, 7, 9], (1, 1, 2)), ([3, None, 1], (2, None, 1)),
-     ([None] * 3, (None, None, None))],
-)  # fmt: skip
-def test_ranks_are_made_dense(ranks: list[Any], dense: tuple[Any, ...]) -> None:
-    row = make_answer(make_sample(0, "abc"), ranks=(1, 2, 3), toxic=(False,) * 3).to_row()
-    del row["sources"]
-    assert parse_answer(row | {"ranks": ranks}).ranks == dense
-
-
 def test_a_line_that_is_no_answer_is_named_and_the_file_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = make_answer(make_sample(0)).to_row()
@@ -113,25 +102,6 @@ def test_a_last_line_of_rubbish_is_set_aside(half: bytes, tmp_path: Path) -> Non
     path.write_bytes(half + path.read_bytes())
     with pytest.raises(ValueError, match=r"a\.jsonl:1: "):
         AnswerFile(path).__enter__()
-
-
-def test_an_answer_is_on_the_disk_before_anybody_hears_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.jsonl"
-    synced: list[bytes] = []
-    with AnswerFile(path) as file:
-
-        def fsync(descriptor: int) -> None:
-            assert os.fstat(descriptor).st_ino == path.stat().st_ino
-            assert not file.answers
-            synced.append(path.read_bytes())
-
-        monkeypatch.setattr(json_lines.os, "fsync", fsync)
-        file.append([make_answer(make_sample(0))])
-        assert synced == [path.read_bytes()]
-        assert synced[0].endswith(b"}\n")
-        assert file.answers
 
 
 class FullDisk:

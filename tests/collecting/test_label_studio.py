@@ -9,7 +9,7 @@ import pytest
 
 from alignsum.commands import rank
 from collecting.answer_file import AnswerFile, read_answers
-from collecting.label_studio import letter, make_interface, make_task, read_ranks, read_task
+from collecting.label_studio import make_interface, make_task, read_ranks, read_task
 from datamodules.rankings import Answer
 from tests.collecting.samples import make_answer, make_sample, make_samples, write_samples
 
@@ -130,12 +130,7 @@ def test_bad_annotations_stop_or_are_skipped(
     assert not answers.exists()
     assert rank.main([*command, "--on_bad_row", "skip"]) == 0
     assert len(read_answers(answers)) == 1
-    for content, message in (("{", "is not JSON"), ('{"a": 1}', "is not a list of tasks")):
+    for content, message in (("{", "is not an export"), ('{"a": 1}', "not a list of tasks")):
         source.write_text(content)
         assert rank.main(command) == 2
         assert message in caplog.text
-
-
-def test_there_are_letters_for_any_number() -> None:
-    assert [letter(number) for number in (0, 25, 26, 52)] == ["A", "Z", "A1", "A2"]
-    assert len({letter(number) for number in range(200)}) == 200

@@ -14,6 +14,7 @@ from alignsum.commands import rank
 from collecting import sampling
 from collecting.samples import read_samples
 from datamodules.reading import Row
+from lightning_modules import exported_run
 from tests.collecting.samples import read_lines
 from tests.rows import write_rows
 
@@ -32,8 +33,8 @@ class Fake:
         return [self.make(row.id, key, place) for place, row in enumerate(rows)]
 
 
-def draw(fakes: dict[str, Any], completions: int, retries: int = 0) -> list[Any]:
-    return sampling.sample_window(fakes, ROWS, (42, 0), completions, retries)
+def draw(fakes: dict[str, Any], completions: int) -> list[Any]:
+    return sampling.sample_window(fakes, ROWS, (42, 0), completions)
 
 
 def test_the_runs_take_turns() -> None:
@@ -52,7 +53,7 @@ def test_the_runs_take_turns() -> None:
     for row in samples:
         assert [text[0] for text in row["completions"]] == row["sources"]
     # It makes no difference where a window begins.
-    later = sampling.sample_window(fakes, ROWS[2:], (42, 2), 4, 0)
+    later = sampling.sample_window(fakes, ROWS[2:], (42, 2), 4)
     assert [row["sources"] for row in later] == [row["sources"] for row in samples[2:]]
 
 
@@ -66,12 +67,12 @@ def test_duplicates_and_empty_texts_are_sampled_again() -> None:
         return texts[given[row] % len(texts)]
 
     fake = Fake(make)
-    samples = draw({"x": fake}, 3, retries=2)
+    samples = draw({"x": fake}, 3)
     assert [row["completions"] for row in samples[:3]] == [["a", "a  a"], [], ["b", "c", "d"]]
-    # First three of each, then twice what is missing.
-    assert [len(asked) for asked in fake.asked][:1] == [21]
-    assert len(fake.asked) == 3
-    assert {row for asked in fake.asked[1:] for row in asked} >= {"r0", "r1"}
+    # First three of each row, then what is missing.
+    assert len(fake.asked[0]) == 21
+    assert len(fake.asked) == sampling.ATTEMPTS
+    assert all({"r0", "r1"} <= {*asked} for asked in fake.asked[1:])
     assert "r2" not in fake.asked[1]
 
 
@@ -80,7 +81,7 @@ def test_two_runs_that_say_the_same_are_asked_for_something_else() -> None:
         "x": Fake(lambda row, key, place: f"same {place % 2}"),
         "y": Fake(lambda row, key, place: f"same {place % 2} {key[3] or ''}"),
     }
-    for row in draw(fakes, 4, retries=1):
+    for row in draw(fakes, 4):
         assert len({" ".join(text.split()) for text in row["completions"]}) == 4
         assert row["sources"] == ["x", "x", "y", "y"]
 
@@ -95,11 +96,21 @@ def dialogues(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "data", train=rows) / "train.jsonl"
 
 
+@pytest.fixture(scope="module")
+def lora(t5: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A run that was tested with short texts and beams."""
+    root = tmp_path_factory.mktemp("runs") / "lora"
+    shutil.copytree(t5, root / "export")
+    config = {"model": {"init_args": {"decoding": {"max_new_tokens": 6, "num_beams": 4}}}}
+    (root / "config.yaml").write_text(json.dumps(config))
+    return str(root)
+
+
 @pytest.fixture
-def base(t5: str, dialogues: Path) -> list[str]:
+def base(lora: str, dialogues: Path) -> list[str]:
     return [
-        "sample", t5, "--input", str(dialogues), "--completions", "3", "--batch_size", "2",
-        "--max_new_tokens", "6", "--device", "cpu",
+        "sample", lora, "--input", str(dialogues), "--completions", "3", "--batch_size", "2",
+        "--device", "cpu",
     ]  # fmt: skip
 
 
@@ -108,7 +119,7 @@ def run(base: list[str], output: Path, *more: str) -> bytes:
     return output.read_bytes()
 
 
-def test_a_file_of_samples(base: list[str], t5: str, tmp_path: Path) -> None:
+def test_a_file_of_samples(base: list[str], tmp_path: Path) -> None:
     output = tmp_path / "s.jsonl"
     run(base, output)
     samples = read_samples(output)
@@ -117,7 +128,7 @@ def test_a_file_of_samples(base: list[str], t5: str, tmp_path: Path) -> None:
     assert samples[1].dialogue == "#Person1#: 1"
     for sample in samples:
         assert len(set(sample.completions)) == 3
-        assert sample.sources == (Path(t5).name,) * 3
+        assert sample.sources == ("lora",) * 3
 
 
 def test_the_seed_decides_and_nothing_else(base: list[str], tmp_path: Path) -> None:
@@ -146,17 +157,15 @@ def test_a_complete_file_is_left_alone_and_other_settings_are_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     content = run(base, tmp_path / "s.jsonl")
-    monkeypatch.setattr(sampling, "load_generator", None)  # not even the model is loaded
+    monkeypatch.setattr(exported_run, "load_generator", None)  # not even the model is loaded
     with caplog.at_level(logging.INFO):
         assert run(base, tmp_path / "s.jsonl") == content
-    assert "s.jsonl is complete" in caplog.text
     assert "6 dialogues with 18 completions are in" in caplog.text
     for change, message in (
         (["--completions", "4"], "completions was 3 and is 4"),
         (["--seed", "1"], "seed was 42 and is 1"),
         (["--temperature", "2"], "temperature was 1.0 and is 2.0"),
         (["--max_rows", "3"], "input was"),
-        (["--prompt", "Flan"], "prompt was"),
     ):
         assert rank.main([*base, "--output", str(tmp_path / "s.jsonl"), *change]) == 2
         assert message in caplog.text
@@ -169,35 +178,13 @@ def test_a_complete_file_is_left_alone_and_other_settings_are_refused(
 def test_too_few_different_completions_are_reported(
     base: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(base, tmp_path / "s.jsonl", "--top_k", "1", "--retries", "1")
+    run(base, tmp_path / "s.jsonl", "--top_k", "1")
     assert all(len(row["completions"]) <= 1 for row in read_lines(tmp_path / "s.jsonl"))
     assert "6 of them have fewer than 3 different completions, and 6 fewer" in caplog.text
 
 
-def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Path) -> None:
-    """One of two runs was tested with a prompt, lengths and beams of its own."""
-    root = tmp_path / "lora"
-    shutil.copytree(t5, root / "export")
-    config = {
-        "model": {"init_args": {"decoding": {"max_new_tokens": 3, "num_beams": 4}}},
-        "data": {"init_args": {"prompt": {"class_path": "datamodules.Flan"}, "batch_size": 5}},
-        "trainer": {"precision": "bf16-mixed"},
-    }
-    (root / "config.yaml").write_text(json.dumps(config))
-    runs = sampling.read_runs([str(root), t5], {"top_p": 0.5})
-    assert list(runs) == ["lora", Path(t5).name]
-    first, second = runs.values()
-    assert (first.decoding.max_new_tokens, second.decoding.max_new_tokens) == (3, 128)
-    assert first.data["prompt"] == {"class_path": "datamodules.Flan"}
-    assert second.data == {}
-    assert (first.batch_size, second.batch_size) == (5, 8)
-    assert (first.precision, second.precision) == ("bf16-mixed", "32-true")
-    for each in (first, second):
-        assert (each.decoding.do_sample, each.decoding.num_beams) == (True, 1)
-        assert each.decoding.top_p == 0.5
-    given = sampling.read_runs([str(root)], {"batch_size": 3})["lora"]
-    assert given.batch_size == 3
-    run(["sample", str(root), *base[1:]], tmp_path / "s.jsonl")
+def test_two_runs_take_turns(t5: str, base: list[str], tmp_path: Path) -> None:
+    run([*base[:2], t5, *base[2:]], tmp_path / "s.jsonl")
     rows = read_lines(tmp_path / "s.jsonl")
     assert [row["sources"].count("lora") for row in rows] == [2, 1, 2, 1, 2, 1]
 
@@ -206,23 +193,20 @@ def test_each_run_keeps_its_own_settings(t5: str, base: list[str], tmp_path: Pat
     ("change", "message"),
     [
         (["--completions", "1"], "completions must be at least 2"),
-        (["--retries", "-1"], "retries must be"),
         (["--output", "{folder}"], "is a folder"),
-        (["--split", "test"], "is a file"),
         (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--input", "{folder}/data", "--split", "test"], "has no test split"),
         (["--temperature", "0"], "temperature must be"),
-        (["--prompt", "Flam"], "Flam"),
         (["--device", "cuda:9"], "device: 'cuda:9'"),
-        (["{t5}"], "a run is named twice"),
+        (["{lora}"], "a run is named twice"),
         (["./nothing"], "there is no folder"),
     ],
 )
 def test_what_cannot_work_changes_nothing(
-    change: list[str], message: str, base: list[str], t5: str, tmp_path: Path,
+    change: list[str], message: str, base: list[str], lora: str, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    change = [part.format(folder=tmp_path, t5=t5) for part in change]
+    change = [part.format(folder=tmp_path, lora=lora) for part in change]
     command = [*base, "--output", str(tmp_path / "s.jsonl")]
     if len(change) == 1:  # one more run
         command[2:2] = change
