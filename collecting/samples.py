@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.jsonl import describe_bad_rows, read_jsonl
+from common.jsonl import read_jsonl
 from datamodules.reading import ColumnNames, DataError, parse_dialogue, parse_records, take_text
 
 
@@ -45,18 +45,15 @@ def read_samples(path: Path) -> list[Sample]:
         raise ValueError(
             f"samples: there is no file {str(path)!r}; `alignsum rank sample` writes one"
         )
-    samples, problems = parse_records(read_jsonl(path), str(path), _parse_sample, {})
+    samples = parse_records(read_jsonl(path), str(path), _parse_sample, remedy="Correct them")
     counts = Counter(sample.id for sample in samples)
-    problems += [f"{path}: id {name!r} occurs {n} times" for name, n in counts.items() if n > 1]
-    if problems:
-        raise ValueError(f"samples: {describe_bad_rows(problems)}")
-    if not samples:
-        raise ValueError(f"samples: {path} is empty")
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"samples: {path} has several lines with the id {twice[0]!r}")
     return samples
 
 
-def _parse_sample(record: Mapping[str, Any], _: int) -> Sample:
-    name, dialogue = parse_dialogue(record, "", ColumnNames())
+def _parse_sample(record: Mapping[str, Any]) -> Sample:
+    name, dialogue = parse_dialogue(record, ColumnNames())
     if not name:
         raise DataError("id is missing")
     completions, sources = _take_texts(record, "completions"), _take_texts(record, "sources")

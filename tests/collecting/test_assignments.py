@@ -192,16 +192,18 @@ def test_a_name_that_cannot_be_seen_is_none(name: object) -> None:
 
 
 def test_bad_lines_of_a_samples_file_are_all_named(tmp_path: Path) -> None:
-    path = write_samples(tmp_path / "s.jsonl", [make_sample(0), make_sample(1), make_sample(1)])
+    path = write_samples(tmp_path / "s.jsonl", [make_sample(0), make_sample(1)])
     with path.open("a") as file:
         file.write('{"id": "x"}\n{broken\n{"id": 4, "dialogue": "d", "completions": ["a", ""]}\n')
-    with pytest.raises(ValueError, match="4 bad row") as error:
+    with pytest.raises(ValueError, match="3 bad row") as error:
         read_samples(path)
     for message in (
-        "s.jsonl: id 's1' occurs 2 times", "s.jsonl:4: no column 'dialogue'",
-        "s.jsonl:5: broken JSON", "s.jsonl:6: completions is empty",
+        "s.jsonl:3: no column 'dialogue'",
+        "s.jsonl:4: broken JSON", "s.jsonl:5: completions is empty",
     ):  # fmt: skip
         assert message in str(error.value)
+    with pytest.raises(ValueError, match="several lines with the id 's1'"):
+        read_samples(write_samples(path, [make_sample(1), make_sample(1)]))
     with pytest.raises(ValueError, match="there is no file"):
         read_samples(tmp_path / "nothing.jsonl")
 
