@@ -66,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
     # Imported late: a mistyped config or --help is answered before torch is imported.
     import logging
 
-    from alignsum.overlays import expand_short_options, prepare_configs
+    from alignsum.option_check import prepare
+    from alignsum.overlays import expand_short_options
     from common import exits
 
     arguments = expand_short_options(sys.argv[1:] if args is None else args)
@@ -84,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 f"the subcommand must be one of {', '.join(COMMANDS)}"
                 f"{exits.suggest((arguments or [''])[0], COMMANDS)}; see python train.py --help"
             )
-        prepared.extend(prepare_configs(arguments))
+        prepared.extend(prepare(arguments))
 
     def work() -> None:
         from alignsum.cli import AlignsumCLI

@@ -137,7 +137,7 @@ class AlignsumCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise AlignsumError(explain(str(error), self.arguments, self.command_parser)) from error
+            raise AlignsumError(explain(str(error))) from error
         # Settings stored in a checkpoint would silently override those of the command line.
         self.checkpoint = self.settings.ckpt_path
         self.settings.ckpt_path = None

@@ -25,14 +25,14 @@ SECTION = "per_model"
 SHIPPED = Path(__file__).resolve().parents[1]
 """The folder with ``configs/``: the repository, or site-packages."""
 
-SHORT_OPTIONS = {"--lr": "--model.optimizer.init_args.lr"}
+SHORT_OPTIONS = {"--lr": "--model.optimizer.init_args.lr", "--seed": "--seed_everything"}
 
 _CONFIG_FLAGS = ("--config", "-c")
 _NEVER_NULL = ("model", "data", "trainer", "checkpoint", "toxicity", "rouge", "samples", SECTION)
 
 
 def expand_short_options(args: Sequence[str]) -> list[str]:
-    """Replace ``--lr`` and a text as ``--data.prompt`` by the settings they stand for.
+    """Replace ``--lr``, ``--seed`` and a text as ``--data.prompt`` by what they stand for.
 
     Args:
         args: A command line. ``--data.prompt "Summarize: {dialogue}"`` becomes a ``Template``.

@@ -59,12 +59,13 @@ def read_config(args: Sequence[str]) -> dict[str, Any]:
     import yaml
 
     from alignsum.cli import AlignsumCLI
-    from alignsum.overlays import expand_short_options, prepare_configs
+    from alignsum.option_check import prepare
+    from alignsum.overlays import expand_short_options
 
     arguments, text = ["fit", *expand_short_options(args), "--print_config"], io.StringIO()
     try:
         with contextlib.redirect_stdout(text):
-            AlignsumCLI(arguments, prepare_configs(arguments))
+            AlignsumCLI(arguments, prepare(arguments))
     except SystemExit:
         pass  # after it has printed
     config: dict[str, Any] = yaml.safe_load(text.getvalue())

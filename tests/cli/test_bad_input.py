@@ -39,10 +39,7 @@ CASES: dict[str, Bad] = {
     "no command": Bad("train", ("fit", "--help")),
     "a mistyped command": Bad("train fti", ("did you mean fit",)),
     "no method": Bad("train fit", ("model", "data")),
-    "a mistyped option": Bad(f"{LORA} --data.bacth_size 3", ("data.batch_size",)),
-    "a word for a rate": Bad(f"{LORA} --lr many", ("lr", "many", "float")),
-    "a word for a number": Bad(f"{LORA} --trainer.max_epochs many", ("max_epochs", "many", "int")),
-    "a mistyped class": Bad(f"{LORA} --model LORA", ("LORA", "LoRA")),
+    "a mistyped option": Bad(f"{LORA} --data.bacth_size 3", ("--data.batch_size",)),
     "a foreign class": Bad(
         "train fit --model lightning.pytorch.demos.boring_classes.BoringModel "
         "--data DialogSumDataModule --data.source mini --run_dir {tmp}/run",

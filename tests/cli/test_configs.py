@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import train
+from alignsum.option_check import prepare
 from alignsum.overlays import prepare_configs
 from common.run_folder import RunFolder
 from metrics.faithfulness import CHECKS
@@ -20,17 +21,12 @@ OVERLAYS = sorted((ROOT / "configs" / "overlays").rglob("*.yaml"))
 MINI = str(ROOT / "configs" / "overlays" / "mini.yaml")
 
 
-def print_config(capsys: pytest.CaptureFixture[str], *files: Path | str) -> dict:
-    arguments = ["fit", "--print_config"]
-    for file in files:
-        arguments[1:1] = []
-        arguments += ["--config", str(file)]
-    # --print_config shows what stands before it.
-    arguments.append(arguments.pop(1))
+def print_config(capsys: pytest.CaptureFixture[str], *files: Path | str) -> str:
+    arguments = ["fit", *(f"--config={file}" for file in files), "--print_config"]
     with pytest.raises(SystemExit) as stop:
         train.main(arguments)
     assert stop.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
+    return capsys.readouterr().out
 
 
 def test_a_whole_number_of_batches_stays_one(tmp_path: Path) -> None:
@@ -75,9 +71,12 @@ def test_the_shipped_files_are_found() -> None:
 @pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda file: file and file.stem)
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_parses_with_every_overlay(
-    config: Path, overlay: Path | None, capsys: pytest.CaptureFixture[str]
+    config: Path, overlay: Path | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    parsed = print_config(capsys, config, *([overlay] if overlay else []))
+    text = print_config(capsys, config, *([overlay] if overlay else []))
+    (tmp_path / "whole.yaml").write_text(text)
+    prepare(["fit", "--config", str(tmp_path / "whole.yaml")])  # knows every option of the parser
+    parsed = yaml.safe_load(text)
     own = yaml.safe_load(config.read_text())
     assert parsed["model"]["class_path"].endswith(own["model"]["class_path"])
     if overlay is not None and overlay.stem == "mini":

@@ -1,0 +1,263 @@
+"""Check the names and plain values of options before torch and Lightning are imported.
+
+What cannot be decided from source files is left to the parser: classes of other packages, nested
+types, and options of Lightning's loggers.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+import datamodules
+from alignsum.overlays import SECTION, config_values, prepare_configs
+from alignsum.signatures import (
+    SCALARS,
+    Parameter,
+    find_parameters,
+    find_subclasses,
+    read_classes,
+    read_public_names,
+)
+
+SECTIONS = {
+    "trainer": "Trainer",
+    "rouge": "RougeCallback",
+    "toxicity": "ToxicityCallback",
+    "samples": "SampleTexts",
+    "early_stopping": "RunEarlyStopping",
+    "kl": "KLCallback",
+    "monitor": "PPOMonitor",
+    "checkpoint": "RunCheckpoint",
+}
+"""Sections of settings with a fixed class; ``model`` and ``data`` choose theirs."""
+
+PLAIN = (
+    "run_dir", "resume", "overwrite", "validate_first", "seed_everything", "config", "ckpt_path",
+    "print_config", "verbose", "weights_only", "return_predictions", "help",
+)  # fmt: skip
+"""Options outside of all sections."""
+
+OTHER_NAMES = {
+    "output_dir": "--run_dir", "out": "--run_dir", "save_dir": "--run_dir",
+    "learning_rate": "--lr", "lr": "--lr", "epochs": "--trainer.max_epochs",
+    "gpus": "--trainer.devices", "device": "--trainer.accelerator", "dataset": "--data.source",
+    "model_name": "--model.backbone", "model_name_or_path": "--model.backbone",
+    "checkpoint": "--ckpt_path",
+}  # fmt: skip
+"""Names that other tools use, and ours."""
+
+DATA = [name for name in datamodules.__all__ if name.endswith("DataModule")]
+
+MOST = 3
+"""Problems that are shown at once."""
+
+
+class Setting(NamedTuple):
+    """A setting as it was given; where: the option, or the file and the key."""
+
+    name: str
+    value: Any
+    where: str
+
+
+def prepare(arguments: Sequence[str]) -> list[str]:
+    """Find and merge the config files of a command line, and check its settings.
+
+    Raises:
+        ValueError: If a file cannot be used, or a setting is unknown or of a wrong type.
+    """
+    prepared = prepare_configs(arguments)
+    if problems := find_option_problems(arguments, prepared):
+        raise ValueError("\n".join(problems))
+    return prepared
+
+
+def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> list[str]:
+    """List unknown options and classes, and values of a wrong type.
+
+    Args:
+        arguments: The command line as it was typed.
+        prepared: The same with config files found and merged.
+
+    Returns:
+        Nothing, or at most five lines: the problems, and where the full help is.
+    """
+    settings = [*read_files(arguments, prepared), *read_options(prepared)]
+    chosen = choose_classes(settings)
+    found = list(dict.fromkeys(p for s in settings if (p := find_problem(s, chosen))))
+    if not found:
+        return []
+    classes = [(name, chosen.get(name, "")) for name in ("model", "data")]
+    helps = [f"--{name}.help {kind}" for name, kind in classes if kind in read_classes()]
+    more = [f"(and {len(found) - MOST} more)"] if len(found) > MOST else []
+    return [
+        *found[:MOST],
+        *more,
+        f"all options: python train.py fit {'; '.join(['--help', *helps])}",
+    ]
+
+
+def read_files(arguments: Sequence[str], prepared: Sequence[str]) -> Iterator[Setting]:
+    """Yield the settings of the config files."""
+    names = [value for _, value in config_values(arguments)]
+    for name, (_, value) in zip(names, config_values(prepared), strict=True):
+        text = value
+        if "\n" not in value:
+            with open(value, encoding="utf-8") as file:
+                text = file.read()
+        for key, given in flatten(yaml.safe_load(text)):
+            yield Setting(key, given, f"{name}: {key}")
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of each leaf, without ``init_args``."""
+    for key, value in content.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            yield from flatten(value, name)
+        elif key != SECTION:
+            yield name.rstrip("+"), value
+
+
+def read_options(arguments: Sequence[str]) -> Iterator[Setting]:
+    """Yield the settings on the command line; the value of a last or lone option is None."""
+    for option, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if not option.startswith("--") or option == "--":
+            continue
+        option, equals, value = option.partition("=")
+        name = option.removeprefix("--").replace(".init_args", "").rstrip("+")
+        given = value if equals else None if following.startswith("--") else following
+        if name != "config":
+            yield Setting(name, given, f"--{name}")
+
+
+def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
+    """Return the short name of the class of each section or parameter that names one."""
+    chosen = {}
+    for name, value, _ in settings:
+        short = value.rpartition(".")[2] if isinstance(value, str) else ""
+        is_path = name.endswith(".class_path") or name in ("model", "data")
+        if short and (is_path or short in read_classes()):
+            chosen[name.removesuffix(".class_path")] = short
+    return chosen
+
+
+def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
+    """Explain what is wrong with a setting, or return None."""
+    section, _, rest = setting.name.partition(".")
+    if section in ("model", "data"):
+        if not rest or rest == "class_path":
+            models = read_public_names("lightning_modules")
+            return find_class_problem(setting, models if section == "model" else DATA)
+        if section not in chosen:
+            return None
+        return follow(setting, chosen[section], section, rest.split("."), chosen)
+    if section in SECTIONS and rest:
+        return follow(setting, SECTIONS[section], section, rest.split("."), chosen)
+    if section in PLAIN or section in SECTIONS:
+        return None
+    return describe_unknown(setting, chosen)
+
+
+def follow(
+    setting: Setting, kind: str, path: str, parts: Sequence[str], chosen: Mapping[str, str]
+) -> str | None:
+    """Check the part of a name that belongs to a class, then the parts below it."""
+    name, *below = parts
+    parameters = find_parameters(kind)
+    if parameters is None or name in ("class_path", "help", "dict_kwargs"):
+        return None
+    if name not in parameters:
+        return describe_unknown(setting, chosen)
+    parameter, path = parameters[name], f"{path}.{name}"
+    kinds = [each for each in parameter.types if each in read_classes()]
+    if "OptimizerCallable" in parameter.types and below in (["lr"], ["weight_decay"], ["eps"]):
+        return find_value_problem(setting, Parameter(frozenset({"float"}), (), "1e-4"))
+    if below and below != ["class_path"]:
+        if not kinds or below[0] == "dict_kwargs":
+            return None
+        return follow(setting, chosen.get(path, kinds[0]), path, below, chosen)
+    if kinds and not all(read_classes()[each].is_dataclass for each in kinds):
+        return find_class_problem(setting, [n for each in kinds for n in find_subclasses(each)])
+    if parameter.types == {"OptimizerCallable"}:
+        return find_class_problem(setting, read_public_names("torch", "optim"))
+    return find_value_problem(setting, parameter)
+
+
+def find_class_problem(setting: Setting, known: Sequence[str]) -> str | None:
+    """Explain that a short class name is unknown, or return None."""
+    value = setting.value
+    if not isinstance(value, str) or not value.isidentifier() or value in known or not known:
+        return None
+    if value in ("null", "None"):
+        return None
+    close = difflib.get_close_matches(value.lower(), [each.lower() for each in known], 1)
+    hint = "".join(f" (did you mean {k}?)" for k in known if [k.lower()] == close)
+    return f"{setting.where}: there is no class {value}{hint}; classes: {', '.join(known)}"
+
+
+def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
+    """Explain that a plain value has the wrong type, or return None."""
+    value, types = setting.value, parameter.types
+    if isinstance(value, dict | list) or not types <= SCALARS or "str" in types:
+        return None
+    if value is None or str(value).lower() in ("null", "none"):
+        return None
+    text = str(value)
+    fits = (
+        text in parameter.choices
+        or ("bool" in types and text.lower() in ("true", "false", "yes", "no", "0", "1"))
+        or ("int" in types and is_number(text) and float(text).is_integer())
+        or ("float" in types and is_number(text))
+    )
+    if fits:
+        return None
+    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
+    wanted = [*parameter.choices, *(names[each] for each in sorted(types - {"None"}))]
+    example = parameter.default if parameter.default not in ("", "None") else wanted[0]
+    example = {"a whole number": "3", "a number": "0.1", "true or false": "true"}.get(
+        example, example
+    )
+    option = f"--{setting.name} {example.strip(chr(39))}"
+    return f"{setting.where} must be {' or '.join(wanted)}, got {text!r}; for example {option}"
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a finite number."""
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
+
+
+def describe_unknown(setting: Setting, chosen: Mapping[str, str]) -> str:
+    """Say that there is no such setting, and which one was probably meant."""
+    known = list_names(chosen)
+    close = OTHER_NAMES.get(setting.name.rpartition(".")[2], "")
+    if not close:
+        last = setting.name.rpartition(".")[2]
+        names = [each for each in known if each.rpartition(".")[2] == last]
+        names += difflib.get_close_matches(setting.name, known, 1, 0.75)
+        lasts = {each.rpartition(".")[2]: each for each in reversed(known)}
+        names += [lasts[each] for each in difflib.get_close_matches(last, lasts, 1, 0.7)]
+        close = f"--{names[0]}" if names else ""
+    default = known.get(close.removeprefix("--"), "").strip("'")
+    shown = default not in ("", "None") and "(" not in default
+    example = f", for example {close} {default}" if shown else ""
+    hint = f" (did you mean {close}{example}?)" if close else ""
+    return f"{setting.where}: there is no such setting{hint}"
+
+
+def list_names(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of all settings for the chosen classes, with their defaults."""
+    found = dict.fromkeys(PLAIN, "")
+    for section, kind in {**SECTIONS, **{k: v for k, v in chosen.items() if "." not in k}}.items():
+        for name, parameter in (find_parameters(kind) or {}).items():
+            found[f"{section}.{name}"] = parameter.default
+            path = f"{section}.{name}"
+            for each in parameter.types & read_classes().keys():
+                for inner, below in (find_parameters(chosen.get(path, each)) or {}).items():
+                    found[f"{path}.{inner}"] = below.default
+    return found

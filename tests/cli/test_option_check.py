@@ -1,0 +1,80 @@
+"""Options are checked before torch is imported; test_configs.py shows that none is missing."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignsum.option_check import prepare
+from alignsum.overlays import expand_short_options
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("lora", "--data.bacth_size 4", ["--data.bacth_size", "--data.batch_size 8"]),
+        ("lora", "--trainer.max_epoch=1", ["did you mean --trainer.max_epochs"]),
+        ("lora", "--output_dir x", ["did you mean --run_dir"]),
+        ("lora", "--model.lr 1", ["did you mean --lr"]),
+        ("lora", "--epochs 1", ["did you mean --trainer.max_epochs"]),
+        ("lora", "--lr many", ["a number, got 'many'", "--model.optimizer.lr 1e-4"]),
+        ("lora", "--trainer.max_epochs ten", ["a whole number, got 'ten'", "max_epochs 3"]),
+        ("lora", "--data.batch_size 2.5", ["a whole number, got '2.5'"]),
+        ("lora", "--trainer.enable_progress_bar maybe", ["must be true or false"]),
+        ("lora", "--model LORA", ["did you mean LoRA", "SoftPrompt"]),
+        ("lora", "--model.optimizer AdamWX", ["did you mean AdamW", "SGD"]),
+        ("lora", "--data.prompt Flann", ["did you mean Flan", "Instruction"]),
+        ("ppo", "--model.ppo.kl_coeff 1", ["did you mean --model.ppo.kl_coef"]),
+        ("ppo", "--model.ppo.kl_estimator k4", ["k1 or k2 or k3, got 'k4'"]),
+        ("ppo", "--model.policy.rank 3", ["did you mean --model.policy.r"]),
+        ("ppo", "--model.advantage GEA", ["did you mean GAE", "RLOO"]),
+        ("lora", "--config {file}", ["typo.yaml: model.rr", "--model.r", "typo.yaml: trainr.x"]),
+    ],
+)
+def test_a_mistake_is_answered_in_few_lines(
+    method: str, options: str, words: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("model: {init_args: {rr: 4}}\ntrainr: {x: 1}\n")
+    text = f"fit --config configs/{method}.yaml {options.format(file=file)}"
+    with pytest.raises(ValueError, match="all options:") as caught:
+        prepare(expand_short_options(shlex.split(text)))
+    said = str(caught.value)
+    assert all(each in said for each in words), said
+    assert len(said.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--resume --seed 1 --lr 1e-3 --data.prompt 'Summarize: {dialogue}'",
+        "--trainer.callbacks+ LearningRateMonitor --trainer.callbacks.logging_interval step",
+        "--trainer.logger TensorBoardLogger --trainer.logger.save_dir x",
+        "--trainer.max_epochs null --trainer.limit_val_batches 0.5 --trainer.devices 2",
+        "--model my.own.Module --model.anything 3",
+        "--model.optimizer torch.optim.SGD --model.optimizer.momentum 0.9",
+        "--early_stopping.patience 3 --checkpoint.every_n_train_steps 2 --print_config",
+        "--data.prompt Template --data.prompt.template '{dialogue}' --data.columns.dialogue text",
+    ],
+)
+def test_what_the_parser_accepts_is_accepted(options: str) -> None:
+    arguments = expand_short_options(shlex.split(f"fit --config configs/lora.yaml {options}"))
+    assert prepare(arguments)[3:] == arguments[3:]
+
+
+def test_nothing_heavy_is_imported_for_an_answer() -> None:
+    program = """
+import sys, train
+try:
+    train.main(["fit", "--config", "configs/lora.yaml", "--data.bacth_size", "3"])
+except SystemExit as stop:
+    heavy = {"torch", "lightning", "transformers"} & sys.modules.keys()
+    sys.exit(f"{heavy}" if heavy else stop.code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 2
