@@ -38,7 +38,7 @@ export class Cards {
     const entry = {
       card,
       text,
-      grip: make("span", { className: "grip", title: "Drag" }),
+      grip: make("span", { className: "grip", title: "Drag", textContent: "⠿" }),
       badge: make("span", { className: "badge" }),
       tie: this.#makeButton("tie", "", () => this.ranking.toggleTie(key), key),
       up: this.#makeButton("step", "↑", () => this.ranking.step(key, -1), key),

@@ -42,11 +42,9 @@ export function makeTurns(dialogue) {
       return turn;
     }
     if (!speakers.includes(match[1])) speakers.push(match[1]);
-    const hue = (speakers.indexOf(match[1]) % 4) + 1;
-    turn.append(
-      make("strong", { className: `speaker speaker-${hue}`, textContent: match[0] }),
-      line.slice(match[0].length),
-    );
+    const speaker = make("strong", { textContent: match[0] });
+    speaker.style.color = `var(--speaker-${(speakers.indexOf(match[1]) % 4) + 1})`;
+    turn.append(speaker, line.slice(match[0].length));
     return turn;
   });
 }

@@ -252,29 +252,6 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     page.get_by_text("Saved before").wait_for()
 
 
-def test_two_annotators_side_by_side(open_page: Open, project: Project) -> None:
-    samples = make_samples(4)
-    project.serve(samples)
-    pages = {name: open_page(name) for name in ("ann", "bob")}
-    orders: dict[str, list[list[str]]] = {name: [] for name in pages}
-    for number in range(4):
-        for name, page in pages.items():
-            expect(page.get_by_text(f"{number} of 4 done")).to_be_visible()
-            orders[name].append(texts(page))
-            wanted = [f"{text}{number}" for text in ("abcd" if name == "ann" else "dcba")]
-            order_by_keys(page, wanted)
-            page.keyboard.press("Enter")
-    for page in pages.values():
-        page.get_by_role("heading", name="All done").wait_for()
-    assert orders["ann"] != orders["bob"]
-    rows = project.rows()
-    assert sorted((row["annotator"], row["id"]) for row in rows) == [
-        (name, sample.id) for name in ("ann", "bob") for sample in samples
-    ]
-    for row in rows:
-        assert row["ranks"] == ([1, 2, 3, 4] if row["annotator"] == "ann" else [4, 3, 2, 1])
-
-
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script>",
     '<img src=x onerror="window.hacked = 1">',
@@ -321,16 +298,6 @@ def test_text_is_shown_as_text_whatever_it_contains(open_page: Open, project: Pr
     assert row["completions"] == HOSTILE
     assert row["dialogue"] == sample.dialogue
     assert (row["id"], row["annotator"]) == (sample.id, name)
-
-
-def test_the_browser_itself_refuses_html(chromium: Browser, project: Project) -> None:
-    with chromium.new_context() as context:
-        page = context.new_page()
-        page.goto(project.serve(make_samples(1)).url)
-        error = page.evaluate(
-            "() => { try { document.body.innerHTML = '<b>x</b>' } catch (e) { return e.name } }"
-        )
-        assert error == "TypeError"
 
 
 def test_an_untouched_order_is_asked_about(open_page: Open, project: Project) -> None:
@@ -395,6 +362,5 @@ def test_everything_has_a_name_and_can_be_read(
         assert place["x"] >= 0
         assert place["x"] + place["width"] <= width
     if folder := os.environ.get("SCREENSHOTS"):
-        name = f"{'phone' if width == 390 else 'laptop'}-{scheme}.png"
-        page.screenshot(path=Path(folder) / name)
+        page.screenshot(path=Path(folder) / f"{width}-{scheme}.png")
     assert json.loads(page.evaluate("JSON.stringify(localStorage)"))["alignsum.annotator"]
