@@ -8,7 +8,6 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.kl import ppo_step
 from common.run_folder import RolloutFiles, write_lines
 from lightning_modules import PPOPolicy
-from lightning_modules.ppo.records import to_records
 
 
 class RolloutWriter(Callback):
@@ -52,4 +51,4 @@ class RolloutWriter(Callback):
         prompts = pl_module.backbone.decode(step.rollout.prompts.input_ids)
         vocabulary = pl_module.tokenizer.convert_ids_to_tokens
         path = RolloutFiles(trainer.default_root_dir).rows(step.batch, trainer.global_rank)
-        write_lines(path, to_records(step, batch["ids"], prompts, vocabulary))
+        write_lines(path, step.to_records(batch["ids"], prompts, vocabulary))

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.dpo import ComparisonBatch
-from lightning_modules.backbones import Decoding, Prompts, Sampling
+from lightning_modules.backbones import Prompts, Sampling
 from lightning_modules.policies.gate import GateError, count_mask_errors, pass_gate
 from lightning_modules.policies.kinds import LoRAPolicy, PolicyKind
 from lightning_modules.policies.module import PolicyModule
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
 class DPO(PolicyModule):
     """A policy trained to prefer the completions that people or scores preferred.
 
-    Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290): the policy's own
+    Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290): the policy's own
     log-probabilities stand for the reward, r(x, y) = beta (log pi(y | x) - log pi_ref(y | x)), and
     the loss is the pairwise loss of a reward model. Policy kinds and references are those of PPO.
     All dialogues have the same total weight, however many pairs they have.
@@ -60,10 +60,7 @@ class DPO(PolicyModule):
         label_smoothing: Probability, below 0.5, that the preference of a pair is wrong.
         optimizer: Builds the optimizer from the trained parameters.
         schedule: Schedule of the learning rate after the warm-up.
-        warmup_fraction: Fraction of the steps over which the learning rate rises from 0.
-        gradient_checkpointing: See :class:`BaseModule`.
-        decoding: How summaries are generated in validation, test and predict.
-        acceleration: See :class:`BaseModule`.
+        **kwargs: See :class:`PolicyModule`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter does not fit the backbone.
@@ -78,21 +75,10 @@ class DPO(PolicyModule):
         label_smoothing: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Literal["constant", "linear", "cosine"] = "linear",
-        warmup_fraction: float = 0.0,
-        gradient_checkpointing: bool = False,
-        decoding: Decoding | None = None,
-        acceleration: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone,
-            policy,
-            adapter,
-            decoding,
-            optimizer=optimizer,
-            schedule=schedule,
-            warmup_fraction=warmup_fraction,
-            gradient_checkpointing=gradient_checkpointing,
-            acceleration=acceleration,
+            backbone, policy, adapter, optimizer=optimizer, schedule=schedule, **kwargs
         )
         if not beta > 0 or not 0 <= label_smoothing < 0.5:
             raise ValueError(
@@ -104,14 +90,46 @@ class DPO(PolicyModule):
         self.gate_passed = False
         self._measured: dict[str, Tensor] = {}
 
-    # The loss -----------------------------------------------------------------------------------
+    # One training step: gate, scores, loss ------------------------------------------------------
 
-    def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
-        """Sum the losses, with weight 1 for each dialogue, and count the dialogues.
+    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Any:
+        """Pass the gate before the first update, compute the loss and log what it consists of."""
+        if self.global_step == 0 and not self.gate_passed:
+            with self.gathered(), torch.no_grad():
+                if batch["ids"]:
+                    self.pass_gate(batch)
+            self.gate_passed = True
+        one = torch.ones((), device=self.device)
+        self._measured = dict.fromkeys(MEASURES, 0 * one)
+        loss = super().training_step(batch, batch_idx)
+        # Weighted by dialogues: ranks have different numbers of them, and may have none.
+        sums = torch.stack([*self._measured.values(), one]) * len(batch["ids"])
+        *totals, count = self.sum_over_ranks(sums)
+        for name, total in zip(MEASURES, totals, strict=True):
+            self.log(name, total / count, on_step=True, on_epoch=False, batch_size=1)
+        return loss
+
+    def pass_gate(self, batch: ComparisonBatch) -> None:
+        """Check policy and reference on sampled and on given completions.
 
         Raises:
-            GateError: If policy and reference differ before the first update.
+            GateError: If policy and reference differ, or scores are not the model's own.
         """
+        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
+        settings = Sampling(min(GATE_TOKENS, self.decoding.max_new_tokens))
+        found = pass_gate(self.backbone, self.open_reference, prompts, settings, 4, self.is_exact)
+        difference = float(self.score(batch).ratios.abs().max())
+        errors = count_mask_errors(batch["responses"], batch["mask"], self.backbone.eos_id)
+        if errors or not difference <= START_TOLERANCE:
+            raise GateError(
+                "DPO stopped before its first update: on the given completions policy and "
+                f"reference differ by {difference:.3g} nats on a token (at most "
+                f"{START_TOLERANCE:g}), and the mask differs from y1..EOS in {errors} places"
+            )
+        logger.info("DPO passed its gate: %s", found)
+
+    def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
+        """Sum the losses, with weight 1 for each dialogue, and count the dialogues."""
         scores = self.score(batch)
         self._measured = self.measure(scores, batch)
         loss = self.loss(scores, batch)
@@ -128,40 +146,6 @@ class DPO(PolicyModule):
             context = self.backbone.read(prompts)
         policy = self.backbone.score(context.rows(batch["owner"]), responses, mask).logprobs
         return Scores(policy.sum(dim=1), reference.sum(dim=1), policy.detach() - reference)
-
-    def training_step(self, batch: ComparisonBatch, batch_idx: int) -> Any:
-        """Pass the gate before the first update; then see :class:`BaseModule`."""
-        if self.global_step == 0 and not self.gate_passed:
-            with self.gathered(), torch.no_grad():
-                if batch["ids"]:
-                    self.pass_gate(batch)
-            self.gate_passed = True
-        self._measured = dict.fromkeys(MEASURES, torch.zeros((), device=self.device))
-        loss = super().training_step(batch, batch_idx)
-        # Weighted by dialogues: ranks have different numbers of them, and may have none.
-        count = len(batch["ids"])
-        sums = torch.stack([*self._measured.values()]) * count
-        *totals, rows = self.sum_over_ranks(torch.cat([sums, sums.new_tensor([count])]))
-        for name, total in zip(self._measured, totals, strict=True):
-            self.log(name, total / rows, on_step=True, on_epoch=False, batch_size=1)
-        return loss
-
-    def pass_gate(self, batch: ComparisonBatch) -> None:
-        """Check policy and reference on sampled and on given completions.
-
-        Raises:
-            GateError: If policy and reference differ, or scores are not the model's own.
-        """
-        prompts = Prompts(batch["input_ids"], batch["attention_mask"])
-        settings = Sampling(min(GATE_TOKENS, self.decoding.max_new_tokens))
-        found = pass_gate(self.backbone, self.open_reference, prompts, settings, 4, self.is_exact)
-        check_start(self.score(batch).ratios)
-        if errors := count_mask_errors(batch["responses"], batch["mask"], self.backbone.eos_id):
-            raise GateError(
-                f"DPO stopped before its first update: mask_errors {errors}, the mask of the "
-                "completions is not y1..EOS"
-            )
-        logger.info("DPO passed its gate: %s", found)
 
     def loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
         """Sum the losses of a batch, with weight 1 for each dialogue: a scalar."""
@@ -222,21 +206,3 @@ class DPO(PolicyModule):
         for name, value in values.items():
             shown = f"{stage}/{name}" == "val/accuracy"
             self.log_mean(f"{stage}/{name}", value, count, add_dataloader_idx=False, prog_bar=shown)
-
-
-def check_start(ratios: Tensor) -> None:
-    """Stop the run if policy and reference differ before the first update.
-
-    Args:
-        ratios: log pi - log pi_ref of each token, [N, T].
-
-    Raises:
-        GateError: With the largest difference.
-    """
-    difference = float(ratios.abs().max())
-    if not difference <= START_TOLERANCE:
-        raise GateError(
-            f"DPO stopped before its first update: policy and reference differ by {difference:.3g} "
-            f"> {START_TOLERANCE:g} nats on a token, so that the reference is not the policy's "
-            "starting point, or dropout is on in one of them"
-        )

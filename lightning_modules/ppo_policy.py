@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from datamodules.batching import Batch
-from lightning_modules.backbones import Decoding, Prompts, Sampling
+from lightning_modules.backbones import Prompts, Sampling
 from lightning_modules.optimizer_step import clip_by_norm, gradient_norm, stop_if_not_finite
 from lightning_modules.policies.gate import pass_gate
 from lightning_modules.policies.kinds import LoRAPolicy, PolicyKind
@@ -20,7 +21,7 @@ from lightning_modules.policies.module import PolicyModule
 from lightning_modules.ppo import metrics
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
 from lightning_modules.ppo.config import PPOConfig, find_trainer_problems
-from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient, k1, per_sequence
+from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient
 from lightning_modules.ppo.reward_terms import (
     ClassifierReward,
     RewardTerm,
@@ -29,13 +30,13 @@ from lightning_modules.ppo.reward_terms import (
     name_terms,
     weigh,
 )
-from lightning_modules.ppo.rewards import ScoreShaping, shape_rewards
+from lightning_modules.ppo.rewards import RunningMoments, ScoreShaping, shape_rewards
 from lightning_modules.ppo.rollout import Rollout, roll_out
 from lightning_modules.ppo.step import PPOStep
 from lightning_modules.ppo.update import (
+    MAX_RATIO,
     Experience,
     Sums,
-    Update,
     minibatch_loss,
     minibatches,
     plan_cut,
@@ -74,9 +75,7 @@ class PPOPolicy(PolicyModule):
         optimizer: Builds the optimizer from the trained parameters.
         value_lr: Learning rate of the value head; None is the policy's.
         schedule: Schedule of the learning rate over the batches of rollouts.
-        warmup_fraction: Fraction of the batches over which the learning rate rises from 0.
-        decoding: How summaries are generated in validation, test and predict.
-        acceleration: See :class:`BaseModule`.
+        **kwargs: See :class:`PolicyModule`.
 
     Raises:
         ValueError: If a setting is out of range, or the adapter does not fit the backbone.
@@ -96,13 +95,11 @@ class PPOPolicy(PolicyModule):
         optimizer: OptimizerCallable = adamw,
         value_lr: float | None = None,
         schedule: Literal["constant", "linear", "cosine"] = "constant",
-        warmup_fraction: float = 0.0,
-        decoding: Decoding | None = None,
-        acceleration: bool = True,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            backbone, policy, adapter, decoding, optimizer=optimizer, schedule=schedule,
-            warmup_fraction=warmup_fraction, acceleration=acceleration,
+            backbone, policy, adapter, optimizer=optimizer, schedule=schedule,
+            gradient_checkpointing=False, **kwargs,
         )  # fmt: skip
         self.ppo = ppo or PPOConfig()
         if value_lr is not None and not value_lr > 0:
@@ -117,15 +114,13 @@ class PPOPolicy(PolicyModule):
         self.value_head: ValueHead | None = None
         self.terms = name_terms(reward_model, reward_label, reward_with_dialogue, extra_rewards)
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
-        self.shaping = ScoreShaping(
-            self.ppo.normalise_scores, self.ppo.score_clip, self.ppo.unfinished_penalty
-        )
+        self.shaping = ScoreShaping(self.ppo.normalise_scores, self.ppo.unfinished_penalty)
         self.sampling = Sampling(self.ppo.max_new_tokens, self.ppo.temperature)
         self.batches_done = 0
         self.gate_passed = False
         # PPO takes several optimizer steps per batch of rollouts.
         self.automatic_optimization = False
-        self._at_batch_start: dict[str, Any] | None = None
+        self._state_before_batch: dict[str, Any] | None = None
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -171,34 +166,36 @@ class PPOPolicy(PolicyModule):
         Returns:
             ``{"step": PPOStep}``; Lightning accepts nothing but tensors and mappings here.
         """
-        self._at_batch_start = self._loop_state()
-        beta, times = self.kl_coef.beta, [time.perf_counter()]
+        self._state_before_batch = self.loop_state()
+        times = [time.perf_counter()]
         rollout = self.rollout(batch)
         times.append(time.perf_counter())
         texts = self.read_texts(rollout, batch)
-        terms = self.score(texts, batch)
+        terms = self.score(texts, batch["ids"])
         scores = weigh(self.terms, terms)
         shaped = self.shaping(scores, rollout.finished, self.sum_over_ranks)
         times.append(time.perf_counter())
         rewards = self.rewards(shaped, rollout)
         credit, experience = self.advantages(rewards, rollout)
-        update = self.update(experience, batch["ids"])
+        updated, new_logprobs = self.update(experience, batch["ids"])
         times.append(time.perf_counter())
 
-        found = metrics.objective(rollout, scores, shaped, beta, terms, self.sum_over_ranks)
-        found |= metrics.estimates(rollout, credit, self.sum_over_ranks) | update.metrics
-        found |= metrics.speed(rollout, times)
+        beta = self.kl_coef.beta
+        found = metrics.rollout_metrics(
+            rollout, terms, scores, shaped, credit, beta, self.sum_over_ranks
+        )
+        found |= updated | metrics.speed(rollout, times)
         for name, value in found.items():
             shown = name in ("objective/reward", "objective/kl")
             self.log(name, value, on_step=True, prog_bar=shown, sync_dist=True)
-        self.adapt_kl_coef(rollout)
+        rows = self.sum_over_ranks(torch.tensor(len(scores), device=self.device))
+        self.kl_coef.update(float(found["objective/kl"]), int(rows))
         step = PPOStep(
             self.batches_done, rollout._replace(context=None), list(texts.summaries), terms, scores,
-            shaped, rewards, experience.advantages, experience.returns, update.logprobs, beta,
-            found,
+            shaped, rewards, experience.advantages, experience.returns, new_logprobs, beta, found,
         )  # fmt: skip
         self.batches_done += 1
-        self._at_batch_start = None
+        self._state_before_batch = None
         return {"step": step}
 
     def rollout(self, batch: Batch) -> Rollout:
@@ -233,7 +230,7 @@ class PPOPolicy(PolicyModule):
             [batch["references"][row] for row in owner],
         )
 
-    def score(self, texts: Texts, batch: Batch) -> dict[str, Tensor]:
+    def score(self, texts: Texts, ids: list[str]) -> dict[str, Tensor]:
         """Score the summaries by each reward term, before its weight: [B] each.
 
         Raises:
@@ -242,85 +239,82 @@ class PPOPolicy(PolicyModule):
         scores = {name: term.score(texts, self.device) for name, term in self.terms.items()}
         sums = {f"the reward {name}": self.sum_over_ranks(s.sum()) for name, s in scores.items()}
         bad = (~torch.isfinite(torch.stack(list(scores.values())))).any(dim=0).nonzero()
-        ids = [batch["ids"][row // self.ppo.samples] for row in bad.flatten().tolist()]
-        content = {"texts": texts._asdict(), "scores": scores, "ids": batch["ids"]}
-        stop_if_not_finite(self, sums, ids, content)
+        bad_ids = [ids[row // self.ppo.samples] for row in bad.flatten().tolist()]
+        content = {"texts": texts._asdict(), "scores": scores, "ids": ids}
+        stop_if_not_finite(self, sums, bad_ids, content)
         return scores
 
     def rewards(self, shaped: Tensor, rollout: Rollout) -> Tensor:
         """Compute each token's reward, [B, T]: the KL penalty, and the score on the last one."""
         beta = 0.0 if self.ppo.kl_in_loss else self.kl_coef.beta
         penalty = ESTIMATORS[self.ppo.kl_estimator](rollout.logprobs, rollout.ref_logprobs)
-        rewards = shape_rewards(shaped, penalty, rollout.mask, beta)
-        if self.ppo.whiten_rewards:
-            rewards = whiten(rewards, rollout.mask, True, self.sum_over_ranks)
-        return rewards
+        return shape_rewards(shaped, penalty, rollout.mask, beta)
 
     def advantages(self, rewards: Tensor, rollout: Rollout) -> tuple[Credit, Experience]:
         """Estimate advantages and returns, and collect the inputs of the update."""
         credit = self.advantage(rewards, rollout.values, rollout.mask, self.ppo.samples)
         advantages = credit.advantages
         if self.advantage.whiten:
-            advantages = whiten(advantages, rollout.mask, False, self.sum_over_ranks)
+            advantages = whiten(advantages, rollout.mask, self.sum_over_ranks)
         beta = self.kl_coef.beta if self.ppo.kl_in_loss else 0.0
         return credit, Experience(rollout, advantages, credit.returns, beta)
 
-    def update(self, experience: Experience, ids: list[str]) -> Update:
+    def update(
+        self, experience: Experience, ids: list[str]
+    ) -> tuple[dict[str, Tensor | float], Tensor]:
         """Take one optimizer step per minibatch and epoch, then advance the learning rate.
+
+        A minibatch whose mean ratio is out of all bounds takes no step.
 
         Args:
             experience: A batch of rollouts with advantages.
             ids: Ids of its prompts, for error messages.
 
+        Returns:
+            Means over tokens, to be logged; and log pi(y_t) in the last epoch, just before the step
+            on its minibatch, [B, T].
+
         Raises:
             FloatingPointError: If a loss or gradient is not finite.
         """
-        rollout, config = experience.rollout, self.ppo
+        rollout = experience.rollout
         source = np.random.SeedSequence((self.seed, self.global_rank, self.batches_done))
         generator = torch.Generator().manual_seed(int(source.generate_state(1)[0]))
         most, least = self.extremes_over_ranks(len(rollout.owner))
-        cut = plan_cut(most, least, config.minibatch_size, config.microbatch_size)
-        logprobs = rollout.logprobs.clone()
-        steps: list[Sums] = []
-        skipped = epochs = 0
-        for epoch in minibatches(rollout.owner, cut, config.epochs, generator):
-            for parts in epoch:
-                sums, stepped = self.update_minibatch(experience, parts, logprobs, ids)
-                steps.append(sums)
-                skipped += not stepped
-            epochs += 1
-            done = metrics.total(steps[-len(epoch) :])
-            if config.stop_kl is not None and done.approx_kl / done.tokens > config.stop_kl:
-                break
-        self.half_updated = True
+        cut = plan_cut(most, least, self.ppo.minibatch_size, self.ppo.microbatch_size)
+        logprobs, done, skipped = rollout.logprobs.clone(), [], 0
+        for parts in minibatches(rollout.owner, cut, self.ppo.epochs, generator):
+            sums = self.compute_gradients(experience, parts, logprobs, ids)
+            if sums.ratio / sums.tokens <= MAX_RATIO:
+                optimizer: Any = self.optimizers()
+                optimizer.step()
+            else:
+                skipped += 1
+            done.append(sums)
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
-        counts = {"ppo/policy/skipped": float(skipped), "ppo/policy/epochs": float(epochs)}
-        found = metrics.losses(metrics.total(steps)) | metrics.start(steps[0]) | counts
-        return Update(found, logprobs)
+        return metrics.update_metrics(done) | {"ppo/policy/skipped": float(skipped)}, logprobs
 
-    def update_minibatch(
+    def compute_gradients(
         self,
         experience: Experience,
         parts: tuple[Tensor, ...],
         logprobs: Tensor,
         ids: list[str],
-    ) -> tuple[Sums, bool]:
-        """Take one optimizer step on a minibatch.
+    ) -> Sums:
+        """Compute the clipped gradients of a minibatch.
 
         Args:
             experience: The whole batch.
             parts: Row indices of each micro-batch.
-            logprobs: [B, T]; these rows of it are set to log pi(y_t) before the step.
+            logprobs: [B, T]; these rows of it are set to log pi(y_t).
             ids: Ids of the prompts of the whole batch.
 
         Returns:
-            The sums over the minibatch's tokens on all ranks, and whether the step was taken: it is
-            not if the mean ratio exceeds the guard.
+            The sums over the minibatch's tokens on all ranks.
 
         Raises:
-            FloatingPointError: If the loss or gradient is not finite on any rank; the weights are
-                unchanged.
+            FloatingPointError: If the loss or gradient is not finite on any rank.
         """
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -345,44 +339,32 @@ class PPOPolicy(PolicyModule):
         }
         names = [ids[row] for row in experience.rollout.owner[rows].tolist()]
         stop_if_not_finite(self, values, names, experience.rows(rows))
-        stepped = bool(means.ratio / means.tokens <= self.ppo.ratio_guard)
-        if stepped:
-            clip_by_norm(optimizer, self.ppo.max_grad_norm, norm)
-            self.half_updated = True
-            optimizer.step()
-        return means, stepped
+        clip_by_norm(optimizer, self.ppo.max_grad_norm, norm)
+        return means
 
     def extremes_over_ranks(self, rows: int) -> tuple[int, int]:
         """Return the largest and the smallest number of rows that a rank has."""
         if self.trainer.world_size == 1:
             return rows, rows
-        count = torch.tensor(rows, device=self.device)
-        reduce = self.trainer.strategy.reduce
+        count, reduce = torch.tensor(rows, device=self.device), self.trainer.strategy.reduce
         most, least = (int(reduce(count.clone(), reduce_op=op)) for op in ("max", "min"))
         return most, least
 
-    def adapt_kl_coef(self, rollout: Rollout) -> None:
-        """Move the coefficient towards its target by the KL of this batch over all ranks."""
-        kl = per_sequence(k1(rollout.logprobs, rollout.ref_logprobs), rollout.mask)
-        count = kl.new_tensor(len(kl))
-        total, rows = self.sum_over_ranks(torch.stack([kl.sum(), count])).tolist()
-        self.kl_coef.update(total / rows, int(rows))
-
     # What a run leaves --------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the loop; within a batch, that from before the batch."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["ppo"] = self._at_batch_start or self._loop_state()
-
-    def _loop_state(self) -> dict[str, Any]:
-        moments = self.shaping.moments
+    def loop_state(self) -> dict[str, Any]:
+        """Return what the loop remembers from batch to batch."""
         return {
             "kl_coef": self.kl_coef.beta,
             "gate_passed": self.gate_passed,
             "batches_done": self.batches_done,
-            "moments": [moments.count, moments.mean, moments.squares],
+            "moments": asdict(self.shaping.moments),
         }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the loop; within a batch, that from before the batch."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ppo"] = self._state_before_batch or self.loop_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the state of the loop."""
@@ -391,5 +373,4 @@ class PPOPolicy(PolicyModule):
         self.kl_coef.beta = state["kl_coef"]
         self.gate_passed = state["gate_passed"]
         self.batches_done = state["batches_done"]
-        moments = self.shaping.moments
-        moments.count, moments.mean, moments.squares = state["moments"]
+        self.shaping.moments = RunningMoments(**state["moments"])

@@ -53,7 +53,7 @@ class FixedRollouts(PPOPolicy):
             "gradients": self.gradients,
             "weights": {name: full(p).detach() for name, p in trained.items()},
             "figures": outputs["step"].metrics,
-            "loop": self._loop_state(),
+            "loop": self.loop_state(),
         }
         torch.save(kept, self.folder / f"{self.global_rank}.pt")
 

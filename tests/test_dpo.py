@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from datamodules import DialogSumDataModule, DPODataModule, Plain
 from datamodules.consensus import Ranking
 from lightning_modules import DPO
-from lightning_modules.dpo import Scores, check_start
+from lightning_modules.dpo import Scores
 from lightning_modules.policies.gate import GateError
 from lightning_modules.policies.kinds import (
     FullPolicy,
@@ -225,10 +225,23 @@ def test_a_policy_that_is_not_its_reference_is_stopped(
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
 
 
-def test_what_is_not_finite_does_not_pass_the_start() -> None:
-    check_start(torch.zeros(2, 3))
-    with pytest.raises(GateError, match="nan"):
-        check_start(torch.tensor([[0.0, math.nan]]))
+@pytest.mark.parametrize("fault", ["ratio", "nan", "mask"])
+def test_given_completions_can_stop_a_run_too(
+    fault: str, t5: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module(t5)
+    real = DPO.score
+
+    def score(self: Any, batch: Any) -> Scores:
+        if fault == "mask":
+            batch["mask"][0, -1] = True
+            return real(self, batch)
+        wrong = {"ratio": 1e-3, "nan": math.nan}[fault]
+        return real(self, batch)._replace(ratios=torch.tensor([[0.0, wrong]]))
+
+    monkeypatch.setattr(DPO, "score", score)
+    with pytest.raises(GateError, match=r"on the given completions policy and reference differ"):
+        make_trainer(tmp_path, limit_val_batches=0).fit(module, make_data(t5, tmp_path))
 
 
 def test_settings_out_of_range_are_refused(t5: str) -> None:
@@ -299,7 +312,7 @@ def test_a_checkpoint_of_another_reference_is_refused(
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     module.on_load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match="the reference is not the one that this run was held to"):
+    with pytest.raises(ValueError, match="the reference is not that of the run"):
         module.on_load_checkpoint(checkpoint | {"reference": "other"})
 
 

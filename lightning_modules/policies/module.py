@@ -12,26 +12,22 @@ from common.imports import instantiate
 from datamodules.batching import Batch
 from lightning_modules.backbones import Backbone, Decoding, set_dropout
 from lightning_modules.base import BaseModule
-from lightning_modules.policies.adapters import (
-    REFERENCE,
-    count_parameters,
-    reference_backbone,
-)
+from lightning_modules.policies.adapters import REFERENCE, count_parameters, reference_backbone
 from lightning_modules.policies.gate import fingerprint
 from lightning_modules.policies.kinds import PolicyKind
 from lightning_modules.summarization import evaluate
 
 
 class PolicyModule(BaseModule):
-    """A policy and the reference that it started from, on one backbone wherever adapters allow it.
+    """A policy and the reference that it started from, on one backbone where adapters allow it.
 
     Every dropout is 0, so that all passes see one function. A test generates with both. A
-    checkpoint remembers the reference by its hash, and the export is the policy alone.
+    checkpoint identifies the reference by its hash, and the export is the policy alone.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.
         policy: What of the backbone is trained.
-        adapter: Export folder of an adapter to start from; None starts afresh.
+        adapter: Export folder of an adapter to start from; None starts a new one.
         decoding: How summaries are generated in validation, test and predict.
         **kwargs: See :class:`BaseModule`.
 
@@ -49,7 +45,7 @@ class PolicyModule(BaseModule):
         decoding: Decoding | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, **kwargs)
+        super().__init__(backbone, dropout=None, **kwargs)
         if problem := policy.find_problem(adapter, backbone):
             raise ValueError(problem)
         self.policy = policy
@@ -59,15 +55,15 @@ class PolicyModule(BaseModule):
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
-        """List, before anything is loaded, what cannot work; None stands for what can."""
-        policy = instantiate(init_args.policy)
-        return [
-            *super().find_problems(init_args, trainer),
-            policy.find_problem(init_args.adapter, init_args.backbone),
-        ]
+        """List configuration problems before anything is loaded; None is no problem."""
+        policy, problems = instantiate(init_args.policy), super().find_problems(init_args, trainer)
+        problems.append(policy.find_problem(init_args.adapter, init_args.backbone))
+        if not any(problems) and init_args.adapter is None:
+            problems.append(policy.find_backbone_problem(init_args.backbone))
+        return problems
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
-        """Put the policy, and its reference, on the backbone."""
+        """Build the policy and its reference on the backbone."""
         model, self.reference = self.policy.attach(backbone, self.adapter)
         for each in (model, self.reference):
             if each is not None:
@@ -76,7 +72,7 @@ class PolicyModule(BaseModule):
         return model
 
     def count_parameters(self) -> tuple[int, int]:
-        """Count policy, reference and what else is trained; a reward model is no part of these."""
+        """Count policy, reference and value head; a reward model is not a submodule."""
         return count_parameters(self)
 
     def open_reference(self) -> AbstractContextManager[Backbone]:
@@ -108,8 +104,8 @@ class PolicyModule(BaseModule):
     def generate_before(self, batch: Batch, batch_idx: int) -> list[str]:
         """Generate one summary for each row of a test batch with the reference.
 
-        It draws the same random numbers as the policy did, so that where texts are sampled the two
-        differ by what was learned and not by chance.
+        It draws the same random numbers as the policy did, so that sampled texts differ by what was
+        learned and not by chance.
         """
         self.on_test_batch_start(batch, batch_idx)
         with self.open_reference() as start:
@@ -124,38 +120,36 @@ class PolicyModule(BaseModule):
 
     @property
     def drawn_reference(self) -> nn.Module | None:
-        """The reference's part that was drawn as the run began: a fresh soft prompt."""
+        """The reference of a new soft prompt: drawn at random, and stored in no folder."""
         prompts = getattr(self.model, "prompt_encoder", {})
         return prompts[REFERENCE] if self.adapter is None and REFERENCE in prompts else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the reference's hash, and what of it no folder holds."""
+        """Add the reference's hash, and a reference that was drawn at random."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reference"] = self.fingerprint
         if (drawn := self.drawn_reference) is not None:
             checkpoint["drawn_reference"] = drawn.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take what was drawn from the checkpoint; refuse one of another reference.
+        """Restore a reference that was drawn at random; refuse a checkpoint of another one.
 
         Raises:
-            ValueError: If the reference is not the one that the run was held to.
+            ValueError: If the reference is not that of the run.
         """
         super().on_load_checkpoint(checkpoint)
-        drawn = self.drawn_reference
-        if drawn is not None and "drawn_reference" in checkpoint:
-            # A test, a replay or a resumed run may have begun with another seed.
+        if (drawn := self.drawn_reference) is not None:
+            # This command may have begun with another seed.
             drawn.load_state_dict(checkpoint["drawn_reference"])
             self.__dict__.pop("fingerprint", None)
         if checkpoint["reference"] != self.fingerprint:
             raise ValueError(
-                "the reference is not the one that this run was held to: the backbone "
-                f"{self.backbone_name!r} or the adapter {self.adapter!r} has changed since; "
-                "restore it, or start a new run"
+                f"the reference is not that of the run: the backbone {self.backbone_name!r} or the "
+                f"adapter {self.adapter!r} has changed since; restore it, or start a new run"
             )
 
     def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the policy in the Hugging Face format: an adapter, or a whole model."""
+        """Write the policy in the Hugging Face format: an adapter, or a complete model."""
         trained = self.model
         try:
             self.model = self.policy.finish(trained)

@@ -72,41 +72,41 @@ class GAE(AdvantageEstimator):
         self.gamma = gamma
         self.lam = lam
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "B T"],
-        values: Float[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"],
-        samples: int,
-    ) -> Credit:
+    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
         """Estimate token by token; ``samples`` has no effect."""
         return Credit(*gae(rewards, values, mask, self.gamma, self.lam))
 
 
-class RLOO(AdvantageEstimator):
+class GroupEstimator(AdvantageEstimator):
+    """Compares the rewards of a prompt's rollouts; all tokens of a response share one advantage."""
+
+    least_samples = 2
+
+    @abstractmethod
+    def compare(self, totals: Float[Tensor, " B"], samples: int) -> Float[Tensor, " B"]:
+        """Compute an advantage from the total reward of each response."""
+
+    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
+        """Estimate per response; ``values`` have no effect."""
+        return Credit(self.compare(rewards.sum(dim=1), samples)[:, None] * mask, None)
+
+
+class RLOO(GroupEstimator):
     """REINFORCE leave-one-out, without a value head; see :func:`rloo`.
 
     Args:
         whiten: Scale the advantages of a batch to mean 0 and variance 1.
     """
 
-    least_samples = 2
-
     def __init__(self, whiten: bool = False) -> None:
         super().__init__(whiten)
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "B T"],
-        values: Float[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"],
-        samples: int,
-    ) -> Credit:
-        """Estimate per response; ``values`` have no effect."""
-        return Credit(rloo(rewards.sum(dim=1), samples)[:, None] * mask, None)
+    def compare(self, totals: Tensor, samples: int) -> Tensor:
+        """Compare each reward with the mean of the others."""
+        return rloo(totals, samples)
 
 
-class GRPO(AdvantageEstimator):
+class GRPO(GroupEstimator):
     """Group-relative advantages, without a value head; see :func:`grpo`.
 
     Args:
@@ -115,21 +115,13 @@ class GRPO(AdvantageEstimator):
         whiten: Scale the advantages of a batch to mean 0 and variance 1.
     """
 
-    least_samples = 2
-
     def __init__(self, scale: bool = True, whiten: bool = False) -> None:
         super().__init__(whiten)
         self.scale = scale
 
-    def __call__(
-        self,
-        rewards: Float[Tensor, "B T"],
-        values: Float[Tensor, "B T"],
-        mask: Bool[Tensor, "B T"],
-        samples: int,
-    ) -> Credit:
-        """Estimate per response; ``values`` have no effect."""
-        return Credit(grpo(rewards.sum(dim=1), samples, self.scale)[:, None] * mask, None)
+    def compare(self, totals: Tensor, samples: int) -> Tensor:
+        """Standardize each reward within its group."""
+        return grpo(totals, samples, self.scale)
 
 
 def gae(
@@ -212,18 +204,14 @@ def _from_first(totals: Float[Tensor, " B"], samples: int) -> Float[Tensor, "P k
 def whiten(
     values: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
-    keep_mean: bool = False,
     sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
 ) -> Float[Tensor, "B T"]:
-    """Scale to mean 0 (unless ``keep_mean``) and variance 1 over the real tokens.
-
-    (x - mean) / sqrt(var + 1e-8), with the biased variance over all ranks.
+    """Scale to mean 0 and variance 1 over the real tokens: (x - mean) / sqrt(var + 1e-8).
 
     Args:
         values: One value per token.
         mask: True at real tokens.
-        keep_mean: Add the mean back, for rewards, whose sign matters.
-        sum_over_ranks: Sums a tensor over the ranks.
+        sum_over_ranks: Sums a tensor over the ranks; mean and biased variance are over all of them.
 
     Returns:
         Whitened values, 0 outside the mask.
@@ -232,7 +220,4 @@ def whiten(
     count, total = sum_over_ranks(torch.stack([real.sum(), (values * real).sum()]))
     mean = total / count
     variance = sum_over_ranks(((values - mean).square() * real).sum()) / count
-    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
-    if keep_mean:
-        whitened = whitened + mean
-    return whitened * real
+    return (values - mean) * torch.rsqrt(variance + 1e-8) * real

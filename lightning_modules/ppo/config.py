@@ -28,14 +28,9 @@ class PPOConfig:
         clip: The ratio is clipped to [1 - clip, 1 + clip].
         value_clip: Largest change of a value in one batch before its gradient is cut off.
         value_weight: Weight of the value loss.
-        whiten_rewards: Scale the rewards to variance 1, keeping their mean.
         normalise_scores: Shift and scale scores by the mean and standard deviation of all so far.
-        score_clip: Largest size of a score, after normalisation; None is no limit.
         unfinished_penalty: Subtracted from the score of a summary that ends without EOS.
         max_grad_norm: Largest norm of the gradient of all trained weights together.
-        ratio_guard: A minibatch whose mean ratio exceeds this is skipped and counted.
-        stop_kl: End the epochs over a batch once the mean KL(old, new) per token in an epoch, in
-            nats, exceeds this; None runs all epochs.
 
     Raises:
         ValueError: If values are out of range, with all problems in one message.
@@ -55,19 +50,14 @@ class PPOConfig:
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
-    whiten_rewards: bool = False
     normalise_scores: bool = False
-    score_clip: float | None = None
     unfinished_penalty: float = 0.0
     max_grad_norm: float = 1.0
-    ratio_guard: float = 10.0
-    stop_kl: float | None = None
 
     def __post_init__(self) -> None:
         above_zero = (
             "samples", "max_new_tokens", "temperature", "kl_target", "kl_horizon", "epochs",
-            "minibatch_size", "microbatch_size", "clip", "value_clip", "score_clip",
-            "max_grad_norm", "stop_kl",
+            "minibatch_size", "microbatch_size", "clip", "value_clip", "max_grad_norm",
         )  # fmt: skip
         problems = [
             f"{name} must be above 0, got {getattr(self, name)}"
@@ -79,11 +69,7 @@ class PPOConfig:
             for name in ("kl_coef", "value_weight", "unfinished_penalty")
             if not getattr(self, name) >= 0
         ]
-        if not self.ratio_guard > 1:
-            problems.append(f"ratio_guard must be above 1, got {self.ratio_guard}")
-        if self.kl_estimator not in ("k1", "k2", "k3"):
-            problems.append(f"kl_estimator must be k1, k2 or k3, got {self.kl_estimator!r}")
-        elif self.kl_in_loss and self.kl_estimator != "k2":
+        if self.kl_in_loss and self.kl_estimator != "k2":
             problems.append(
                 f"kl_in_loss needs kl_estimator k2, not {self.kl_estimator}: as a loss k2 has the "
                 "KL's gradient, k1 has none on average and k3 that of another divergence"

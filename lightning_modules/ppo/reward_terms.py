@@ -1,6 +1,5 @@
 """Terms of the reward: classifiers, reward models and Python functions."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -93,18 +92,17 @@ class ClassifierReward(RewardTerm):
 
 
 class FunctionReward(RewardTerm):
-    """Any Python callable over texts.
+    """A Python function of texts.
 
     Args:
         function: Dotted path of ``f(predictions, dialogues, references, **arguments)``, which
             returns one number per summary: ``predictions`` and ``dialogues`` are lists of B texts
-            and ``references`` is a list of B lists of texts. A function with one positional
-            parameter receives the predictions alone.
+            and ``references`` is a list of B lists of texts.
         arguments: Further arguments by name.
         weight: Factor of the term; below 0 for a penalty.
 
     Raises:
-        ValueError: If there is no such function, or it does not accept these arguments.
+        ValueError: If there is no such function.
     """
 
     def __init__(
@@ -121,32 +119,6 @@ class FunctionReward(RewardTerm):
             ) from error
         self.path = function
         self.arguments = dict(arguments or {})
-        self.columns = self._count_columns()
-
-    def _count_columns(self) -> int:
-        """Return how many of predictions, dialogues and references the function takes: 3 or 1."""
-        if not callable(self.function):
-            raise ValueError(
-                f"reward: {self.path} is a {type(self.function).__name__} and cannot be called; "
-                "name a function"
-            )
-        try:
-            signature = inspect.signature(self.function)
-        except ValueError:  # some functions written in C have none
-            return 3
-        problems = []
-        for columns in (3, 1):
-            try:
-                signature.bind(*[()] * columns, **self.arguments)
-            except TypeError as error:
-                problems.append(str(error))
-            else:
-                return columns
-        raise ValueError(
-            f"reward: {self.path}{signature} cannot be called as f(predictions, dialogues, "
-            f"references) with the arguments {self.arguments} ({problems[0]}), nor with "
-            f"predictions alone ({problems[1]})"
-        )
 
     def score(self, texts: Texts, device: torch.device) -> Float[Tensor, " B"]:
         """Call the function.
@@ -154,20 +126,18 @@ class FunctionReward(RewardTerm):
         Raises:
             ValueError: If it does not return one number per summary.
         """
-        given = [list(each) for each in texts][: self.columns]
-        wanted = f"must give one number for each of {len(given[0])} summaries"
         with torch.no_grad():
-            values = self.function(*given, **self.arguments)
+            values = self.function(*(list(each) for each in texts), **self.arguments)
         try:
-            # The output of a model may carry a gradient.
-            scores = torch.as_tensor(values, dtype=torch.float32, device=device).detach()
+            scores = torch.as_tensor(values, dtype=torch.float32, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"reward: {self.path} must return numbers ({error})") from error
+        if scores.shape != (len(texts.summaries),):
             raise ValueError(
-                f"reward: {self.path} {wanted}, and gave a {type(values).__name__} ({error})"
-            ) from error
-        if scores.shape != (len(given[0]),):
-            raise ValueError(f"reward: {self.path} {wanted}, and gave {list(scores.shape)} numbers")
-        return scores
+                f"reward: {self.path} must return one number for each of "
+                f"{len(texts.summaries)} summaries, and returned the shape {list(scores.shape)}"
+            )
+        return scores.detach()  # the output of a model may carry a gradient
 
 
 def name_terms(
@@ -185,15 +155,12 @@ def name_terms(
         extra: The other terms by name.
 
     Raises:
-        ValueError: If there is no term, or two have the same name.
+        ValueError: If there is no term, or one has the name of ``reward_model``'s.
     """
     terms = dict(extra or {})
+    if reward_model is not None and MAIN_REWARD in terms:
+        raise ValueError(f"extra_rewards: choose another name than {MAIN_REWARD!r}")
     if reward_model is not None:
-        if MAIN_REWARD in terms:
-            raise ValueError(
-                f"extra_rewards: {MAIN_REWARD!r} is the name of model.reward_model's term; "
-                "choose another, or set model.reward_model to null"
-            )
         terms = {MAIN_REWARD: ClassifierReward(reward_model, label, with_dialogue)} | terms
     if not terms:
         raise ValueError("PPO needs a reward: set model.reward_model or model.extra_rewards")
@@ -203,19 +170,17 @@ def name_terms(
 def find_reward_problems(init_args: Any) -> list[str | None]:
     """List problems of the reward settings before anything is loaded; None is no problem."""
     problems: list[str | None] = []
-    terms: list[RewardTerm] = []
+    extra: dict[str, RewardTerm] = {}
     for name, term in (init_args.extra_rewards or {}).items():
         try:
-            terms.append(instantiate(term))
+            extra[name] = instantiate(term)
         except ValueError as error:
             problems.append(f"extra_rewards.{name}: {error}")
-    if init_args.reward_model is not None:
-        terms.append(
-            ClassifierReward(
-                init_args.reward_model, init_args.reward_label, init_args.reward_with_dialogue
-            )
-        )
-    return problems + [problem for term in terms for problem in term.find_problems()]
+    label, with_dialogue = init_args.reward_label, init_args.reward_with_dialogue
+    if extra or init_args.reward_model is not None:
+        terms = name_terms(init_args.reward_model, label, with_dialogue, extra)
+        problems += [problem for term in terms.values() for problem in term.find_problems()]
+    return problems
 
 
 def weigh(

@@ -39,23 +39,26 @@ def shape_rewards(
 class RunningMoments:
     """Mean and variance of all scores so far, over all batches and ranks.
 
-    Chan et al. 1983, "Algorithms for Computing the Sample Variance", the pairwise update; in double
-    precision on the host, since there are few numbers and many batches.
+    Chan et al. 1983, "Algorithms for Computing the Sample Variance", the pairwise update, in double
+    precision.
+
+    Args:
+        count: Number of scores.
+        mean: Their mean.
+        squares: Sum of their squared distances from the mean.
     """
 
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
-    """Sum of squared distances from the mean."""
 
     def update(
         self, scores: Float[Tensor, " B"], sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t
     ) -> None:
         """Add a batch of scores."""
         scores = scores.double()
-        count, total = sum_over_ranks(
-            torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])
-        ).tolist()
+        sums = torch.stack([scores.new_tensor(float(len(scores))), scores.sum()])
+        count, total = sum_over_ranks(sums).tolist()
         mean = total / count
         squares = float(sum_over_ranks((scores - mean).square().sum()))
         gap, both = mean - self.mean, self.count + count
@@ -65,25 +68,23 @@ class RunningMoments:
 
     @property
     def std(self) -> float:
-        """Standard deviation (biased) of all scores so far; 1 while they are all alike."""
+        """Biased standard deviation of all scores so far; 1 if they are all equal."""
         variance = self.squares / self.count if self.count else 0.0
         return variance**0.5 if variance > 0 else 1.0
 
 
 @dataclass
 class ScoreShaping:
-    """Turn scores into rewards: normalize, clip, then penalize summaries without EOS.
+    """Normalize scores, then penalize summaries without EOS.
 
     Args:
         normalize: Subtract the running mean and divide by the running standard deviation.
-        clip: Largest absolute value; None is no limit.
         unfinished_penalty: Subtracted from the score of a summary without EOS. TRL does the same;
             the N+ details replace the score instead.
         moments: Of the scores so far.
     """
 
     normalize: bool = False
-    clip: float | None = None
     unfinished_penalty: float = 0.0
     moments: RunningMoments = field(default_factory=RunningMoments)
 
@@ -93,10 +94,8 @@ class ScoreShaping:
         finished: Bool[Tensor, " B"],
         sum_over_ranks: Callable[[Tensor], Tensor] = lambda t: t,
     ) -> Float[Tensor, " B"]:
-        """Shape the scores of summaries, of which some have ``finished`` with EOS."""
+        """Shape the scores of summaries, some of them ``finished`` with EOS."""
         if self.normalize:
             self.moments.update(scores, sum_over_ranks)
             scores = (scores - self.moments.mean) / self.moments.std
-        if self.clip is not None:
-            scores = scores.clamp(-self.clip, self.clip)
         return torch.where(finished, scores, scores - self.unfinished_penalty)

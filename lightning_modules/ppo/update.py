@@ -1,7 +1,7 @@
 """Split a batch of rollouts into minibatches and micro-batches, and compute their losses."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,9 @@ from lightning_modules.ppo.kl import k2
 from lightning_modules.ppo.losses import policy_loss, value_loss
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.value_head import ValueHead
+
+MAX_RATIO = 10.0
+"""A minibatch whose mean ratio exceeds this takes no step (N+ details; TRL's ratio_threshold)."""
 
 
 class Experience(NamedTuple):
@@ -52,17 +55,6 @@ class Sums(NamedTuple):
     tokens: Float[Tensor, ""]
 
 
-class Update(NamedTuple):
-    """Result of an update.
-
-    metrics: means over tokens, to be logged. logprobs: log pi(y_t) in the last epoch, just before
-    the optimizer step on its minibatch.
-    """
-
-    metrics: dict[str, Any]
-    logprobs: Float[Tensor, "B T"]
-
-
 class Cut(NamedTuple):
     """Number of minibatches in an epoch, and of micro-batches in a minibatch."""
 
@@ -90,8 +82,8 @@ def plan_cut(most: int, least: int, minibatch_size: int, microbatch_size: int | 
 
 def minibatches(
     owner: Int[Tensor, " B"], cut: Cut, epochs: int, generator: torch.Generator
-) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Yield the minibatches of each epoch, each a tuple of micro-batches of row indices.
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the minibatches of all epochs, each a tuple of micro-batches of row indices.
 
     Prompts are shuffled and the rollouts of a prompt stay adjacent, so that most passes encode a
     prompt once for all of its rollouts.
@@ -105,7 +97,8 @@ def minibatches(
     for _ in range(epochs):
         place = torch.randperm(int(owner.max()) + 1, generator=generator).to(owner.device)
         rows = place[owner].argsort(stable=True)
-        yield [part.tensor_split(cut.microbatches) for part in rows.tensor_split(cut.minibatches)]
+        for minibatch in rows.tensor_split(cut.minibatches):
+            yield minibatch.tensor_split(cut.microbatches)
 
 
 def minibatch_loss(

@@ -35,7 +35,11 @@ def make_rollout() -> Rollout:
 
 def test_what_ppo_is_after_by_hand() -> None:
     scores, shaped = torch.tensor([1.0, 3.0]), torch.tensor([0.5, 1.5])
-    found = metrics.objective(make_rollout(), scores, shaped, beta=0.5)
+    advantages = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]])
+    returns = torch.tensor([[2.0, 3.0, 4.0], [5.0, 0.0, 0.0]])
+    found = metrics.rollout_metrics(
+        make_rollout(), {"letters": scores}, scores, shaped, Credit(advantages, returns), 0.5
+    )
     kl = math.log(4) / 2  # of 0 and log 4
     # exp(-d) - 1 + d: 1/2 - 1 + log 2, 2 - 1 - log 2 and 0, together 1/2; and 1/4 - 1 + log 4.
     k3 = (0.5 + 0.25 - 1 + math.log(4)) / 2
@@ -44,31 +48,22 @@ def test_what_ppo_is_after_by_hand() -> None:
             "objective/reward": 2.0, "objective/score": 1.0, "objective/kl": kl,
             "objective/kl_k3": k3, "objective/entropy": 3.0, "objective/kl_coef": 0.5,
             "objective/rlhf_reward": 1.0 - 0.5 * kl, "rollout/length": 2.0,
-            "rollout/eos_rate": 0.5,
-        }
-    )  # fmt: skip
-
-
-def test_estimates_and_losses_are_means_over_real_tokens() -> None:
-    advantages = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]])
-    returns = torch.tensor([[2.0, 3.0, 4.0], [5.0, 0.0, 0.0]])
-    found = metrics.estimates(make_rollout(), Credit(advantages, returns))
-    assert {name: float(value) for name, value in found.items()} == pytest.approx(
-        {
+            "rollout/eos_rate": 0.5, "objective/rewards/letters": 2.0,
             "ppo/advantages/mean": 3.0, "ppo/returns/mean": 3.5,
             "ppo/val/explained_variance": 1.0,  # each is off by 1: a constant explains the rest
         }
     )  # fmt: skip
-    assert list(metrics.estimates(make_rollout(), Credit(advantages, None))) == [
-        "ppo/advantages/mean"
-    ]
-    sums = Sums(*torch.tensor([-8.0, 4.4, 1.0, 0.4, 2.0, 0.8, 4.0]))
-    found = metrics.losses(sums) | metrics.start(sums)
+
+
+def test_losses_are_means_over_the_tokens_of_all_minibatches() -> None:
+    steps = torch.tensor(
+        [[-8.0, 3.4, 1.0, 0.3, 1.0, 0.8, 3.0], [0.0, 1.0, 0.0, 0.1, 1.0, 0.0, 1.0]]
+    )
+    found = metrics.update_metrics([Sums(*step) for step in steps])
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {
             "ppo/policy/loss": -2.0, "ppo/policy/ratio": 1.1, "ppo/policy/clipfrac": 0.25,
             "ppo/policy/approxkl": 0.1, "ppo/policy/kl_loss": 0.2, "ppo/val/loss": 0.5,
-            "ppo/policy/first_ratio": 1.1, "ppo/policy/first_approxkl": 0.1,
         }
     )  # fmt: skip
 

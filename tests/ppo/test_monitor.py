@@ -22,7 +22,7 @@ from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.rollout import Rollout
 from tests.batches import loader, make_batch, make_trainer
 from tests.conftest import adamw
-from tests.ppo.test_policy import DECODING
+from tests.ppo.kinds import DECODING
 
 
 class Module:

@@ -119,4 +119,4 @@ def test_another_reference_is_refused(
     save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
     with pytest.raises(SystemExit):
         train.main(["fit", *run, "--resume", "auto"])
-    assert "the reference is not the one" in capsys.readouterr().err
+    assert "the reference is not that of the run" in capsys.readouterr().err

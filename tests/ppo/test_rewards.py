@@ -53,12 +53,12 @@ def test_running_moments_count_all_ranks() -> None:
     assert moments.std == pytest.approx(both.std(unbiased=False).item())
 
 
-def test_scores_are_shaped_in_the_order_that_the_settings_say() -> None:
-    shaping = ScoreShaping(normalize=True, clip=1.0, unfinished_penalty=1.0)
+def test_scores_are_normalized_and_then_penalized() -> None:
+    shaping = ScoreShaping(normalize=True, unfinished_penalty=1.0)
     finished = torch.tensor([True, False, False])
-    # Mean 3, standard deviation sqrt(2): -1.22, 0, 1.22; clipped -1, 0, 1; then the penalty.
+    # Mean 3, standard deviation sqrt(2).
     shaped = shaping(torch.tensor([3 - 3**0.5, 3.0, 3 + 3**0.5]), finished)
-    torch.testing.assert_close(shaped, torch.tensor([-1.0, -1.0, 0.0]))
+    torch.testing.assert_close(shaped, torch.tensor([-(1.5**0.5), -1.0, 1.5**0.5 - 1.0]))
 
 
 def test_a_classifier_can_be_asked_about_the_pair(roberta: str) -> None:
@@ -78,15 +78,6 @@ def test_a_long_dialogue_leaves_the_summary_whole(roberta: str) -> None:
     assert not torch.allclose(same, other)
 
 
-def words(predictions: list[str], dialogues: list[str], references: list[list[str]]) -> list[int]:
-    return [len(text.split()) for text in predictions]
-
-
-def test_any_function_over_texts_is_a_reward() -> None:
-    texts = Texts(("a b", "c"), ("", ""), (("x",), ("y",)))
-    assert FunctionReward(f"{__name__}.words").score(texts, CPU).tolist() == [2.0, 1.0]
-
-
 def test_rouge_and_the_faithfulness_checks_are_rewards() -> None:
     dialogue = "#Person1#: Is Ann in?\n#Person2#: No."
     texts = Texts(
@@ -103,95 +94,43 @@ def test_rouge_and_the_faithfulness_checks_are_rewards() -> None:
         score("metrics.rouge.rouge", key="rouge9")
 
 
-class Judge:
-    """Callable, as a model that is loaded once may be."""
-
-    def __call__(self, texts: list[str], dialogues: Any, references: Any) -> Any:
-        return np.array([len(text) for text in texts])
-
-
-judge = Judge()
-
-
-def length(texts: list[str], unit: float = 1.0) -> list[float]:
-    return [len(text) / unit for text in texts]
-
-
 WEIGHT = torch.nn.Parameter(torch.tensor(2.0))
 
 
-def with_gradient(texts: list[str], *_: Any) -> Tensor:
-    assert not torch.is_grad_enabled()
-    return WEIGHT.expand(len(texts))
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "scores"),
-    [
-        ("judge", {}, [3.0, 1.0]),
-        ("length", {}, [3.0, 1.0]),
-        ("length", {"unit": 2.0}, [1.5, 0.5]),
-        ("with_gradient", {}, [2.0, 2.0]),
-    ],
-)
-def test_callables_and_numbers_of_many_kinds_are_taken(
-    function: str, arguments: dict[str, Any], scores: list[float]
-) -> None:
-    texts = Texts(["a b", "c"], ["", ""], [["x"], ["y"]])
-    found = FunctionReward(f"{__name__}.{function}", arguments).score(texts, CPU)
-    assert found.tolist() == scores
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
-
-
-@pytest.mark.parametrize("path", ["no_such_module.f", "tests.ppo.test_rewards.no_such", "words"])
-def test_a_function_that_is_not_there_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match="there is no function"):
-        FunctionReward(path)
-
-
-def two(texts: list[str], references: list[list[str]]) -> list[float]:
-    return [1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "message"),
-    [
-        ("CPU", {}, r"test_rewards\.CPU is a device and cannot be called"),
-        ("two", {}, r"two\(texts: .* cannot be called as .*too many.* predictions alone \(missing"),
-        ("words", {"factor": 2}, "unexpected keyword argument 'factor'"),
-    ],
-)
-def test_what_cannot_be_called_so_is_refused_before_the_run(
-    function: str, arguments: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        FunctionReward(f"{__name__}.{function}", arguments)
-
-
 def give(predictions: list[str], dialogues: Any, references: Any, what: str) -> Any:
+    assert isinstance(predictions, list) and len(dialogues) == len(references) == 2
+    assert not torch.is_grad_enabled()
     return {
+        "numbers": [len(text) for text in predictions], "array": np.array([3, 1]),
+        "model": WEIGHT.expand(2) + torch.tensor([1.0, -1.0]),
         "one": 1.0, "three": [1.0] * 3, "column": np.ones((2, 1)), "dict": {"a": [1.0, 2.0]},
         "none": [None, None], "text": ["1", "2"], "generator": (1.0 for _ in predictions),
     }[what]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("one", r"and gave \[\] numbers"),
-        ("three", r"and gave \[3\] numbers"),
-        ("column", r"and gave \[2, 1\] numbers"),
-        ("dict", "and gave a dict"),
-        ("none", "and gave a list"),
-        ("text", "and gave a list"),
-        ("generator", "and gave a generator"),
-    ],
-)
-def test_a_function_must_give_one_number_a_summary(what: str, message: str) -> None:
+def call(what: str) -> Tensor:
     reward = FunctionReward(f"{__name__}.give", {"what": what})
-    with pytest.raises(ValueError, match=f"one number for each of 2 summaries, {message}"):
-        reward.score(Texts(["a", "b"], ["", ""], [[], []]), CPU)
+    return reward.score(Texts(("a b", "c"), ("", ""), (("x",), ("y",))), CPU)
+
+
+@pytest.mark.parametrize("what", ["numbers", "array", "model"])
+def test_a_function_of_texts_is_a_reward(what: str) -> None:
+    scores = call(what)
+    assert scores.tolist() == [3.0, 1.0]
+    assert scores.dtype == torch.float32
+    assert not scores.requires_grad
+
+
+@pytest.mark.parametrize("what", ["one", "three", "column", "dict", "none", "text", "generator"])
+def test_a_function_must_return_one_number_for_each_summary(what: str) -> None:
+    with pytest.raises(ValueError, match=r"give must return (numbers|one number for each of 2)"):
+        call(what)
+
+
+@pytest.mark.parametrize("path", ["no_such_module.f", "tests.ppo.test_rewards.no_such", "words"])
+def test_a_function_that_does_not_exist_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="there is no function"):
+        FunctionReward(path)
 
 
 def test_a_run_names_all_that_is_wrong_with_its_rewards_at_once(
@@ -199,12 +138,16 @@ def test_a_run_names_all_that_is_wrong_with_its_rewards_at_once(
 ) -> None:
     terms = {
         "gone": {"class_path": "FunctionReward", "init_args": {"function": "no.such"}},
-        "two": {"class_path": "FunctionReward", "init_args": {"function": f"{__name__}.two"}},
+        "none": {"class_path": "FunctionReward", "init_args": {"function": f"{__name__}.none"}},
     }
     bad = ["--model.extra_rewards", json.dumps(terms), "--data.source", str(tmp_path / "nowhere")]
     with pytest.raises(SystemExit):
         train.main(["fit", *tiny_ppo, *bad, "--run_dir", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert "for 3 reason(s)" in said
-    for words in ("extra_rewards.gone: reward: there is no function", "extra_rewards.two", "data:"):
+    for words in (
+        "extra_rewards.gone: reward: there is no function",
+        "extra_rewards.none",
+        "data:",
+    ):
         assert words in said

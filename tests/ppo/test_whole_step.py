@@ -35,8 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gae": {
         "advantage": GAE(gamma=0.9, lam=0.8),
         "ppo": {
-            "temperature": 0.7, "kl_coef": 0.3, "whiten_rewards": True, "unfinished_penalty": 0.5,
-            "score_clip": 1.0,
+            "temperature": 0.7, "kl_coef": 0.3, "unfinished_penalty": 0.5,
             "max_grad_norm": 0.2, "value_weight": 0.4, "value_clip": 0.01, "clip": 0.02,
         },
     },
@@ -114,8 +113,6 @@ class SlowStep:
             mean = sum(scores) / len(scores)
             std = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
             scores = [(s - mean) / std for s in scores]
-        if c.score_clip is not None:
-            scores = [min(max(s, -c.score_clip), c.score_clip) for s in scores]
         for i, row in enumerate(self.rows):
             if row.tokens[-1] != 1:
                 scores[i] -= c.unfinished_penalty
@@ -133,7 +130,7 @@ class SlowStep:
             own = (-beta * estimate).tolist()
             own[-1] += score
             rewards.append(own)
-        return whiten(rewards, keep_mean=True) if c.whiten_rewards else rewards
+        return rewards
 
     def credit(self) -> tuple[list[list[float]], list[list[float]]]:
         rewards, k = self.rewards(), self.config.samples
@@ -188,11 +185,11 @@ class SlowStep:
                     p -= rate * factor * gradient
 
 
-def whiten(values: list[list[float]], keep_mean: bool = False) -> list[list[float]]:
+def whiten(values: list[list[float]]) -> list[list[float]]:
     flat = [each for own in values for each in own]
     mean = sum(flat) / len(flat)
     std = (sum((each - mean) ** 2 for each in flat) / len(flat) + 1e-8) ** 0.5
-    return [[(each - mean) / std + mean * keep_mean for each in own] for own in values]
+    return [[(each - mean) / std for each in own] for own in values]
 
 
 def read(module: Any, prompt: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor]:
