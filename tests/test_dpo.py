@@ -19,7 +19,6 @@ from lightning_modules.policies.gate import GateError
 from lightning_modules.policies.kinds import (
     FullPolicy,
     LoRAPolicy,
-    MergedPolicy,
     SoftPromptPolicy,
 )
 from lightning_modules.preference_losses import dpo_loss
@@ -185,7 +184,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "fresh LoRA": {},
     "trained LoRA": {"adapter": "lora"},
     "decoder LoRA": {"policy": LoRAPolicy(r=4, alpha=8, target_modules=DECODER)},
-    "merged": {"policy": MergedPolicy(r=4, alpha=8), "adapter": "lora"},
     "soft prompt": {"policy": SoftPromptPolicy(virtual_tokens=5), "optimizer": adamw(0.3)},
     "full": {"policy": FullPolicy()},
     "full decoder": {"policy": FullPolicy(train_encoder=False)},

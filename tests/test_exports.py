@@ -10,7 +10,7 @@ import pytest
 
 from lightning_modules import DPO, LoRA
 from lightning_modules.exports import load_exported
-from lightning_modules.policies.kinds import LoRAPolicy, MergedPolicy, SoftPromptPolicy
+from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
 from tests.batches import settle
 from tests.models import name_backbone
 from tests.test_modules import METHODS
@@ -47,7 +47,6 @@ def test_a_backbone_that_moved_can_be_named(t5: str, lora_export: Path, tmp_path
 STARTS: dict[str, Callable[..., Any]] = {
     "LoRA": lambda backbone, adapter: LoRA(backbone, r=4, alpha=8, adapter=adapter),
     "LoRAPolicy": lambda backbone, adapter: DPO(backbone, adapter, LoRAPolicy(r=4, alpha=8)),
-    "MergedPolicy": lambda backbone, adapter: DPO(backbone, adapter, MergedPolicy(r=4, alpha=8)),
     "SoftPromptPolicy": lambda backbone, adapter: DPO(backbone, adapter, SoftPromptPolicy(5)),
 }
 
@@ -69,9 +68,8 @@ def test_an_adapter_is_gone_on_with_where_its_backbone_has_moved(
     module.configure_model()
     assert f"was trained on {old}; assuming that {new} is the same model" in caplog.text
     module.export(tmp_path / "again")
-    if start != "MergedPolicy":  # which is exported as a whole model
-        again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
-        assert again["base_model_name_or_path"] == str(new)
+    again = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert again["base_model_name_or_path"] == str(new)
     caplog.clear()
     load_exported(tmp_path / "again")
     assert "assuming that" not in caplog.text

@@ -1,7 +1,7 @@
 """The gate before the first update: measure what must hold at step 0, or stop the run.
 
 A wrong reference, a dropout left on, a mask off by one, a filtered sampler or a head applied
-wrongly gives no error and often a falling loss. Each shows in one of these figures before anything
+wrongly causes no error and often a falling loss. Each shows in one of these figures before anything
 has been learned, whatever the architecture.
 """
 
@@ -20,7 +20,7 @@ from lightning_modules.ppo.kl import k1, per_sequence
 from lightning_modules.ppo.rollout import Reference, response_mask, roll_out
 
 GATE_ROWS = 8
-"""Prompts that the gate looks at."""
+"""Number of prompts that the gate uses."""
 
 GATE_DRAWS = 1024
 """Tokens that the gate samples to find a filter."""
@@ -33,10 +33,10 @@ class GateFigures(NamedTuple):
     """What the gate measures on a few sampled responses; see :func:`measure`.
 
     plain_gap: largest difference of a token's log-probability between the scorer and the model's
-    own ``model(input_ids, attention_mask, decoder_input_ids).logits``, nats; 0 wanted. kl: largest
-    absolute sequence KL (k1) between policy and reference, nats; 0 wanted. log_ratio: largest
+    own ``model(input_ids, attention_mask, decoder_input_ids).logits``, nats; must be 0. kl: largest
+    absolute sequence KL (k1) between policy and reference, nats; must be 0. log_ratio: largest
     |log pi - log pi_old| of a token when the tokens are scored again in minibatches, as the update
-    does; 0 wanted. mask_errors: tokens where the mask differs from a plain reading of y1..EOS.
+    does; must be 0. mask_errors: tokens where the mask differs from a plain reading of y1..EOS.
     sampler_gap: largest difference between the log-probability that a token was drawn with and that
     of the scorer, nats. filtering: evidence that the sampler leaves unlikely tokens out, whatever
     log-probabilities it reports, nats; see :func:`filtering`.
@@ -171,40 +171,42 @@ def filtering(percentiles: Float[Tensor, " D"]) -> float:
     return float(len(x) * torch.where(share < x, kl, 0.0).max())
 
 
+CAUSES = {
+    "plain_gap": "the scorer does not compute what the model's own forward pass computes on the "
+    "same rows, so its log-probabilities are not this model's",
+    "kl": "the reference is not the policy's starting point (the reference of a trained adapter is "
+    "that adapter, frozen)",
+    "log_ratio": "two passes of one policy differ (dropout is on, or outputs depend on the rest of "
+    "the batch)",
+    "sampler_gap": "tokens are drawn from one distribution and scored under another (a filter, "
+    "another temperature, or cached passes that differ from full ones)",
+    "filtering": "the sampler leaves unlikely tokens out (top-k, top-p, a lower temperature)",
+}
+"""The usual cause of each figure that is off."""
+
+
 def check(figures: GateFigures, tolerance: Tolerance, noise: list[str] | None = None) -> None:
-    """Stop the run where a figure is off.
+    """Stop the run if a figure is off.
 
     Args:
         figures: What was measured.
         tolerance: What passes.
-        noise: Dropouts and similar that are on; named where they explain a figure.
+        noise: Dropouts and similar that are on; named in the error.
 
     Raises:
         GateError: With every figure, and the usual cause of each that is off.
     """
-    on = f"; on are {', '.join((noise or [])[:5])}" if noise else ""
-    causes = {
-        "plain_gap": "the scorer does not compute what the model's own forward pass computes on "
-        "the same rows, so its log-probabilities are not this model's",
-        "kl": "the reference is not the policy's starting point (the reference of a trained "
-        "adapter is that adapter, frozen)",
-        "log_ratio": f"two passes of one policy differ (dropout is on, or outputs depend on the "
-        f"rest of the batch){on}",
-        "sampler_gap": "tokens are drawn from one distribution and scored under another (a filter, "
-        "another temperature, or cached passes that differ from full ones)",
-        "filtering": "the sampler leaves unlikely tokens out (top-k, top-p, a lower temperature)",
-    }
     failed = [
-        f"{name} {value:.3g} > {limit:g}: {causes[name]}"
+        f"{name} {value:.3g} > {limit:g}: {CAUSES[name]}"
         for name, limit in tolerance._asdict().items()
         if not (isfinite(value := getattr(figures, name)) and value <= limit)
     ]
     if figures.mask_errors:
         failed.append(f"mask_errors {figures.mask_errors}: the mask is not y1..EOS")
     if failed:
-        raise GateError(
-            "training stopped before its first update.\n- " + "\n- ".join(failed) + f"\n{figures}"
-        )
+        on = f"\nOn are {', '.join(noise[:5])}" if noise else ""
+        lines = "\n- ".join(("training stopped before its first update.", *failed))
+        raise GateError(f"{lines}\n{figures}{on}")
 
 
 def pass_gate(
@@ -215,12 +217,12 @@ def pass_gate(
     minibatch_size: int,
     is_exact: bool,
 ) -> GateFigures:
-    """Measure on the first prompts of a batch, and stop the run where a figure is off.
+    """Measure on the first prompts of a batch, and stop the run if a figure is off.
 
     Args:
         backbone: The policy.
         reference: Opens the reference policy.
-        prompts: Of the first batch.
+        prompts: Prompts of the first batch.
         settings: How to sample.
         minibatch_size: Rows that the update scores together.
         is_exact: Whether the run computes in fp32 or better.

@@ -16,7 +16,6 @@ from lightning_modules.policies.adapters import (
     find_adapter_problem,
     find_config_problem,
     load_adapter,
-    merge_adapter,
 )
 from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.policies.soft_prompt import SoftPromptSettings, Start, attach_soft_prompt
@@ -46,10 +45,6 @@ class PolicyKind(ABC):
     def find_backbone_problem(self, backbone: str) -> str | None:
         """Explain why a new policy cannot be built on a backbone, or return None."""
         return None
-
-    def finish(self, model: Any) -> Any:
-        """Return the model to export, an adapter if that suffices."""
-        return model
 
 
 class AdapterPolicy(PolicyKind):
@@ -130,36 +125,6 @@ class LoRAPolicy(AdapterPolicy):
     def settings(self) -> dict[str, Any]:
         """Return the settings that a trained LoRA must have."""
         return self.lora.shape()
-
-
-class MergedPolicy(LoRAPolicy):
-    """A new LoRA on a backbone into which a trained one was merged.
-
-    The reference is the merged backbone with adapters off. The export is a complete model. The
-    settings are those of the new LoRA; see :class:`LoRAPolicy`.
-    """
-
-    def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
-    ) -> tuple[nn.Module, nn.Module | None]:
-        """Merge the trained LoRA and attach a new one."""
-        if adapter is None:
-            raise ValueError(self.find_problem(adapter, ""))
-        return super().attach(merge_adapter(load_adapter(backbone, adapter)), None)
-
-    def settings(self) -> dict[str, Any]:
-        """Return nothing: the merged LoRA may have any shape."""
-        return {}
-
-    def find_problem(self, adapter: str | None, backbone: str) -> str | None:
-        """Explain why there is nothing to merge, or return None."""
-        if adapter is None:
-            return "policy: MergedPolicy merges a trained adapter; set model.adapter"
-        return super().find_problem(adapter, backbone)
-
-    def finish(self, model: Any) -> Any:
-        """Merge the policy as well, because its backbone is not saved anywhere."""
-        return merge_adapter(copy.deepcopy(model))
 
 
 class SoftPromptPolicy(AdapterPolicy):

@@ -147,12 +147,3 @@ class PolicyModule(BaseModule):
                 f"the reference is not that of the run: the backbone {self.backbone_name!r} or the "
                 f"adapter {self.adapter!r} has changed since; restore it, or start a new run"
             )
-
-    def export(self, path: str | Path) -> dict[str, Any]:
-        """Write the policy in the Hugging Face format: an adapter, or a complete model."""
-        trained = self.model
-        try:
-            self.model = self.policy.finish(trained)
-            return super().export(path)
-        finally:
-            self.model = trained

@@ -8,7 +8,6 @@ from lightning_modules import PPOPolicy
 from lightning_modules.policies.kinds import (
     FullPolicy,
     LoRAPolicy,
-    MergedPolicy,
     PolicyKind,
     SoftPromptPolicy,
 )
@@ -22,7 +21,6 @@ KINDS: dict[str, tuple[PolicyKind, str | None]] = {
     "fresh LoRA": (LoRAPolicy(r=4, alpha=8), None),
     "trained LoRA": (LoRAPolicy(), "lora"),
     "decoder LoRA": (LoRAPolicy(r=4, alpha=8, target_modules=DECODER), None),
-    "merged": (MergedPolicy(r=4, alpha=8), "lora"),
     "fresh soft prompt": (SoftPromptPolicy(virtual_tokens=5), None),
     "trained soft prompt": (SoftPromptPolicy(), "soft"),
     "full": (FullPolicy(), None),
