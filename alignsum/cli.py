@@ -22,7 +22,6 @@ from alignsum.run_rules import choose_weights, find_folder_problems, find_traine
 from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.checkpoint_io import AtomicCheckpointIO
-from callbacks.early_stopping import RunEarlyStopping
 from callbacks.kl import KLCallback
 from callbacks.loggers import RunCSVLogger
 from callbacks.monitor import PPOMonitor
@@ -45,7 +44,6 @@ CALLBACKS: dict[str, type[Callback]] = {
     "rouge": RougeCallback,
     "toxicity": ToxicityCallback,
     "samples": SampleTexts,
-    "early_stopping": RunEarlyStopping,
     "monitor": PPOMonitor,
     "checkpoint": RunCheckpoint,
 }
@@ -120,8 +118,6 @@ class AlignsumCLI(LightningCLI):
         )
         for name, kind in CALLBACKS.items():
             parser.add_lightning_class_args(kind, name)
-        parser.link_arguments("checkpoint.monitor", "early_stopping.monitor")
-        parser.link_arguments("checkpoint.mode", "early_stopping.mode")
         parser.link_arguments("model.init_args.backbone", "data.init_args.tokenizer")
         # Only classifiers have labels; jsonargparse skips the link for other classes.
         parser.link_arguments("model.init_args.labels", "data.init_args.labels")

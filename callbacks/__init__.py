@@ -3,7 +3,7 @@
 callbacks = default_callbacks()
 trainer = Trainer(default_root_dir="runs/lora", callbacks=callbacks, plugins=[AtomicCheckpointIO()])
 
-The package is larger than its budget of 1,600 lines: the exact resume takes 600 of them
+The package is larger than its budget of 1,600 lines: the exact resume takes more than 500 of them
 (`checkpoint`, `checkpoint_io`, `signals`, `loggers`), because Lightning restores its loops exactly
 from a few places only.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from sklearn.metrics import f1_score
 
-from callbacks.text_metric import Row, RowCollector, log_estimates, to_rows
+from callbacks.text_metric import Row, RowCollector, log_estimates, to_rows, write_predictions
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.intervals import Estimate, bootstrap_mean
@@ -42,10 +42,10 @@ class ClassificationMetrics(RowCollector):
         rows = self.take_rows()
         log_estimates(trainer, pl_module, "test", measure(rows, pl_module.labels))
         if trainer.is_global_zero:
-            folder = RunFolder(trainer.default_root_dir)
             bins = [each._asdict() for each in calibrate_labels(rows).bins]
+            folder = RunFolder(trainer.default_root_dir)
             folder.update_summary(classification={"calibration": bins})
-            folder.merge_predictions([describe(row, pl_module.labels) for row in rows])
+            write_predictions(trainer, [describe(row, pl_module.labels) for row in rows])
 
 
 def predict(row: Row) -> int:
@@ -77,9 +77,7 @@ def calibrate_labels(rows: Sequence[Row]) -> Calibration:
 
 def describe(row: Row, labels: Sequence[str]) -> dict[str, Any]:
     """Return a row for predictions.jsonl, with labels by name."""
-    return {
-        "id": row["id"],
-        "text": row["text"],
+    return row | {
         "label": labels[row["label"]],
         "predicted_label": labels[predict(row)],
         "probabilities": dict(zip(labels, row["probabilities"], strict=True)),

@@ -19,15 +19,10 @@ class EvaluatorCallback(TextMetricCallback):
             weight multiplies the score; below 0 for what is to be avoided.
         name: Metric name, logged as ``val/<name>`` and ``test/<name>``; several evaluators need
             different names.
-
-    Raises:
-        ValueError: If the name is not an identifier.
     """
 
     def __init__(self, evaluator: RewardTerm, name: str = "evaluator") -> None:
         super().__init__()
-        if not name.isidentifier():
-            raise ValueError(f"EvaluatorCallback: name must be a plain word, got {name!r}")
         self.evaluator = evaluator
         self.name = name
 

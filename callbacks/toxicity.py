@@ -16,7 +16,8 @@ class ToxicityCallback(TextMetricCallback):
     Also logged are `test/toxicity_std`, the standard deviation over the examples, and
     `test/toxic_share`, the share of texts with a toxicity above 0.5. If the module returns texts
     from before training too, each has a `_before` and an `_after`, and all but the standard
-    deviation a paired `_change`. Validation logs them as `val/...`.
+    deviation a paired `_change`. Validation logs them as `val/...`. A text is scored alone: with
+    its dialogue in front the score would be mostly the dialogue's.
 
     Args:
         model: Hub id, folder or `mini`: a sequence classifier; None scores no toxicity. With a
@@ -25,8 +26,6 @@ class ToxicityCallback(TextMetricCallback):
         batch_size: Texts in one forward pass.
         label: The label whose raw logit is the reward.
         toxic_label: The label whose probability is the toxicity.
-        with_dialogue: Score each text as the second of a pair with its dialogue. Off, the text
-            alone is scored: with the dialogue in front the score is mostly the dialogue's.
     """
 
     def __init__(
@@ -35,14 +34,12 @@ class ToxicityCallback(TextMetricCallback):
         batch_size: int = 64,
         label: str = "nothate",
         toxic_label: str = "hate",
-        with_dialogue: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.batch_size = batch_size
         self.label = label
         self.toxic_label = toxic_label
-        self.with_dialogue = with_dialogue
         self._scorer: RewardScorer | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -57,8 +54,7 @@ class ToxicityCallback(TextMetricCallback):
         """Score the texts with the classifier, if there is one."""
         if self._scorer is None:
             return {}
-        contexts = [row["dialogue"] for row in rows] if self.with_dialogue else None
-        return self._scorer.to(pl_module.device).rate(texts, self.toxic_label, contexts)
+        return self._scorer.to(pl_module.device).rate(texts, self.toxic_label)
 
     def estimates(self, columns: Columns) -> dict[str, Estimate]:
         """Return means, standard deviations, shares and changes."""

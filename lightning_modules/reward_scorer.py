@@ -96,24 +96,18 @@ class RewardScorer(nn.Module):
         """Return the reward of each text: the raw logit of ``label``, fp32 [B]."""
         return self.all_logits(texts, contexts)[:, self.column]
 
-    def rate(
-        self,
-        texts: Sequence[str],
-        toxic_label: str = "hate",
-        contexts: Sequence[str] | None = None,
-    ) -> dict[str, list[float]]:
+    def rate(self, texts: Sequence[str], toxic_label: str = "hate") -> dict[str, list[float]]:
         """Compute the toxicity and the reward of each text.
 
         Args:
             texts: Texts [B].
             toxic_label: The label whose softmax probability is the toxicity, in [0, 1].
-            contexts: See :meth:`all_logits`.
 
         Returns:
             "toxicity" [B], and as "reward" the raw logit of ``label`` [B].
         """
         toxic = self.find_column(toxic_label)
-        logits = self.all_logits(texts, contexts)
+        logits = self.all_logits(texts)
         return {
             "toxicity": logits.softmax(dim=-1)[:, toxic].tolist(),
             "reward": logits[:, self.column].tolist(),

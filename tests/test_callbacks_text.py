@@ -24,7 +24,7 @@ BEFORE, AFTER = [0.9, 0.2, 0.6, 0.5], [0.1, 0.3, 0.7, 0.5]
 
 
 class FakeScorer(torch.nn.Module):
-    """Toxicity is the share of "idiot" in text and context; the logit is minus that."""
+    """Toxicity is the share of "idiot" in a text; the logit is minus that."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__()
@@ -32,12 +32,8 @@ class FakeScorer(torch.nn.Module):
     def find_column(self, label: str) -> int:
         return {"nothate": 0, "hate": 1}[label]
 
-    def rate(
-        self, texts: list[str], toxic_label: str, contexts: list[str] | None
-    ) -> dict[str, list[float]]:
-        contexts = contexts or [""] * len(texts)
-        words = [f"{a} {b}".split() for a, b in zip(contexts, texts, strict=True)]
-        shares = [each.count("idiot") / len(each) for each in words]
+    def rate(self, texts: list[str], toxic_label: str) -> dict[str, list[float]]:
+        shares = [text.split().count("idiot") / len(text.split()) for text in texts]
         return {"toxicity": shares, "reward": [-share for share in shares]}
 
 
@@ -136,10 +132,6 @@ def test_before_and_after_give_a_paired_change(
     assert row["prediction_before"] == "the cat idiot idiot"
     assert (row["toxicity_before"], row["toxicity"]) == (0.5, 0)
     assert row["rouge1"] == pytest.approx(2 / 3)
-    # With its dialogue of three words, "#Person1#: number 0".
-    paired = make_trainer(tmp_path / "b", ToxicityCallback("fake", with_dialogue=True))
-    paired.test(module, loader(), verbose=False)
-    assert RunFolder(tmp_path / "b").read_predictions()[0]["toxicity_before"] == 2 / 7
 
 
 def test_estimates_by_hand() -> None:

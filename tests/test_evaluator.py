@@ -55,7 +55,6 @@ def test_a_classifier_judges_by_the_logit_of_its_label(tmp_path: Path, roberta: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"evaluator": words(), "name": "a b"}, "name must be a plain word, got 'a b'"),
         ({"evaluator": ClassifierReward("no/where")}, "EvaluatorCallback evaluator: .*no/where"),
     ],
 )

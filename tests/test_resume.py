@@ -54,6 +54,17 @@ CASES: dict[str, tuple[str, list[str], list[tuple[str, int, str]]]] = {
          "--trainer.limit_train_batches", "8", "--trainer.max_epochs", "1"],
         [("on_train_batch_end", 7, "error")],
     ),
+    # Nothing is learned, so the first validation stays the best. The first three validations come
+    # after 3, 6 and 9 batches, each within a step of four.
+    "early stopping": (
+        "lora",
+        ["--model.optimizer.lr", "0", "--trainer.max_epochs", "9", "--data.batch_size", "1",
+         "--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", "3",
+         "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val/rougeL",
+         "--trainer.callbacks.mode", "max", "--trainer.callbacks.patience", "2",
+         "--trainer.callbacks.check_on_train_epoch_end", "false"],
+        [("on_train_batch_start", 8, "ctrl-c")],
+    ),
     "two ranks": (
         "lora",
         ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", *ACCUMULATE,
@@ -297,49 +308,6 @@ def test_full_disk_leaves_the_earlier_checkpoint(
     assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 2
     fit("lora", tmp_path / "parts", *settings, "--resume", "auto")
     assert_same_result(tmp_path)
-
-
-# Early stopping ---------------------------------------------------------------------------------
-
-
-def test_early_stopping_holds_when_the_run_is_resumed(fit: Fit, tmp_path: Path) -> None:
-    # Nothing is learnt, so the first validation stays the best. The first three validations come
-    # after 3, 6 and 9 batches, each within a step of four.
-    settings = ["--model.optimizer.lr", "0", "--trainer.max_epochs", "9"]
-    settings += ["--data.batch_size", "1", "--trainer.accumulate_grad_batches", "4"]
-    settings += ["--trainer.val_check_interval", "3"]
-    patient = [*settings, "--early_stopping.patience", "2"]
-
-    def validations(folder: str) -> int:
-        rows = RunFolder(tmp_path / folder).read_metrics_csv()
-        return sum(bool(row["val/rougeL"]) for row in rows)
-
-    fit("lora", tmp_path / "whole", *patient)
-    assert validations("whole") == 3
-    with pytest.raises(SystemExit):
-        # After the second validation, and before the end of the step that it lies in.
-        broken = break_off("on_train_batch_start", 8, "ctrl-c")
-        fit("lora", tmp_path / "parts", *patient, *broken)
-    fit("lora", tmp_path / "parts", *patient, "--resume", "auto")
-    assert_same_result(tmp_path)
-    fit("lora", tmp_path / "parts", *patient, "--resume", "auto")
-    assert_same_result(tmp_path)
-    fit("lora", tmp_path / "parts", *settings, "--early_stopping.patience", "4", "--resume", "auto")
-    assert validations("parts") == 5
-
-
-def test_early_stopping_is_off_unless_asked_for_and_wants_a_metric(
-    fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fit("lora", tmp_path / "run", "--model.optimizer.lr", "0", "--trainer.max_epochs", "5")
-    assert int(RunFolder(tmp_path / "run").read_metrics_csv()[-1]["epoch"]) == 4
-    with pytest.raises(SystemExit) as stop:
-        fit(
-            "lora", tmp_path / "refused", "--early_stopping.patience", "2",
-            "--checkpoint.monitor", "null",
-        )  # fmt: skip
-    assert stop.value.code == 2
-    assert "checkpoint.monitor" in capsys.readouterr().err
 
 
 def test_run_without_checkpoints_and_progress_bar(fit: Fit, tmp_path: Path) -> None:
