@@ -63,8 +63,10 @@ class GracefulStop(Callback):
 
     def agree(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
         """Agree with the other ranks, so that RunCheckpoint saves this step on all of them."""
-        mine = torch.tensor(self._received, device=trainer.strategy.root_device)
-        self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        self.requested = self._received
+        if trainer.world_size > 1:
+            mine = torch.tensor(self._received, device=trainer.strategy.root_device)
+            self.requested = int(trainer.strategy.reduce(mine, reduce_op="max"))
 
     on_train_batch_end = on_train_epoch_end = on_train_end = agree
 

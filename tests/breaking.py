@@ -55,7 +55,7 @@ def break_off(hook: str, call: int, how: str, rank: int | None = None) -> list[s
 
 
 class Poison(L.Callback):
-    """Makes gradients NaN behind their backward pass.
+    """Set gradients to NaN after their backward pass.
 
     Args:
         steps: Of which optimizer steps, from 0.
@@ -75,7 +75,7 @@ class Poison(L.Callback):
 
 
 def poison(*numbers: int, of: str = "steps") -> list[str]:
-    """Give the options that poison a fit."""
+    """Return the options that poison a fit."""
     return [
         "--trainer.callbacks+=tests.breaking.Poison", f"--trainer.callbacks.{of}={list(numbers)}",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ranks that are started as torchrun does it, without its minutes of imports."""
+"""Start ranks as torchrun does, but by forking, which saves the imports."""
 
 import logging
 import os
@@ -12,16 +12,16 @@ from pathlib import Path
 
 
 def run_ranks(work: Callable[[], None], log: Path, ranks: int = 2, limit: float = 100) -> list[int]:
-    """Fork ranks that find the environment that torchrun gives, and let each do some work.
+    """Fork ranks with the environment variables of torchrun, and run work on each.
 
     Args:
-        work: Done by each.
-        log: Folder for what rank N says: ``rankN.log``.
-        ranks: How many.
-        limit: Seconds after which those that are left are killed.
+        work: What each rank runs.
+        log: Folder for the output of rank N: ``rankN.log``.
+        ranks: Number of ranks.
+        limit: Seconds after which the remaining ranks are killed.
 
     Returns:
-        Exit codes, that of a signal being below 0.
+        Exit codes; negative for a signal.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,7 +42,7 @@ def run_ranks(work: Callable[[], None], log: Path, ranks: int = 2, limit: float 
 
 
 def last_words(log: Path) -> str:
-    """Give what each rank whose log is in a folder said last."""
+    """Return the end of each rank's log in a folder."""
     return "".join(file.read_text()[-3000:] for file in sorted(log.glob("rank*.log")))
 
 
@@ -57,7 +57,7 @@ def _be_rank(rank: int, ranks: int, port: str, work: Callable[[], None], log: Pa
         file = os.open(log / f"rank{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        # pytest has taken the place of both, and of the log's handlers.
+        # pytest has replaced both, and the handlers of the log.
         logging.getLogger().handlers.clear()
         sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
         work()

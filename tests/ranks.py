@@ -1,4 +1,4 @@
-"""What a rank does in a test, in a file of its own: each rank imports all that is here."""
+"""Work of the ranks in tests; each rank imports this file."""
 
 import json
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tests.models import move_lora
 
 
 class FixedRollouts(PPOPolicy):
-    """Learns from rollouts in a file, each rank from its share of the rows, and keeps what it did.
+    """Learn from rollouts in a file, each rank from its share of the rows, and save the result.
 
     Args:
         folder: Holds ``rollout.pt``; each rank writes ``<rank>.pt`` here, with the weights,
-            gradients and figures of its last step, and what the loop remembers.
+            gradients and metrics of its last step, and the state of the loop.
         shares: Rows of each rank.
         **settings: See :class:`PPOPolicy`.
     """
@@ -31,7 +31,7 @@ class FixedRollouts(PPOPolicy):
         self.gate_passed = True
 
     def load_model(self) -> None:
-        """Start alike in every run, from a LoRA that changes something."""
+        """Start every run from the same LoRA, which changes the outputs."""
         torch.manual_seed(0)
         super().load_model()
         move_lora(self.model)
@@ -42,12 +42,12 @@ class FixedRollouts(PPOPolicy):
         return rollout.rows(torch.tensor(self.shares[self.global_rank]))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Keep the gradients that the step is taken with: some strategies free them in it."""
+        """Keep the gradients of the step, which some strategies free in it."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         self.gradients = {n: None if p.grad is None else full(p.grad) for n, p in trained.items()}
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write what the step left."""
+        """Save gradients, weights, metrics and state after the step."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         kept = {
             "gradients": self.gradients,
@@ -61,19 +61,19 @@ class FixedRollouts(PPOPolicy):
 def count_letters(
     predictions: list[str], dialogues: list[str], references: list[list[str]]
 ) -> list[float]:
-    """A reward that tells texts apart."""
+    """Reward the number of different letters."""
     return [len(set(text)) / 10 for text in predictions]
 
 
 def count_here(weight: torch.Tensor) -> int:
-    """Count the numbers that this rank has of a weight at the moment."""
+    """Count the elements of a weight that this rank holds now."""
     return (weight.to_local() if isinstance(weight, DTensor) else weight).numel()
 
 
 class SeenRows(L.Callback):
-    """Writes down for each training batch of this rank its rows and its share of the model.
+    """Record the rows and this rank's share of the model for each training batch.
 
-    In ``seen<rank>.jsonl``; the share is taken behind the optimizer's step.
+    They go to ``seen<rank>.jsonl``; the share is measured after the optimizer step.
     """
 
     def on_train_batch_end(

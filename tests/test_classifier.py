@@ -43,7 +43,7 @@ def make_module(roberta: str, **settings: Any) -> Classifier:
     )
 
 
-def test_it_learns_and_its_export_is_a_reward_and_a_judge(roberta: str, tmp_path: Path) -> None:
+def test_export_works_as_reward_and_for_toxicity(roberta: str, tmp_path: Path) -> None:
     module, data = make_module(roberta), make_data(roberta, tmp_path)
     callbacks = [ExportCallback(), ClassificationMetrics()]
     trainer = make_trainer(tmp_path, max_epochs=25, callbacks=callbacks)
@@ -72,7 +72,7 @@ def test_it_learns_and_its_export_is_a_reward_and_a_judge(roberta: str, tmp_path
     assert (folder.plots / "calibration.png").is_file()
 
 
-def test_labels_of_ones_own_get_a_head_of_their_own(roberta: str, tmp_path: Path) -> None:
+def test_other_labels_get_a_new_head(roberta: str, tmp_path: Path) -> None:
     module = settle(Classifier(roberta, labels=["good", "bad", "ugly"]))
     assert module.model.config.num_labels == 3
     assert module.model.config.label2id == {"good": 0, "bad": 1, "ugly": 2}
@@ -147,7 +147,7 @@ def test_bad_rows_are_named_together_or_skipped(roberta: str, tmp_path: Path) ->
     assert len(data.splits["train"]) == 8
 
 
-def test_settings_that_cannot_be_are_refused(roberta: str, tmp_path: Path) -> None:
+def test_settings_out_of_range_are_refused(roberta: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="different apart from case"):
         Classifier(roberta, labels=["hate", "Hate"])
     with pytest.raises(ValueError, match="label_smoothing"):

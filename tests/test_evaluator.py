@@ -10,19 +10,19 @@ from metrics.mini import share_polite
 from tests.tiny_run import TinyModule, loader, make_trainer
 
 
-def judge_words(
+def score_words(
     predictions: list[str], dialogues: list[str], references: list[list[str]]
 ) -> list[float]:
-    """The number in "#Person1#: number 3", and 10 for a word that the reference has not."""
+    """The number in "#Person1#: number 3", plus 10 if the reference lacks the text."""
     rows = zip(predictions, dialogues, references, strict=True)
     return [int(dialogue[-1]) + 10.0 * (text not in refs[0]) for text, dialogue, refs in rows]
 
 
 def words(weight: float = 1.0) -> FunctionReward:
-    return FunctionReward("tests.test_evaluator.judge_words", weight=weight)
+    return FunctionReward("tests.test_evaluator.score_words", weight=weight)
 
 
-def test_a_validation_logs_the_mean_of_the_judge(tmp_path: Path) -> None:
+def test_validation_logs_the_mean_score(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, EvaluatorCallback(words()), EvaluatorCallback(words(-2.0), "other")
     )
@@ -44,7 +44,7 @@ def test_a_test_records_before_after_and_change_with_intervals(tmp_path: Path) -
     assert [row["evaluator"] for row in rows] == [0, 1, 2, 3]
 
 
-def test_a_classifier_judges_by_the_logit_of_its_label(tmp_path: Path, roberta: str) -> None:
+def test_classifier_scores_by_the_logit_of_its_label(tmp_path: Path, roberta: str) -> None:
     judge = ClassifierReward(roberta, "hate")
     trainer = make_trainer(tmp_path, EvaluatorCallback(judge))
     trainer.fit(TinyModule(), loader(), loader())
@@ -58,7 +58,7 @@ def test_a_classifier_judges_by_the_logit_of_its_label(tmp_path: Path, roberta: 
         ({"evaluator": ClassifierReward("no/where")}, "EvaluatorCallback evaluator: .*no/where"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(
+def test_invalid_evaluator_is_refused_before_training(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

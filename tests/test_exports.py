@@ -1,4 +1,4 @@
-"""An export of any method loads by one call, and generates what the trained module does."""
+"""Loading of exports, and of adapters whose backbone has moved."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def lora_export(t5: str, tmp_path: Path) -> Path:
     return tmp_path / "lora" / "export"
 
 
-def test_what_is_no_export_is_said(t5: str, lora_export: Path, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused(t5: str, lora_export: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         load_exported(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"neither config\.json.*did you mean .*export"):
@@ -52,7 +52,7 @@ STARTS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_an_adapter_is_gone_on_with_where_its_backbone_has_moved(
+def test_adapter_continues_on_a_backbone_that_has_moved(
     start: str, t5: str, trained_adapter: str, trained_soft_prompt: str, tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

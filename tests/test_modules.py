@@ -179,20 +179,6 @@ def test_settings_out_of_range_are_refused(make: Any, message: str) -> None:
         make()
 
 
-def test_decoding_overrules_what_generate_would_do_by_itself() -> None:
-    greedy = {
-        "max_new_tokens": 128, "min_new_tokens": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
-        "do_sample": False,
-    }  # fmt: skip
-    sampling = {"do_sample": True, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
-    beams = {"num_beams": 4, "length_penalty": 1.0, "early_stopping": False}
-    assert Decoding().arguments() == greedy
-    assert Decoding(do_sample=True, temperature=0.5).arguments() == greedy | sampling
-    assert Decoding(num_beams=4).arguments() == greedy | beams
-    both = Decoding(num_beams=4, do_sample=True, temperature=0.5)
-    assert both.arguments() == greedy | sampling | beams
-
-
 SAMPLE = {"do_sample": True, "temperature": 2.0}
 
 

@@ -217,7 +217,7 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "
     ("config", "lost"),
     [(RobertaConfig, 2), (XLMRobertaConfig, 2), (BertConfig, 0), (DebertaV2Config, 0)],
 )
-def test_no_position_is_given_away(config: Any, lost: int) -> None:
+def test_position_embeddings_without_tokens_are_counted(config: Any, lost: int) -> None:
     model = AutoModelForSequenceClassification.from_config(
         config(**SMALL, num_hidden_layers=1, max_position_embeddings=20)
     )

@@ -1,4 +1,4 @@
-"""Two ranks take the steps of one, whoever divides what among them: DDP copies, FSDP2 shards."""
+"""Two ranks take the same steps as one, under DDP and FSDP2."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[float, list[str]]] = {
     "reward": (0.01, ["--data.max_length", "100"]),
     "dpo": (0.01, ["--model.policy.r", "4", "--validate_first", "false"]),
 }
-"""The norm that each method's gradients are clipped at, which they pass, and its settings."""
+"""The gradient norm at which each method clips, which is exceeded, and its settings."""
 
 Run = Callable[..., RunFolder]
 
@@ -110,8 +110,8 @@ def run(t5: str, roberta: str, data: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 class Left(NamedTuple):
-    """What a fit has left: logged numbers, checkpoint, export, the rows of each step, and what
-    share of the model each rank had."""
+    """Results of a fit: logged values, checkpoint, export, the rows of each step, and each rank's
+    share of the model."""
 
     metrics: list[dict[str, float]]
     final: dict[str, float]

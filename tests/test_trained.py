@@ -1,4 +1,4 @@
-"""What each method trains: names and counts, to the last parameter."""
+"""Names and number of the parameters that each method trains."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A module and data so small that a Trainer with real callbacks runs in a blink."""
+"""A tiny module and data, for fast runs of a Trainer with real callbacks."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def loader(rows: list[dict[str, Any]] | None = None, order: list[int] | None = N
 
 
 class TinyModule(L.LightningModule):
-    """Says the same text for each dialogue; one trained and two frozen numbers."""
+    """Return the same text for each dialogue; one trained and two frozen weights."""
 
     def __init__(self, text: str = "the cat sat", before: str | None = None) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from tests.ppo.kinds import DECODING
 
 
 class Module:
-    """The part of a PPOPolicy that the callbacks use."""
+    """Stand-in for a PPOPolicy that records what is logged."""
 
     def __init__(self) -> None:
         self.logged: dict[str, float] = {}
