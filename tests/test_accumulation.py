@@ -123,17 +123,6 @@ def test_a_step_is_that_of_its_tokens_however_cut_and_padded(
     assert distance(watch.taken, clipped) < 2e-6
 
 
-def test_the_last_step_of_an_epoch_may_be_short(t5: str, tmp_path: Path) -> None:
-    module = settle(FullFT(t5, optimizer=lambda w: torch.optim.SGD(w, lr=0.0), dropout=0.0))
-    watch = Watch()
-    trainer = make_trainer(tmp_path, callbacks=[watch], accumulate_grad_batches=3)
-    trainer.fit(module, loader(*make_batches(t5, [2, 1, 1, 3, 1])))
-    assert trainer.global_step == 2
-    loss, expected = slow_step(module, make_batches(t5, [4, 4])[1])
-    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(loss, rel=1e-6)
-    assert distance(watch.taken, expected) < 1e-6
-
-
 def test_rankings_weigh_the_same_however_cut(roberta: str, tmp_path: Path) -> None:
     data = PreferenceDataModule("mini", roberta)
     data.tokenizer = load_tokenizer(roberta)

@@ -1,33 +1,29 @@
 """DPO: its loss by hand and by a slow loop, its start, and what it learns and leaves."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from datamodules import DialogSumDataModule, DPODataModule, Plain
-from datamodules.consensus import Ranking
 from lightning_modules import DPO
 from lightning_modules.dpo import Scores
 from lightning_modules.policies.gate import GateError
 from lightning_modules.policies.kinds import (
     FullPolicy,
     LoRAPolicy,
-    SoftPromptPolicy,
 )
 from lightning_modules.preference_losses import dpo_loss
 from lightning_modules.summarization import Decoding
 from tests.batches import make_trainer, settle
+from tests.ppo.kinds import KINDS, adamw
 from tests.rows import write_rows
 
 DECODING = Decoding(max_new_tokens=8)
-DECODER = r".*decoder.*\.(q|v)"
 ANSWERS = [
     {"id": "0", "dialogue": "#Person1#: Hello there, Ann!", "completions": ["yes", "no, never"],
      "ranks": [1, 2]},
@@ -40,10 +36,6 @@ DIALOGUES = [
     {"id": f"d{i}", "dialogue": f"#Person1#: {i} apples" + " please" * i, "summary": "They talk."}
     for i in range(3)
 ]
-
-
-def adamw(lr: float) -> Any:
-    return lambda parameters: torch.optim.AdamW(parameters, lr=lr)
 
 
 def make_data(t5: str, folder: Path, **settings: Any) -> DPODataModule:
@@ -149,20 +141,6 @@ def take(module: Any, data: DPODataModule) -> tuple[torch.Tensor, int]:
     return module.loss(module.score(batch), batch), len(batch["ids"])
 
 
-def test_the_loss_does_not_depend_on_how_the_batch_is_cut(t5: str, tmp_path: Path) -> None:
-    module, data = settle(make_module(t5, policy=FullPolicy())), make_data(t5, tmp_path)
-    move(module)
-    module.eval()
-    data.setup("validate")
-    rankings = data.splits["validation"]
-
-    def loss(rows: list[Ranking]) -> float:
-        batch = data.collate(rows)
-        return float(module.loss(module.score(batch), batch))
-
-    assert loss(rankings) == pytest.approx(sum(loss([each]) for each in rankings), rel=1e-5)
-
-
 def test_what_is_logged_by_hand(t5: str, tmp_path: Path) -> None:
     module, data = settle(make_module(t5, beta=0.5)), make_data(t5, tmp_path)
     batch = make_batch(data)
@@ -180,24 +158,16 @@ def test_what_is_logged_by_hand(t5: str, tmp_path: Path) -> None:
 
 # The start ----------------------------------------------------------------------------------------
 
-KINDS: dict[str, dict[str, Any]] = {
-    "fresh LoRA": {},
-    "trained LoRA": {"adapter": "lora"},
-    "decoder LoRA": {"policy": LoRAPolicy(r=4, alpha=8, target_modules=DECODER)},
-    "soft prompt": {"policy": SoftPromptPolicy(virtual_tokens=5), "optimizer": adamw(0.3)},
-    "full": {"policy": FullPolicy()},
-    "full decoder": {"policy": FullPolicy(train_encoder=False)},
-}
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_starts_at_its_reference_and_leaves_it(
-    kind: str, t5: str, tmp_path: Path, trained_adapter: str
+    kind: str, t5: str, tmp_path: Path, trained_adapter: str, trained_soft_prompt: str
 ) -> None:
-    settings = {key: value for key, value in KINDS[kind].items() if key != "adapter"}
-    if "adapter" in KINDS[kind]:
-        settings["adapter"] = trained_adapter
-    module, data = settle(make_module(t5, **settings)), make_data(t5, tmp_path)
+    policy, start_from = KINDS[kind]
+    adapter = {"lora": trained_adapter, "soft": trained_soft_prompt, None: None}[start_from]
+    rate = adamw(0.3 if "soft" in kind else 0.01)
+    module = settle(make_module(t5, policy=policy, adapter=adapter, optimizer=rate))
+    data = make_data(t5, tmp_path)
     batch = make_batch(data)
     start = module.score(batch)
     assert (start.policy - start.reference).abs().max() < 1e-4
@@ -250,15 +220,6 @@ def test_settings_out_of_range_are_refused(t5: str) -> None:
         make_module(t5, adapter="nowhere")
 
 
-def test_smoothing_and_beta_change_what_is_learnt(t5: str, tmp_path: Path) -> None:
-    data, losses = make_data(t5, tmp_path), set()
-    for settings in ({}, {"beta": 0.3}, {"label_smoothing": 0.1}):
-        module = settle(make_module(t5, **settings))
-        move(module)
-        losses.add(round(take(module.eval(), data)[0].item(), 4))
-    assert len(losses) == 3
-
-
 # What a run leaves --------------------------------------------------------------------------------
 
 
@@ -285,22 +246,6 @@ def test_a_fit_and_a_test_log_and_generate_before_and_after(t5: str, tmp_path: P
         )
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     assert module.test_step(next(iter(pairs)), 0) is None
-
-
-def test_the_export_is_the_policy_and_loads_with_plain_peft(t5: str, tmp_path: Path) -> None:
-    module, data = make_module(t5), make_data(t5, tmp_path)
-    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(module, data)
-    module.export(tmp_path / "export")
-    module.eval()
-    backbone = AutoModelForSeq2SeqLM.from_pretrained(t5)
-    plain = PeftModel.from_pretrained(backbone, tmp_path / "export").eval()
-    tokenizer = AutoTokenizer.from_pretrained(t5)
-    prompt = "Summarize the following conversation.\n\n#Person2#: Tea?\n\nSummary:"
-    batch = make_batch(data)
-    scores = module.score(batch).policy
-    assert slow_logprob(plain, tokenizer, prompt, "tea") == pytest.approx(
-        scores[4].item(), abs=1e-4
-    )
 
 
 def test_a_checkpoint_of_another_reference_is_refused(
@@ -378,12 +323,3 @@ def test_what_is_missing_is_named_before_anything_is_loaded(tmp_path: Path) -> N
 
     problems = DPODataModule.find_problems(Settings)
     assert "none" in problems[0] and "data.dialogues" in problems[1]
-
-
-def test_a_summary_says_what_became_of_pairs_and_dialogues(t5: str, tmp_path: Path) -> None:
-    data = make_data(t5, tmp_path)
-    data.setup("fit")
-    described = json.loads(json.dumps(data.describe()))
-    assert set(described) == {"train_pairs", "validation_pairs", "validation"}
-    assert described["train_pairs"]["pairs"] == 5
-    assert described["validation"]["rows"] == 3

@@ -97,13 +97,6 @@ def test_a_start_from_a_text_repeats_or_cuts_it(t5: str) -> None:
         torch.testing.assert_close(start, embeddings(torch.tensor(expected)))
 
 
-@pytest.mark.parametrize("start", ["random", "vocabulary"])
-def test_a_start_follows_the_seed(start: str, t5: str) -> None:
-    first, same, other = (rows(make(t5, start, seed, virtual_tokens=20)) for seed in (1, 1, 2))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
-
-
 def test_it_is_the_backbone_behind_the_vectors(t5: str) -> None:
     """By hand: the vectors before the embedded prompt, and ones before its mask."""
     module = make(t5, "random", virtual_tokens=7).eval()
@@ -126,23 +119,6 @@ def test_it_is_the_backbone_behind_the_vectors(t5: str) -> None:
     torch.testing.assert_close(ours, by_hand)
     tokens = backbone.generate(**inputs, **DECODING.arguments())
     assert module.generate(batch) == module.backbone.decode(tokens)
-
-
-def test_padding_changes_nothing(t5: str) -> None:
-    module = make(t5, "vocabulary", virtual_tokens=20, optimizer=adamw(0.3)).eval()
-    batch = make_batch(t5)
-    padded = dict(batch)
-    for name, value in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
-        tensor: Any = padded[name]
-        padded[name] = torch.nn.functional.pad(tensor, (0, 13), value=value)
-    gradients = []
-    for rows_of in (batch, padded):
-        module.zero_grad()
-        loss, _ = module.sum_losses(rows_of)  # type: ignore[arg-type]
-        loss.backward()
-        gradients.append((loss.detach(), rows(module).grad.clone()))  # type: ignore[union-attr]
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
-    assert module.generate(batch) == module.generate(padded)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

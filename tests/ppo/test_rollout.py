@@ -166,37 +166,14 @@ def test_entropy_and_values_match_their_definitions(
 
 
 @torch.no_grad()
-def test_reference_is_the_backbone_alone_for_a_fresh_lora(
-    policy: Any, prompts: Prompts, t5: str
-) -> None:
-    torch.manual_seed(4)
-    made = roll_out(policy, prompts, SETTINGS)
-    backbone = likely_to_end(load_backbone(t5))
-    said = (made.responses, made.mask, SETTINGS.temperature)
-    alone = wrap(backbone).score(wrap(backbone).read(prompts), *said)
-    torch.testing.assert_close(made.ref_logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
-    assert (made.logprobs - made.ref_logprobs).abs().max() > 0.01
-    with use_adapter(policy, None):
-        pass
-    again = wrap(policy).score(wrap(policy).read(prompts), *said)
-    torch.testing.assert_close(again.logprobs, made.logprobs)
-
-
-@torch.no_grad()
 def test_samples_of_a_prompt_share_its_encoder_pass(policy: Any, prompts: Prompts) -> None:
     rows: list[int] = []
-    hook = (
-        policy.get_base_model()
-        .get_encoder()
-        .register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
-    )
+    encoder = policy.get_base_model().get_encoder()
+    hook = encoder.register_forward_hook(lambda *given: rows.append(len(given[-1][0])))
     torch.manual_seed(4)
     made = roll_out(policy, prompts, SETTINGS, samples=3)
     hook.remove()
-    assert [count for count in rows if count > 1] == [
-        6,
-        6,
-    ]  # policy and reference
+    assert [count for count in rows if count > 1] == [6, 6]  # policy and reference
     assert made.owner.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
     assert len({tuple(row) for row in made.responses[:3].tolist()}) == 3
     for row in (0, 4, 17):
@@ -211,16 +188,6 @@ def test_samples_of_a_prompt_share_its_encoder_pass(policy: Any, prompts: Prompt
     part = made.rows(torch.tensor([16, 4, 3]))
     assert part.owner.tolist() == [1, 0, 0]
     assert torch.equal(part.prompts.attention_mask.sum(1), prompts.attention_mask[[1, 5]].sum(1))
-
-
-@torch.no_grad()
-def test_no_token_is_lost_when_the_limit_is_hit(policy: Any, prompts: Prompts) -> None:
-    torch.manual_seed(5)
-    responses = draw(wrap(policy), wrap(policy).read(prompts)).responses
-    assert responses.shape[1] == 9
-    mask, finished = response_mask(responses, EOS)
-    assert (mask.sum(dim=1)[~finished] == 9).all()
-    assert not finished.all()
 
 
 @torch.no_grad()
