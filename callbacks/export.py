@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.model_card import write_card
 from common import hub
 from common.run_folder import RunFolder
 
@@ -30,10 +31,12 @@ class ExportCallback(Callback):
         self._export(trainer, pl_module, source)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export the tested weights if there is no export yet."""
-        is_there = RunFolder(trainer.default_root_dir).export.exists()
-        if not trainer.strategy.broadcast(is_there):
+        """Export the tested weights if there is no export yet; add the scores to its card."""
+        folder = RunFolder(trainer.default_root_dir)
+        if not trainer.strategy.broadcast(folder.export.exists()):
             self._export(trainer, pl_module, "the weights that were tested")
+        elif trainer.is_global_zero:
+            write_card(folder)
 
     def _export(self, trainer: L.Trainer, pl_module: Any, source: str) -> None:
         """Write the folder on rank 0; the others take part in gathering sharded weights."""
@@ -46,8 +49,9 @@ class ExportCallback(Callback):
         folder.path.mkdir(parents=True, exist_ok=True)
         with hub.writing(partial):
             about: dict[str, Any] = pl_module.export(partial)
-        for file in partial.rglob("*"):
-            file.chmod(0o644)  # safetensors makes its files private
+        for file in partial.iterdir():
+            if file.is_file():
+                file.chmod(0o644)  # safetensors makes its files private
         old = folder.path / ".export.old"
         shutil.rmtree(old, ignore_errors=True)
         if folder.export.exists():
@@ -56,6 +60,7 @@ class ExportCallback(Callback):
         shutil.rmtree(old, ignore_errors=True)
         if about:
             folder.update_summary(**about)
+        write_card(folder)
         log.info("Exported %s to %s", source, folder.export)
 
 

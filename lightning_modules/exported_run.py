@@ -70,9 +70,11 @@ class ExportedRun:
 
 
 def hash_files(folder: Path) -> str:
-    """Hash the names and contents of the files in a folder."""
+    """Hash the names and contents of the files in a folder, without its model card."""
     digest = hashlib.sha256()
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        if path.name == "README.md":
+            continue
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
 

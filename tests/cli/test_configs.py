@@ -115,14 +115,14 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
     if config.stem == "ppo":
         settings += ["--model.ppo.epochs", "1"]
     train.main(["fit", *settings])
-    train.main(["test", *settings, "--toxicity.with_dialogue", "true"])
+    train.main(["test", *settings, "--toxicity.label", "hate"])
     folder = RunFolder(run)
     for entry in (folder.config, folder.metrics_csv, folder.summary, folder.predictions):
         assert entry.is_file(), entry
     assert any(folder.export.iterdir())
     assert folder.checkpoints.is_dir()
     assert any(folder.plots.glob("*.png"))
-    assert folder.read_test_config()["toxicity"]["with_dialogue"] is True
+    assert folder.read_test_config()["toxicity"]["label"] == "hate"
     summary = json.loads(folder.summary.read_text())
     assert set(summary) >= {
         "command", "versions", "seed", "backbone", "method", "parameters", "peak_memory_bytes",
