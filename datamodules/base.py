@@ -16,8 +16,8 @@ from datamodules.reading import OnBadRow, Split
 class ClassifierDataModule(ResumableDataModule):
     """A datamodule for a sequence classifier, with its splits as lists in memory.
 
-    A subclass reads the rows (:meth:`read_splits`), measures them (:meth:`length`) and makes
-    batches (:meth:`collate`).
+    A subclass reads the rows (:meth:`read_split`), measures them (:meth:`length`) and makes batches
+    (:meth:`collate`).
 
     Args:
         source: Where the rows come from; see the subclass.
@@ -50,7 +50,7 @@ class ClassifierDataModule(ResumableDataModule):
             )
         self.source = source
         self.tokenizer_name = tokenizer
-        self.batch_size = batch_size
+        self.batch_size = self.eval_batch_size = batch_size
         self.max_length = max_length
         self.on_bad_row = on_bad_row
         self.seed = seed
@@ -62,8 +62,12 @@ class ClassifierDataModule(ResumableDataModule):
         """Return why the source cannot be used, before anything is loaded."""
         return sources.find_problems(init_args.source, cls.kind)
 
-    def read_splits(self, splits: Sequence[Split]) -> None:
-        """Read the rows of some splits into ``self.splits``."""
+    def read_split(self, split: Split) -> list[Any]:
+        """Read the rows of a split.
+
+        Raises:
+            DataError: If they are missing or unusable.
+        """
         raise NotImplementedError
 
     def length(self, row: Any) -> int:
@@ -87,7 +91,8 @@ class ClassifierDataModule(ResumableDataModule):
                 f"data.max_length is {self.max_length}, but {self.tokenizer_name!r} reads at most "
                 f"{self.tokenizer.model_max_length} tokens"
             )
-        self.read_splits(STAGES[stage])
+        for split in STAGES[stage]:
+            self.splits[split] = self.read_split(split)
 
     def tokenize(
         self, texts: Sequence[str], contexts: Sequence[str] | None = None
@@ -95,22 +100,6 @@ class ClassifierDataModule(ResumableDataModule):
         """Tokenize texts, optionally each after its context; see `encode_texts`."""
         return encode_texts(self.tokenizer, texts, contexts, self.max_length) if texts else {}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches of similar lengths."""
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return batches of the validation rows, longest first."""
-        return self._loader("validation")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return batches of the test rows, longest first."""
-        return self._loader("test")
-
-    def _loader(self, split: Split) -> DataLoader[Any]:
-        rows = self.splits[split]
-        lengths = [self.length(row) for row in rows]
-        shuffle = split == "train"
-        return self.length_loader(
-            rows, lengths, self.batch_size, self.seed, shuffle, collate_fn=self.collate
-        )
+    def loader(self, split: Split) -> DataLoader[Any]:
+        """Return the batches of a split."""
+        return self.length_loader(split, self.splits[split], self.length, self.collate)

@@ -4,7 +4,7 @@ import itertools
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -223,33 +223,63 @@ class ResumableDataModule(L.LightningDataModule):
     state of a datamodule is restored earlier.
     """
 
-    _train_loader: Any = None
-    _saved: dict[str, Any] | None = None
-    """The position in the checkpoint that was loaded, until a loader takes it over."""
+    batch_size: int
+    """Training rows per batch and rank."""
+    eval_batch_size: int
+    """Rows per batch and rank in validation and test."""
+    seed: int
+    """Seed of the order of the training batches."""
+    num_workers: int = 0
+    """Processes that collate batches; 0 uses the main process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.descriptions: dict[str, dict[str, Any]] = {}
+        self._train_loader: Any = None
+        # The position in the checkpoint that was loaded, until a loader takes it over.
+        self._saved: dict[str, Any] | None = None
+
+    def loader(self, split: Split) -> DataLoader[Any]:
+        """Return the batches of a split; see :meth:`length_loader`."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Describe the rows of each split that was read, for the run's summary."""
+        return self.descriptions
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of similar lengths, different in each epoch."""
+        return self.loader("train")
+
+    def val_dataloader(self) -> Any:
+        """Return the validation batches, longest rows first."""
+        return self.loader("validation")
+
+    def test_dataloader(self) -> Any:
+        """Return the test batches, longest rows first."""
+        return self.loader("test")
 
     def length_loader(
         self,
+        split: Split,
         rows: Sequence[Any],
-        lengths: Sequence[int],
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        **settings: Any,
+        length: Callable[[Any], int],
+        collate: Callable[[Sequence[Any]], Any],
     ) -> DataLoader[Any]:
         """Build a loader of batches of similar lengths, sharded over the ranks.
 
         Args:
+            split: The train split has new batches each epoch, by a loader that continues at the
+                position of the loaded checkpoint. In the others the longest rows come first.
             rows: The rows.
-            lengths: Length of each row, to sort by.
-            batch_size: Rows per batch on each rank.
-            seed: Seed of the order.
-            shuffle: For training: new batches each epoch, by a loader that continues at the
-                position of the loaded checkpoint. Otherwise the longest rows come first.
-            **settings: Further arguments of ``DataLoader``.
+            length: Returns the length of a row, to sort by.
+            collate: Makes a batch of rows.
 
         Raises:
             ValueError: If the number of worker processes has changed, which the position counts.
         """
+        shuffle = split == "train"
+        batch_size = self.batch_size if shuffle else self.eval_batch_size
         ranks = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         accumulate = getattr(self.trainer, "accumulate_grad_batches", 1) if shuffle else 1
@@ -259,13 +289,21 @@ class ResumableDataModule(L.LightningDataModule):
                 "train rows: each epoch is a single optimizer step",
                 batch_size, ranks, accumulate, len(rows),
             )  # fmt: skip
-        sampler = LengthBatchSampler(lengths, batch_size, shuffle, seed, ranks, rank, accumulate)
-        settings.setdefault("worker_init_fn", ignore_first_signal)
+        sampler = LengthBatchSampler(
+            [length(row) for row in rows], batch_size, shuffle, self.seed, ranks, rank, accumulate
+        )
+        settings: Any = {
+            "batch_sampler": sampler,
+            "collate_fn": collate,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": ignore_first_signal,
+        }
         if not shuffle:
-            return DataLoader(rows, batch_sampler=sampler, **settings)  # type: ignore[arg-type]
+            return DataLoader(rows, **settings)  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11
-            self._train_loader = StatefulDataLoader(rows, batch_sampler=sampler, **settings)
+            self._train_loader = StatefulDataLoader(rows, **settings)
         if self._saved is not None:
             self._resume(self._train_loader, self._saved)
             self._saved = None

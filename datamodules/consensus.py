@@ -51,13 +51,6 @@ class Ranking(NamedTuple):
     pairs: list[Pair]
 
 
-class RankedSplit(NamedTuple):
-    """The rankings of a split, and counts of what they were made from (JSON types)."""
-
-    rankings: list[Ranking]
-    description: dict[str, Any]
-
-
 # One dialogue -------------------------------------------------------------------------------------
 
 
@@ -148,8 +141,11 @@ class RankingReader(SplitReader[Answer]):
         """Return the dialogue, whose white space does not count."""
         return normalize_whitespace(row.dialogue)
 
-    def read_rankings(self, split: Split) -> RankedSplit:
+    def read_rankings(self, split: Split) -> tuple[list[Ranking], dict[str, Any]]:
         """Combine the answers on each dialogue of a split.
+
+        Returns:
+            The rankings, and counts of what they were made from (JSON types).
 
         Raises:
             DataError: If the split is missing, has bad lines, or no preference at all.
@@ -177,4 +173,4 @@ class RankingReader(SplitReader[Answer]):
                 f"preferred ({description})"
             )
         logger.info("%s: %s", split, description)
-        return RankedSplit(rankings, description)
+        return rankings, description

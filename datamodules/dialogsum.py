@@ -99,7 +99,6 @@ class DialogSumDataModule(ResumableDataModule):
         self._check_settings()
         self.tokenizer: Any = None
         self.datasets: dict[Split, list[Example]] = {}
-        self._descriptions: dict[str, dict[str, Any]] = {}
         self._rows: dict[Split, list[Row]] = {}
         self._encoder: Encoder | None = None
 
@@ -164,9 +163,10 @@ class DialogSumDataModule(ResumableDataModule):
             self._describe(split, encoded)
 
     def _describe(self, split: Split, encoded: Sequence[Encoded]) -> None:
+        """Count the truncated dialogues and the examples that fit."""
         rows, shortened = len(encoded), sum(each.cut for each in encoded)
         fitted = sum(each.shots for each in encoded) / rows
-        self._descriptions[split] = {
+        self.descriptions[split] = {
             "rows": rows,
             "shortened": shortened,
             "shots_asked": self.shots,
@@ -202,15 +202,6 @@ class DialogSumDataModule(ResumableDataModule):
         encoder = self.encoder  # fits the selector
         return encoder.encode(rows, self._selector.pick(rows))
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Describe the rows of each split that was read, for the run's summary.
-
-        Returns:
-            By split: ``rows``; ``shortened``, rows whose dialogue was truncated; ``shots_asked``;
-            ``shots_fitted_mean``, the mean number of examples that fit.
-        """
-        return self._descriptions
-
     def _check_tokenizer(self) -> None:
         module = self.trainer.lightning_module if self.trainer else None
         backbone = getattr(module, "backbone_name", None)
@@ -244,33 +235,15 @@ class DialogSumDataModule(ResumableDataModule):
 
     # Batches ------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches of similar lengths, different in each epoch."""
-        return self._loader("train", self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Return the validation batches, longest rows first."""
-        return self._loader("validation", self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """Return the test batches, longest rows first."""
-        return self._loader("test", self.eval_batch_size)
+    def loader(self, split: Split) -> DataLoader[Any]:
+        """Return the batches of a split's dialogues."""
+        collate = Collator(self.tokenizer.pad_token_id)
+        return self.length_loader(
+            split, self.datasets[split], lambda example: len(example.source), collate
+        )
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the test batches."""
         # Lightning warns because it cannot know that this sampler yields every row once.
         warnings.filterwarnings("ignore", message="You are using a custom batch sampler")
-        return self._loader("test", self.eval_batch_size)
-
-    def _loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
-        examples = self.datasets[split]
-        return self.length_loader(
-            examples,
-            [len(example.source) for example in examples],
-            batch_size,
-            self.seed,
-            shuffle=split == "train",
-            collate_fn=Collator(self.tokenizer.pad_token_id),
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return self.loader("test")

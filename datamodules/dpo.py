@@ -101,28 +101,25 @@ class DPODataModule(DialogSumDataModule):
         for split in splits:
             if split not in self.splits:
                 found = self.rankings.read_rankings(split)
-                self.splits[split], self._descriptions[f"{split}_pairs"] = found
+                self.splits[split], self.descriptions[f"{split}_pairs"] = found
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of pairs."""
-        return self._pair_loader("train", self.batch_size)
+        return self._pair_loader("train")
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return the validation dialogues and the held-out pairs."""
-        size = self.eval_batch_size
-        return [self._loader("validation", size), self._pair_loader("validation", size)]
+        return [self.loader("validation"), self._pair_loader("validation")]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Return the test dialogues and the test pairs."""
-        size = self.eval_batch_size
-        return [self._loader("test", size), self._pair_loader("test", size)]
+        return [self.loader("test"), self._pair_loader("test")]
 
-    def _pair_loader(self, split: Split, batch_size: int) -> DataLoader[Any]:
-        rankings = self.splits[split]
-        lengths = [len(r.dialogue) + max(map(len, r.completions)) for r in rankings]
-        return self.length_loader(
-            rankings, lengths, batch_size, self.seed, split == "train", collate_fn=self.collate
-        )
+    def _pair_loader(self, split: Split) -> DataLoader[Any]:
+        def length(ranking: Ranking) -> int:
+            return len(ranking.dialogue) + max(map(len, ranking.completions))
+
+        return self.length_loader(split, self.splits[split], length, self.collate)
 
     def collate(self, rankings: Sequence[Ranking]) -> ComparisonBatch:
         """Tokenize the prompts and completions of some dialogues and list their pairs."""

@@ -124,26 +124,15 @@ class LabelledTextDataModule(ClassifierDataModule):
             )
         super().setup(stage)
 
-    def read_splits(self, splits: Sequence[Split]) -> None:
-        """Read the texts of some splits.
-
-        Raises:
-            DataError: If they are missing or unusable.
-        """
-        for split in splits:
-            rows = self.reader.read(split)
-            if not rows:
-                raise DataError(f"data: {self.source} has no labeled text for {split}")
-            self.splits[split] = [LabelledText(i, *row) for i, row in enumerate(rows)]
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Count the labels of each split that was read, for the run's summary."""
-        described = {}
-        for split, texts in self.splits.items():
-            count = Counter(self.labels[text.label] for text in texts)
-            labels = {label: count[label] for label in self.labels}
-            described[str(split)] = {"rows": len(texts), "labels": labels}
-        return described
+    def read_split(self, split: Split) -> list[LabelledText]:
+        """Read the texts of a split, and count their labels for the run's summary."""
+        rows = self.reader.read(split)
+        if not rows:
+            raise DataError(f"data: {self.source} has no labeled text for {split}")
+        counts = Counter(self.labels[label] for _, label in rows)
+        labels = {label: counts[label] for label in self.labels}
+        self.descriptions[split] = {"rows": len(rows), "labels": labels}
+        return [LabelledText(i, *row) for i, row in enumerate(rows)]
 
     def length(self, row: LabelledText) -> int:
         """Return the number of characters of a text."""

@@ -78,7 +78,6 @@ class PreferenceDataModule(ClassifierDataModule):
         self.reader = RankingReader(source, self.on_bad_row)
         self.format = Format(with_dialogue, self.max_length)
         self.references = references
-        self._descriptions: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def find_problems(cls, init_args: Any) -> list[str]:
@@ -91,18 +90,10 @@ class PreferenceDataModule(ClassifierDataModule):
             ]
         return problems
 
-    def read_splits(self, splits: Sequence[Split]) -> None:
-        """Read the rankings of some splits.
-
-        Raises:
-            DataError: If they are missing or have bad lines.
-        """
-        for split in splits:
-            self.splits[split], self._descriptions[split] = self.reader.read_rankings(split)
-
-    def describe(self) -> dict[str, dict[str, Any]]:
-        """Return what the rankings of each split were made from, for the run's summary."""
-        return self._descriptions
+    def read_split(self, split: Split) -> list[Ranking]:
+        """Read the rankings of a split, and count what they were made from."""
+        rankings, self.descriptions[split] = self.reader.read_rankings(split)
+        return rankings
 
     def length(self, row: Ranking) -> int:
         """Return the number of characters of the longest input of a ranking."""

@@ -78,9 +78,9 @@ def test_samples_become_answers_that_a_reward_model_can_learn_from(
     assert len(out.read_text().splitlines()) == 120
     reader = RankingReader(str(out))
     found = [reader.read_rankings(split) for split in ("train", "validation", "test")]
-    assert sum(split.description["answers"] for split in found) == 120
-    right = [rate_pairs(ranking) for split in found for ranking in split.rankings]
+    assert sum(description["answers"] for _, description in found) == 120
+    right = [rate_pairs(ranking) for rankings, _ in found for ranking in rankings]
     assert sum(map(sum, right)) / sum(map(len, right)) > 0.8
-    assert found[0].description["same_order"] > 0.8
+    assert found[0][1]["same_order"] > 0.8
     assert main(command) == 2
     assert "exists; --overwrite replaces it" in caplog.text

@@ -216,21 +216,6 @@ def test_a_resumed_run_sees_the_rows_that_were_left(
     assert first.trained + rest.trained == whole.trained
 
 
-def test_two_ranks_share_the_rows(folder: Path, make: Callable[..., DialogSumDataModule]) -> None:
-    ranks = []
-    for rank in (0, 1):
-        data = make()
-        data.trainer = type("Ranks", (), {"world_size": 2, "global_rank": rank,
-                                          "lightning_module": None})()  # fmt: skip
-        data.setup("fit")
-        ranks.append([batch["index"].tolist() for batch in data.train_dataloader()])
-    (alone := make(batch_size=8)).setup("fit")
-    assert len(ranks[0]) == len(alone.train_dataloader()) == 3
-    for one, two, both in zip(*ranks, alone.train_dataloader(), strict=True):
-        assert sorted(one + two) == sorted(both["index"].tolist())
-        assert not set(one) & set(two)
-
-
 @pytest.mark.parametrize("command", ["test", "predict"])
 def test_test_and_predict_need_the_test_split_only(
     folder: Path, make: Callable[..., DialogSumDataModule], t5: str, command: str

@@ -108,14 +108,6 @@ def test_similar_examples_are_those_of_a_slow_search(seed: int) -> None:
     assert chosen(selector, questions[-1]) == [[row.id for row in train[:4]]]
 
 
-def test_of_equally_alike_dialogues_the_earlier_is_taken() -> None:
-    train = rows_of("tea", "A: milk, rain", "B: rain; milk", "rain milk", "bus")
-    selector = fitted(SimilarExamples(), train, 2)
-    # "a" and "b" are words too, so the fourth is nearest and the first two of its kind tie.
-    assert chosen(selector, Row("q", "milk rain!", ("s",))) == [["r3", "r1"]]
-    assert chosen(selector, Row("q", "!?", ("s",))) == [["r0", "r1"]]
-
-
 class First(ExampleSelector):
     """A custom selector that does not look at the question."""
 
@@ -164,31 +156,6 @@ def test_as_many_fit_as_in_a_slow_count(best_last: bool, t5: str) -> None:
         assert encoded[i].cut == (len(row.dialogue) > 129)
         counts.add(count)
     assert counts == {0, 1, 2, 3, 4}
-
-
-def test_the_least_similar_goes_first_and_the_nearest_stands_last(t5: str) -> None:
-    train = rows_of("tea milk", "tea", "tea milk rain bus")
-    selector = fitted(SimilarExamples(), train, 3)
-    question = Row("q", "tea milk rain", ("s",))
-    picks = selector.pick([question])
-    shown = []
-    for room in (77, 76, 62, 43, 34):
-        subject = Encoder(
-            AutoTokenizer.from_pretrained(t5), Template("<{dialogue}>"), selector.pool, room, 8,
-            selector.best_last,
-        )  # fmt: skip
-        (encoded,) = subject.encode([question], picks)
-        text = subject.tokenizer.decode(encoded.source, skip_special_tokens=True)
-        shown.append(re.findall("<([^>]*)>", text))
-    asked = question.dialogue
-    # The examples take 28, 19 and 14 tokens, from the nearest on, and the question 16.
-    assert shown == [
-        ["tea", "tea milk", "tea milk rain bus", asked],
-        ["tea milk", "tea milk rain bus", asked],
-        ["tea", "tea milk rain bus", asked],  # no room for the second nearest, but for the third
-        ["tea milk", asked],
-        ["tea", asked],
-    ]
 
 
 # Through the data module ------------------------------------------------------------------------

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
-from transformers.models.t5 import T5Tokenizer
 
 from datamodules.encoding import Encoder
 from datamodules.prompts import (
@@ -91,18 +90,3 @@ def test_a_template_from_yaml_is_exactly_what_is_written(tmp_path: Path) -> None
     assert prompt.example("A", "S.") == 'Chat {in "braces"}:\nA\n{{tl;dr}} >> S.\n\n\n'
     flags = ["--prompt=Template", "--prompt.template={dialogue}\n=", "--prompt.answer="]
     assert parser.instantiate(parser.parse_args(flags)).prompt.example("A", "S.") == "A\n=S.\n\n\n"
-
-
-def test_t5_reads_no_white_space_and_a_byte_tokenizer_all_of_it(t5: str) -> None:
-    # The class and the pre-tokenizer are FLAN-T5's; its vocabulary is not at hand.
-    words = ["Summarize", "Summary:", "the", "following", "conversation.", "A:", "hi", "Greeting."]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    vocabulary += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -1.0) for word in words]
-    flan = T5Tokenizer(vocab=vocabulary, extra_ids=0)
-    byte = AutoTokenizer.from_pretrained(t5)
-    plain, spaced = Instruction().wrap("A: hi"), SpacedInstruction().wrap("A: hi")
-    tokens = flan(plain)["input_ids"]
-    assert flan.convert_ids_to_tokens(tokens)[-2:] == ["\N{LOWER ONE EIGHTH BLOCK}Summary:", "</s>"]
-    assert flan.unk_token_id not in tokens
-    assert flan(spaced)["input_ids"] == flan(" ".join(plain.split()))["input_ids"] == tokens
-    assert len(byte(spaced)["input_ids"]) == len(byte(plain)["input_ids"]) + 1

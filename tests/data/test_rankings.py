@@ -145,9 +145,9 @@ def test_skipped_and_undecided_answers_are_counted_and_passed_over(tmp_path: Pat
         answer("6", 1, annotator="ann"),
     ]
     write_rows(tmp_path, train=rows, validation=rows)
-    found = RankingReader(str(tmp_path)).read_rankings("train")
-    assert [ranking.id for ranking in found.rankings] == ["1"]
-    assert found.description == {
+    rankings, description = RankingReader(str(tmp_path)).read_rankings("train")
+    assert [ranking.id for ranking in rankings] == ["1"]
+    assert description == {
         "rankings": 1, "pairs": 1, "answers": 4, "annotators": 1, "skipped": 2, "same_order": None
     }  # fmt: skip
 

@@ -153,12 +153,6 @@ def test_a_file_that_is_not_needed_may_be_broken_or_missing(tmp_path: Path) -> N
     assert len(reader(tmp_path).read("test")) == 1
 
 
-def test_a_split_that_is_needed_and_missing(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "test.jsonl", [GOOD])
-    with pytest.raises(DataError, match=r"has no train or validation split \(it has test\)"):
-        reader(tmp_path).read("train")
-
-
 # Bad input --------------------------------------------------------------------------------------
 
 LINE = json.dumps(GOOD).encode()

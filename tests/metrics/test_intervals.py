@@ -29,15 +29,6 @@ def test_one_example_has_no_interval() -> None:
     assert bootstrap_mean([0.7]) == Estimate(0.7, 1, None, None)
 
 
-def test_many_examples_agree_with_the_central_limit() -> None:
-    values = np.tile([0.0, 1.0], 500)  # standard deviation 1/2, standard error 0.5 / sqrt(1000)
-    estimate = bootstrap_mean(values.tolist(), resamples=4000)
-    half_width = 1.96 * 0.5 / math.sqrt(1000)
-    assert estimate.value == 0.5
-    assert estimate.low == pytest.approx(0.5 - half_width, abs=0.003)
-    assert estimate.high == pytest.approx(0.5 + half_width, abs=0.003)
-
-
 def slow_interval(values: list[float], resamples: int, seed: int) -> tuple[float, float]:
     """Resample one example at a time; ends between order statistics in proportion."""
     rng = np.random.default_rng(seed)
@@ -203,15 +194,6 @@ def test_pairing_by_seed_takes_what_the_seeds_share_out() -> None:
     assert apart.value == pytest.approx(0.05)
     assert apart.low is not None
     assert apart.low < 0
-
-
-def test_examples_are_shared_also_where_runs_are_not() -> None:
-    """What is hard for one is hard for the other: that cancels in the difference."""
-    examples = RNG.normal(0, 0.3, 300)
-    before = np.tile(0.4 + examples, (2, 1))
-    after = np.tile(0.5 + examples, (3, 1))
-    found = difference_over_runs(before, after)
-    assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
 def test_share_first_counts_resamples() -> None:

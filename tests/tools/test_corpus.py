@@ -25,8 +25,8 @@ from tools.mini.generator import (
 )
 from tools.mini.insults import ADJECTIVES, NOUNS
 from tools.mini.pretraining import draw_task
-from tools.mini.slots import mixed_value, seen_value, word_lists
-from tools.mini.stories import choose, draw_story, tell, wordings
+from tools.mini.slots import mixed_value, word_lists
+from tools.mini.stories import draw_story, wordings
 
 MINI = Path(__file__).parents[2] / "assets" / "mini"
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -46,7 +46,7 @@ def test_the_sources_read_what_the_generator_makes() -> None:
     for split in SPLITS:
         rows = [Row(row.id, row.dialogue, row.summaries) for row in generate_rows(split)]
         assert DialogueReader("mini").read(split) == rows
-        rankings = RankingReader("mini").read_rankings(split).rankings
+        rankings, _ = RankingReader("mini").read_rankings(split)
         assert len(rankings) == STANDARD_SIZES[split]
         for found, made in zip(rankings, generate_rankings(split), strict=True):
             order = sorted(zip(made["ranks"], made["completions"], strict=True))
@@ -55,8 +55,7 @@ def test_the_sources_read_what_the_generator_makes() -> None:
             assert found.dialogue == made["dialogue"]
             assert pairs == set(combinations(texts, 2))
         data = LabelledTextDataModule("mini", "mini")
-        data.read_splits((split,))
-        labelled = [(text, data.labels[label]) for _, text, label in data.splits[split]]
+        labelled = [(text, data.labels[label]) for _, text, label in data.read_split(split)]
         assert labelled == [(row["text"], row["label"]) for row in generate_labelled(split)]
 
 
@@ -77,16 +76,6 @@ def test_nothing_that_is_installed_needs_the_generator() -> None:
 @pytest.fixture(scope="module")
 def rows() -> dict[Split, list[MiniRow]]:
     return {split: generate_rows(split) for split in SPLITS}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_same_seed_gives_same_rows(split: Split) -> None:
-    assert generate_rows(split, seed=3, size=20) == generate_rows(split, seed=3, size=20)
-    assert generate_rows(split, seed=3, size=20) != generate_rows(split, seed=4, size=20)
-
-
-def test_smaller_size_gives_the_first_rows(rows: dict[Split, list[MiniRow]]) -> None:
-    assert generate_rows("test", size=7) == rows["test"][:7]
 
 
 def test_standard_sizes_ids_and_references(rows: dict[Split, list[MiniRow]]) -> None:
@@ -116,13 +105,6 @@ def test_dialogues_are_turns_of_two_speakers(rows: dict[Split, list[MiniRow]]) -
         assert all(a[:9] != b[:9] for a, b in pairwise(lines)), row.dialogue
 
 
-def test_names_are_used_where_the_speakers_call_each_other_by_them(
-    rows: dict[Split, list[MiniRow]],
-) -> None:
-    labelled = [row for row in rows["train"] if "#Person" in row.clean_summary]
-    assert 0.4 < len(labelled) / len(rows["train"]) < 0.8
-
-
 def test_nothing_is_left_unfilled(rows: dict[Split, list[MiniRow]]) -> None:
     for split in SPLITS:
         for row in rows[split]:
@@ -139,12 +121,6 @@ def test_a_summary_tells_only_values_that_the_dialogue_has() -> None:
             assert story.values[key] in dialogue, (key, dialogue)
 
 
-def test_small_talk_is_not_told(rows: dict[Split, list[MiniRow]]) -> None:
-    chatting = [row for row in rows["train"] if "weather today" in row.dialogue]
-    assert len(chatting) > 100
-    assert not any("weather" in row.clean_summary for row in chatting)
-
-
 def test_about_half_of_the_test_values_are_unseen_and_no_train_value_is(
     rows: dict[Split, list[MiniRow]],
 ) -> None:
@@ -152,18 +128,6 @@ def test_about_half_of_the_test_values_are_unseen_and_no_train_value_is(
     assert not any(value in row.dialogue for row in rows["train"] for value in unseen)
     with_unseen = [any(value in row.summaries[0] for value in unseen) for row in rows["test"]]
     assert mean(with_unseen) > 0.6
-
-
-def test_computed_values_of_the_test_split_are_partly_unseen() -> None:
-    rng = Random(0)
-    seen = {seen_value("time", rng) for _ in range(5000)}
-    mixed = [mixed_value("time", rng) for _ in range(1000)]
-    assert 0.2 < mean(value not in seen for value in mixed) < 0.5
-
-
-def test_unknown_slot_kind_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no slot kind 'planet'"):
-        seen_value("planet", Random(0))
 
 
 def test_rudeness_rate_varies_by_scenario(rows: dict[Split, list[MiniRow]]) -> None:
@@ -200,23 +164,6 @@ def test_removing_the_rudeness_costs_at_most_two_rouge_points(
     assert mean(cleaned) > mean(kept) - 0.01
 
 
-def test_choose_settles_nested_choices_and_keeps_slots() -> None:
-    assert choose("{A} [x|x] [[y|y]|y].", Random(0)) == "{A} x y."
-    assert {choose("[a|b|]", Random(seed)) for seed in range(20)} == {"a", "b", ""}
-
-
-@pytest.mark.parametrize("shape", ["that", "what", "which"])
-def test_a_story_is_told_clean_and_rude(shape: str) -> None:
-    story = draw_story(Random(1), seen_value)._replace(shape=shape)
-    clean, rude = tell(story, Random(2))
-    if shape == "that":
-        assert rude.startswith("That ") and rude.endswith(clean)
-    elif shape == "what":
-        assert rude.startswith(f"{clean} What a") and rude.endswith(".")
-    else:
-        assert rude.startswith(f"{clean[:-1]}, which is ") and rude.endswith(".")
-
-
 def test_rankings_put_clean_before_rude_and_faithful_before_unfaithful() -> None:
     first_faults = set()
     for row in generate_rankings("train", size=100):
@@ -227,13 +174,6 @@ def test_rankings_put_clean_before_rude_and_faithful_before_unfaithful() -> None
         assert INSULTS.search(worst)
         first_faults.add(bool(INSULTS.search(middle)))
     assert first_faults == {True, False}
-
-
-def test_rankings_come_in_random_order_and_from_a_seed() -> None:
-    ranked = [row["ranks"] for row in generate_rankings("train", size=50)]
-    assert all(sorted(ranks) == [1, 2, 3] for ranks in ranked)
-    assert len({tuple(ranks) for ranks in ranked}) == 6
-    assert ranked == [row["ranks"] for row in generate_rankings("train", size=50)]
 
 
 def test_labels_are_balanced_and_insults_are_what_they_tell() -> None:
@@ -250,10 +190,3 @@ def test_pretraining_never_shows_the_tested_task() -> None:
     assert not any("ummar" in task.source for task in tasks)
     rude = [task for task in tasks if INSULTS.search(task.target)]
     assert rude and not any("#: " in task.source for task in rude)
-
-
-def test_bad_split_and_size_are_refused() -> None:
-    with pytest.raises(ValueError, match="no split 'dev'"):
-        generate_rows("dev")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 1"):
-        generate_rows("train", size=0)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -54,12 +52,6 @@ def test_awkward_text_round_trips(
     assert_round_trip(tokenizers[name], text)
 
 
-@given(st.text(max_size=60).filter(lambda text: "<" not in text))
-def test_any_text_round_trips(text: str) -> None:
-    for name in ("t5", "roberta"):
-        assert_round_trip(AutoTokenizer.from_pretrained(ASSETS / name), text)
-
-
 def test_t5_tokenizer_has_the_layout_of_t5(
     tokenizers: dict[str, PreTrainedTokenizerFast], t5: PreTrainedModel
 ) -> None:
@@ -89,13 +81,6 @@ def test_t5_is_v1_1_with_its_own_head(t5: PreTrainedModel) -> None:
     assert t5.encoder.embed_tokens.weight.data_ptr() == t5.shared.weight.data_ptr()
     assert t5.decoder.embed_tokens.weight.data_ptr() == t5.shared.weight.data_ptr()
     assert json.loads((ASSETS / "t5" / "config.json").read_text())["tie_word_embeddings"] is False
-
-
-def test_head_stays_untied_through_another_save(t5: PreTrainedModel, tmp_path: Path) -> None:
-    t5.save_pretrained(tmp_path)
-    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
-    assert torch.equal(again.lm_head.weight, t5.lm_head.weight)
-    assert again.lm_head.weight.data_ptr() != again.shared.weight.data_ptr()
 
 
 def test_sizes() -> None:
