@@ -108,6 +108,8 @@ class LoRAPolicy(AdapterPolicy):
             epochs.
         use_dora: Train the norm of each row of the adapted matrices separately.
         use_rslora: Scale by alpha / sqrt(r).
+        train_encoder: If false, a trained LoRA's matrices in the encoder stay as they are. The
+            encoder then runs once, as it does if only decoder layers are adapted.
     """
 
     def __init__(
@@ -118,9 +120,21 @@ class LoRAPolicy(AdapterPolicy):
         target_modules: Sequence[str] | str | None = None,
         use_dora: bool | None = None,
         use_rslora: bool | None = None,
+        train_encoder: bool = True,
     ) -> None:
         self.lora = LoRASettings(r, alpha, 0.0, target_modules, use_dora, use_rslora)
+        self.train_encoder = train_encoder
         super().__init__(self.lora.config())
+
+    def attach(
+        self, backbone: PreTrainedModel, adapter: str | None
+    ) -> tuple[nn.Module, nn.Module | None]:
+        """Attach the LoRA, and freeze its encoder part if it is not to be trained."""
+        model, reference = super().attach(backbone, adapter)
+        if not self.train_encoder:
+            for part in context_modules(backbone):
+                part.requires_grad_(False)
+        return model, reference
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that a trained LoRA must have."""

@@ -20,6 +20,7 @@ DECODER = r".*decoder.*\.(q|v)"
 KINDS: dict[str, tuple[PolicyKind, str | None]] = {
     "fresh LoRA": (LoRAPolicy(r=4, alpha=8), None),
     "trained LoRA": (LoRAPolicy(), "lora"),
+    "trained LoRA in the decoder": (LoRAPolicy(train_encoder=False), "lora"),
     "decoder LoRA": (LoRAPolicy(r=4, alpha=8, target_modules=DECODER), None),
     "fresh soft prompt": (SoftPromptPolicy(virtual_tokens=5), None),
     "trained soft prompt": (SoftPromptPolicy(), "soft"),

@@ -164,7 +164,7 @@ def test_every_kind_learns_keeps_its_reference_and_exports_the_policy(
         assert reference.generate(batch, module.decoding) != texts
 
 
-@pytest.mark.parametrize("kind", ["decoder LoRA", "full decoder"])
+@pytest.mark.parametrize("kind", ["decoder LoRA", "trained LoRA in the decoder", "full decoder"])
 def test_a_frozen_encoder_runs_once_for_all_roles_and_epochs(
     make_kind: Callable[..., PPOPolicy], t5: str, tmp_path: Path, kind: str
 ) -> None:
