@@ -76,16 +76,6 @@ def test_duplicates_and_empty_texts_are_sampled_again() -> None:
     assert "r2" not in fake.asked[1]
 
 
-def test_two_runs_that_say_the_same_are_asked_for_something_else() -> None:
-    fakes = {
-        "x": Fake(lambda row, key, place: f"same {place % 2}"),
-        "y": Fake(lambda row, key, place: f"same {place % 2} {key[3] or ''}"),
-    }
-    for row in draw(fakes, 4):
-        assert len({" ".join(text.split()) for text in row["completions"]}) == 4
-        assert row["sources"] == ["x", "x", "y", "y"]
-
-
 # With a model ----------------------------------------------------------------------------------
 
 

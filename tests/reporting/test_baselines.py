@@ -1,12 +1,10 @@
 """The `baselines` command: values worked out by hand, and run folders like any other."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
 
 from alignsum.commands.baselines import main
 from common.run_folder import RunFolder
@@ -18,7 +16,6 @@ from reporting.baselines import human, lead_3, score_baseline
 from reporting.comparison import Comparison
 from reporting.runs import read_runs
 from reporting.table import make_results
-from tools.mini.generator import generate_rows
 
 
 def make_row_of(*references: str, dialogue: str = "#Person1#: Hi.") -> Row:
@@ -49,31 +46,6 @@ def test_a_row_is_the_mean_over_its_references() -> None:
     means = [(2 / 3 + 1 / 2) / 2, (2 / 3 + 1 / 3) / 2, (1 / 2 + 1 / 3) / 2]
     assert scores["rouge1"] == pytest.approx([np.mean(means), 1.0])
     assert scores["rouge1_best"] == pytest.approx([np.mean([2 / 3, 2 / 3, 1 / 2]), 1.0])
-
-
-def slow_human(references: Sequence[str], key: str, best: bool) -> float:
-    scorer = RougeScorer([key], use_stemmer=True)
-    values = []
-    for i, text in enumerate(references):
-        others = [scorer.score(other, text)[key].fmeasure for other in references]
-        del others[i]
-        values.append(max(others) if best else sum(others) / len(others))
-    return sum(values) / len(values)
-
-
-def test_human_on_the_miniature_is_that_of_a_slow_loop() -> None:
-    rows = [Row(row.id, row.dialogue, row.summaries) for row in generate_rows("test", size=12)]
-    scores = score_baseline(rows, "human").scores
-    for key in ("rouge1", "rouge2", "rougeL"):  # rougeLsum splits sentences first
-        for best, name in ((False, key), (True, f"{key}_best")):
-            expected = [slow_human(row.references, key, best) for row in rows]
-            assert scores[name] == pytest.approx(expected, abs=1e-9)
-
-
-def test_best_is_left_out_where_it_is_the_mean() -> None:
-    assert "rouge1_best" not in score_baseline([make_row_of("a", "b")], "human").scores
-    assert "rouge1_best" not in score_baseline([make_row_of("a")], "lead_3").scores
-    assert "rouge1_best" in score_baseline([make_row_of("a", "b")], "lead_3").scores
 
 
 def test_all_else_that_a_test_measures_is_a_mean_over_candidates_too() -> None:

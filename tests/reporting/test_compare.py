@@ -14,7 +14,7 @@ from metrics.intervals import Estimate
 from reporting.answer import find_answer
 from reporting.comparison import Comparison
 from reporting.comparison_files import make_csv
-from reporting.numbers import ROUGE_LABELS, format_both, format_duration
+from reporting.numbers import ROUGE_LABELS
 from reporting.runs import read_runs
 from reporting.table import make_differences, make_other_results, make_results
 from tests.reporting import run_folders
@@ -96,16 +96,10 @@ def test_reward_models_have_a_table_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "shots", "fitted", "note"),
-    [
-        ("test", 3, 2.4, "2.4 of 3 examples fit"), ("test", 3, 2.996, "2.9 of 3 examples fit"),
-        ("test", 3, 3.0, ""), ("test", 0, 0.0, ""), ("train", 3, 1.0, ""),
-    ],
-)  # fmt: skip
-def test_examples_that_did_not_fit_are_noted(
-    tmp_path: Path, split: str, shots: int, fitted: float, note: str
-) -> None:
-    data = {split: {"shots_asked": shots, "shots_fitted_mean": fitted}}
+    ("fitted", "note"), [(2.4, "2.4 of 3 examples fit"), (2.996, "2.9 of 3 examples fit"), (3, "")]
+)
+def test_examples_that_did_not_fit_are_noted(tmp_path: Path, fitted: float, note: str) -> None:
+    data = {"test": {"shots_asked": 3, "shots_fitted_mean": fitted}}
     path = write_run(tmp_path / "few_shot", [0.2, 0.2], data=data)
     assert tabulate(compare(path))[0].get("notes", "") == note
 
@@ -153,12 +147,6 @@ def test_the_baseline_is_the_best_without_training_or_the_named_one(tmp_path: Pa
     out = tmp_path / "r"
     assert main([*map(str, paths), "--baseline", "nine", "--out", str(out)]) == 2
     assert not out.exists()
-
-
-def test_numbers_for_readers() -> None:
-    assert [format_duration(one) for one in (59.0, 75.4)] == ["59 s", "1 min 15 s"]
-    # A rounded zero has no minus sign.
-    assert format_both(Estimate(-0.0002, 9, -0.0004, 0.0), sign=True) == "+0.0 (+0.0 to +0.0)"
 
 
 # The answer ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from metrics.intervals import (
 )
 from reporting.comparison import Comparison
 from reporting.page.examples import mark_overlap, stems_of
-from reporting.page.rollouts import ROLLOUTS, list_rollouts, spread_out
+from reporting.page.rollouts import ROLLOUTS, list_rollouts
 from reporting.runs import read_runs
 from tests.reporting.parsed_page import Page
 from tests.reporting.run_folders import (
@@ -234,11 +234,6 @@ def test_the_first_rollouts_of_a_batch_are_shown_and_all_are_counted(tmp_path: P
     (batch,) = [one for one in run["batches"] if one["batch"] == 3]
     assert batch["rows"] == ROLLOUTS + 4
     assert [one["id"] for one in batch["rollouts"]] == [f"train_3_{i}" for i in range(ROLLOUTS)]
-
-
-def test_spread_out_has_both_ends() -> None:
-    assert spread_out(range(100), 6) == [0, 20, 40, 59, 79, 99]
-    assert spread_out([3, 4], 6) == [3, 4]
 
 
 def test_words_overlap_by_their_stems() -> None:

@@ -132,14 +132,3 @@ def test_texts_of_before_are_shown_once(tmp_path: Path) -> None:
         for paths in ([*paths, *(write_ppo(tmp_path / n, draw_values(1, 4)) for n in ("p", "q"))],)
     ]
     assert names == [["lora", "p", "q"], ["p", "p (before)", "q"]]
-
-
-def test_settings_that_differ_are_listed_with_their_runs(tmp_path: Path) -> None:
-    paths = [write_run(tmp_path / name, draw_values(1, 4)) for name in ("a", "b", "c")]
-    for path, since in zip(paths, ("2024-01-01", "2024-01-01", "[q, v]"), strict=True):
-        (path / "config.yaml").write_text(f"model: {{since: {since}, same: 1}}\nrun_dir: {path}\n")
-    settings = build(*paths).split("Settings that differ</h2>")[1].split("</dl>")[0]
-    assert "<code>&#34;2024-01-01&#34;</code> <small>a, b</small>" in settings
-    assert "<code>[&#34;q&#34;, &#34;v&#34;]</code> <small>c</small>" in settings
-    assert "same" not in settings
-    assert "run_dir" not in settings

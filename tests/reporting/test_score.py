@@ -70,14 +70,6 @@ def test_one_file_several_columns(tmp_path: Path, ending: str) -> None:
     assert scores["b"]["rougeLsum_best"]["value"] == 1
 
 
-def test_list_of_references_as_a_run_writes_them(tmp_path: Path) -> None:
-    rows = [{"id": "1", "prediction": "a dog", "references": ["a dog", "nothing"], "rouge1": 0.5}]
-    path = write(tmp_path / "predictions.jsonl", rows)
-    columns = ["--prediction_columns", "prediction", "--reference_columns", "references"]
-    scores = run(tmp_path, path, path, *columns)["prediction"]
-    assert (scores["rouge1"]["value"], scores["rouge1_best"]["value"]) == (0.5, 1)
-
-
 @pytest.mark.parametrize(
     ("flags", "value"), [([], 1), (["--stemmer", "true"], 1), (["--stemmer=false"], 0)]
 )
@@ -246,15 +238,6 @@ def test_everything_about_one_example(tmp_path: Path) -> None:
     assert (good["rouge1"], good["unfaithful_name"], good["swapped_speakers"]) == (1, 0, 0)
 
 
-def test_metrics_that_need_dialogues_are_left_out_without_them(tmp_path: Path) -> None:
-    rows = [{"p": "a", "r": "a", "dialogue": "a"}]
-    columns = ["--prediction_columns", "p", "--reference_columns", "r"]
-    with_dialogue = write(tmp_path / "all.csv", rows)
-    assert run(tmp_path, with_dialogue, with_dialogue, *columns)["p"]["novelty1"]["value"] == 0
-    without = write(tmp_path / "some.csv", [{"p": "a", "r": "a"}])
-    assert "novelty1" not in run(tmp_path, without, without, *columns)["p"]
-
-
 def test_columns_are_compared_with_the_first(tmp_path: Path) -> None:
     rows = [{"a": "x", "b": "x y", "c": "z", "r": "x"}, {"a": "y", "b": "y z", "c": "z", "r": "y"}]
     path = write(tmp_path / "all.jsonl", rows)
@@ -266,18 +249,6 @@ def test_columns_are_compared_with_the_first(tmp_path: Path) -> None:
     names = {name for column in scores.values() for name in column if "minus" in name}
     assert names and all(name.endswith("_minus_a") for name in names)
     assert not any("minus" in name for name in scores["a"])
-
-
-def test_differences_are_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
-    path = write(tmp_path / "all.jsonl", [ROW, ROW])
-    run(tmp_path, path, path, *COLUMNS)
-    shown = capsys.readouterr().out
-    assert "bad - good" in shown
-    assert re.search(r"words .* 6\.0 \(6\.0 to 6\.0\) .* 8\.0 \(8\.0 to 8\.0\)", shown)
-    assert re.search(r"unknown name .* \+100\.0 \(\+100\.0 to \+100\.0\) \*", shown)
 
 
 def test_toxicity_is_that_of_the_classifier(tmp_path: Path, roberta: str) -> None:
