@@ -64,7 +64,8 @@ def test_the_shipped_files_are_found() -> None:
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
-        "ddp", "debug", "fsdp", "mini", "mlflow", "real_text", "rollouts", "tensorboard", "wandb",
+        "ddp", "debug", "fsdp", "mini", "mlflow", "real_text", "rollouts", "smollm2",
+        "tensorboard", "wandb",
     }  # fmt: skip
 
 
@@ -82,14 +83,21 @@ def test_every_config_parses_with_every_overlay(
     if overlay is not None and overlay.stem == "mini":
         assert parsed["model"]["init_args"]["backbone"] == "mini"
         assert parsed["data"]["init_args"]["source"] == "mini"
+    elif overlay is not None and overlay.stem == "smollm2" and not is_classifier(config):
+        assert parsed["model"]["init_args"]["backbone"].endswith("SmolLM2-135M-Instruct")
+        assert parsed["data"]["init_args"]["chat_template"] is True
     else:
         assert parsed["model"]["init_args"]["backbone"] == own["model"]["init_args"]["backbone"]
+
+
+def is_classifier(config: Path) -> bool:
+    return config.stem in ("reward", "classifier")
 
 
 def test_full_size_configs_name_what_the_project_is_about() -> None:
     for config in CONFIGS:
         own = yaml.safe_load(config.read_text())
-        if config.stem in ("reward", "classifier"):
+        if is_classifier(config):
             assert own["model"]["init_args"]["backbone"] == "FacebookAI/roberta-base"
             continue
         assert own["model"]["init_args"]["backbone"] == "google/flan-t5-base"

@@ -17,6 +17,7 @@ from lightning_modules.policies.kinds import LoRAPolicy
 from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.reward_terms import FunctionReward
+from tests.backbones.decoders import save
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import move_lora
 
@@ -59,10 +60,11 @@ class Moved(PPOPolicy):
         super().configure_model()
         torch.manual_seed(3)
         move_lora(self.model)
-        # One token in ten ends a response.
-        bias = torch.zeros(self.model.get_base_model().lm_head.weight.shape[0])
-        bias[1] = 2.5
-        self.model.get_base_model().lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+        # About one token in ten ends a response.
+        base = self.model.get_base_model()
+        bias = torch.zeros(base.lm_head.weight.shape[0])
+        bias[1] = 2.5 if base.config.is_encoder_decoder else 4.0
+        base.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
         self.gate_passed = True
 
 
@@ -73,14 +75,14 @@ class Keep(L.Callback):
         self.outputs = outputs
 
 
-def make(t5: str, case: dict[str, Any]) -> Any:
+def make(backbone: str, case: dict[str, Any]) -> Any:
     ppo = {"max_new_tokens": 8, "epochs": EPOCHS, "minibatch_size": 100} | case["ppo"]
     terms = {
         "letters": FunctionReward(f"{__name__}.count_letters", weight=0.5),
         "kinds": FunctionReward(f"{__name__}.count_kinds", weight=-1.0),
     }
     module = Moved(
-        backbone=t5, reward_model=None, extra_rewards=terms, policy=LoRAPolicy(r=4, alpha=8),
+        backbone=backbone, reward_model=None, extra_rewards=terms, policy=LoRAPolicy(r=4, alpha=8),
         advantage=case["advantage"], ppo=PPOConfig(**ppo), value_lr=VALUE_RATE,
         optimizer=lambda groups: torch.optim.SGD(groups, lr=RATE),
     )  # fmt: skip
@@ -194,15 +196,19 @@ def whiten(values: list[list[float]]) -> list[list[float]]:
 
 def read(module: Any, prompt: Tensor, tokens: list[int]) -> tuple[Tensor, Tensor]:
     """Log-probabilities of a response and values, by the model's own forward pass of one row."""
-    output = module.model(
-        input_ids=prompt[None], decoder_input_ids=torch.tensor([[0, *tokens[:-1]]]),
-        output_hidden_states=True,
-    )  # fmt: skip
-    logprobs = (output.logits[0] / module.ppo.temperature).log_softmax(-1)
-    own = logprobs[torch.arange(len(tokens)), torch.tensor(tokens)]
+    given, n = torch.tensor([tokens]), len(tokens)
+    if module.model.config.is_encoder_decoder:
+        start = torch.cat([torch.zeros_like(given[:, :1]), given[:, :-1]], dim=1)
+        inputs = {"input_ids": prompt[None], "decoder_input_ids": start}
+    else:
+        inputs = {"input_ids": torch.cat([prompt[None], given[:, :-1]], dim=1)}
+    output = module.model(**inputs, output_hidden_states=True)
+    logprobs = (output.logits[0, -n:] / module.ppo.temperature).log_softmax(-1)
+    own = logprobs[torch.arange(n), given[0]]
     if module.value_head is None:
-        return own, torch.zeros(len(tokens))
-    return own, module.value_head(output.decoder_hidden_states[-1])[0]
+        return own, torch.zeros(n)
+    states = output.get("decoder_hidden_states") or output.hidden_states
+    return own, module.value_head(states[-1])[0, -n:]
 
 
 @torch.no_grad()
@@ -222,12 +228,16 @@ def read_rows(module: Any, outputs: Any) -> list[Row]:
     return rows
 
 
+@pytest.mark.parametrize("family", ["encoder-decoder", "decoder-only"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_is_the_one_that_is_written_out(t5: str, tmp_path: Path, case: str) -> None:
-    keep, fast, slow = Keep(), make(t5, CASES[case]), make(t5, CASES[case])
+def test_a_step_is_the_one_that_is_written_out(
+    t5: str, tmp_path: Path, case: str, family: str
+) -> None:
+    backbone = t5 if family == "encoder-decoder" else save("gemma3", tmp_path / "gemma3")
+    keep, fast, slow = Keep(), make(backbone, CASES[case]), make(backbone, CASES[case])
     start = {n: p.detach().clone() for n, p in fast.named_parameters() if p.requires_grad}
     torch.manual_seed(11)
-    make_trainer(tmp_path, callbacks=[keep]).fit(fast, loader(make_batch(t5)))
+    make_trainer(tmp_path, callbacks=[keep]).fit(fast, loader(make_batch(backbone)))
     rows = read_rows(slow, keep.outputs)
     ends = [row.tokens[-1] == 1 for row in rows]
     assert any(ends) and not all(ends)
