@@ -1,6 +1,7 @@
 """Find what a setting names by its dotted path, and build it."""
 
 import importlib
+from argparse import Namespace
 from typing import Any
 
 
@@ -17,5 +18,9 @@ def import_object(path: str) -> Any:
 
 
 def instantiate(settings: Any) -> Any:
-    """Build a small object from its ``class_path`` and ``init_args``."""
-    return import_object(settings.class_path)(**(settings.get("init_args") or {}))
+    """Build a small object from its ``class_path`` and ``init_args``, nested ones included."""
+    arguments = {
+        name: instantiate(value) if hasattr(value, "class_path") else value
+        for name, value in vars(settings.get("init_args") or Namespace()).items()
+    }
+    return import_object(settings.class_path)(**arguments)

@@ -8,8 +8,10 @@ from typing import Any
 import peft
 import pytest
 import torch
+from jsonargparse import Namespace
 from peft import LoraConfig, TaskType, get_peft_model
 
+from common.imports import instantiate
 from lightning_modules.backbones import (
     Prompts,
     Sampling,
@@ -75,6 +77,14 @@ def test_every_kind_of_policy_passes(t5: str, kind: Any) -> None:
         if each is not None:
             set_dropout(each.train(), 0.0)
     check(take(model, t5, reference), FP32)
+
+
+def test_a_policy_takes_a_peft_config_by_its_class() -> None:
+    config = Namespace(class_path="peft.IA3Config", init_args=Namespace(feedforward_modules=["wo"]))
+    path = "lightning_modules.policies.kinds.AdapterPolicy"
+    policy = instantiate(Namespace(class_path=path, init_args=Namespace(config=config)))
+    assert isinstance(policy, AdapterPolicy)
+    assert policy.config.feedforward_modules == {"wo"}
 
 
 def test_a_right_policy_passes_in_bf16(t5: str) -> None:
