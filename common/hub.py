@@ -169,13 +169,6 @@ def use_cache_only() -> None:
     constants.HF_HUB_OFFLINE = True  # read from the environment only once, at import
 
 
-def cached(repo: str, names: Sequence[str], repo_type: str = "model") -> bool:
-    """Return whether the local hub cache has one of the files ``names`` of ``repo``."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return any(isinstance(try_to_load_from_cache(repo, n, repo_type=repo_type), str) for n in names)
-
-
 def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
     """Return why a model cannot be loaded, or None if it can; loads nothing.
 
@@ -189,8 +182,6 @@ def find_model_problem(name: str, what: str, kind: str = "") -> str | None:
         return _find_folder_problem(folder, what, kind)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{what}: there is no folder {name!r}"
-    if all(cached(name, files) for files in (("config.json",), _WEIGHTS, _TOKENIZER)):
-        return None
     return _find_hub_problem(name, what)
 
 
@@ -203,22 +194,27 @@ def generates_text(config: Mapping[str, Any]) -> bool:
 
 
 def _find_hub_problem(name: str, what: str) -> str | None:
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
 
+    def is_cached(names: Sequence[str]) -> bool:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in names)
+
+    if all(map(is_cached, (["config.json"], _WEIGHTS, _TOKENIZER))):
+        return None
     if not reachable():
         return NotCached(
             f"{what}: there is no folder {name!r}, and no model of that name in the local hub "
             f"cache ({constants.HF_HUB_CACHE})"
         )
-    address, headers = hf_hub_url(name, "config.json"), build_hf_headers()
-    answer = get_session().head(address, timeout=_PROBE_SECONDS, headers=headers)
-    if answer.status_code < 400:
-        return None
-    return (
-        f"{what}: the hub has no readable model {name!r} (HTTP {answer.status_code}); check the "
-        "name, or log in with `hf auth login` if it is gated"
-    )
+    try:
+        HfApi().model_info(name, timeout=_PROBE_SECONDS)
+    except HfHubHTTPError as error:
+        return (
+            f"{what}: the hub has no readable model {name!r} ({error.response.status_code}); check "
+            "the name, or log in with `hf auth login` if it is gated"
+        )
+    return None
 
 
 def _find_folder_problem(folder: Path, what: str, kind: str) -> str | None:
@@ -229,8 +225,6 @@ def _find_folder_problem(folder: Path, what: str, kind: str) -> str | None:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return f"{what}: {path} is not JSON ({error})"
-    if not isinstance(config, dict):
-        return f"{what}: {path} is not a model's configuration: it holds no JSON object"
     if kind == "seq2seq" and not generates_text(config):
         return f"{what}: {folder} holds a {config.get('model_type')!r} model, which {NO_TEXT}"
     # transformers would build a tokenizer without words. ByT5 reads bytes and has no vocabulary.
