@@ -212,7 +212,7 @@ def test_a_lora_goes_on_from_an_export(name: str, t5: str, tmp_path: Path) -> No
 
 def test_a_lora_continues_in_its_own_shape_only(t5: str, tmp_path: Path) -> None:
     settle(LoRA(backbone=t5, r=4, alpha=8)).export(tmp_path)
-    wrong = {"r": 4, "alpha": 4, "use_rslora": True, "target_modules": ["q"]}
+    wrong: dict[str, Any] = {"r": 4, "alpha": 4, "use_rslora": True, "target_modules": ["q"]}
     for make in (LoRA, partial(PPOPolicy, reward_model=None, extra_rewards=REWARD)):
         own = wrong if make is LoRA else {"policy": LoRAPolicy(**wrong)}
         with pytest.raises(
