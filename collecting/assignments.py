@@ -149,10 +149,8 @@ class Assignments:
     def _matches(self, answer: Answer) -> bool:
         """Whether an answer is about a sample as it is now."""
         sample = self.samples.get(answer.id)
-        return sample is not None and (sample.dialogue, sample.completions) == (
-            answer.dialogue,
-            answer.completions,
-        )
+        shown = (answer.dialogue, answer.completions)
+        return sample is not None and (sample.dialogue, sample.completions) == shown
 
     def _history(self, annotator: str) -> dict[str, Answer]:
         """Return an annotator's answers to these samples, in the order of the first answers."""

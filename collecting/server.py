@@ -1,11 +1,10 @@
-"""The web server behind the ranking page."""
+"""Serve the ranking page and save its answers."""
 
 import asyncio
 import ipaddress
 import logging
 import signal
 import socket
-import webbrowser
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ def serve(
     answers_per_dialogue: int | None = None,
     seed: int = 42,
     allowed_hosts: str = "",
-    open_browser: bool = False,
 ) -> None:
     """Serve the page on which annotators rank, until Ctrl-C.
 
@@ -65,7 +63,6 @@ def serve(
         seed: Seed of the order in which completions are shown.
         allowed_hosts: Names under which browsers may reach the page, separated by commas, besides
             localhost, this machine's name and addresses in numbers.
-        open_browser: Open the page in this machine's browser.
 
     Raises:
         ValueError: If a file cannot be used, or a setting is out of range.
@@ -82,11 +79,11 @@ def serve(
         assignments = Assignments(found, file, seed, answers_per_dialogue)
         app = make_app(assignments, words, allowed_hosts.replace(",", " ").split())
         log.info("%d samples from %s; answers are written to %s", len(found), source, target)
-        asyncio.run(_listen(app, host, port, open_browser))
+        asyncio.run(_listen(app, host, port))
         log.info("Stopped; %s has %d answers", target, len(file))
 
 
-async def _listen(app: web.Application, host: str, port: int, open_browser: bool) -> None:
+async def _listen(app: web.Application, host: str, port: int) -> None:
     """Serve until the process receives SIGINT or SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -101,8 +98,6 @@ async def _listen(app: web.Application, host: str, port: int, open_browser: bool
         log.info("The page is at %s (Ctrl-C stops it)", url)
         if host not in ("localhost", "127.0.0.1", "::1"):
             log.warning("Anyone who reaches this port can read the dialogues and rank in any name")
-        if open_browser:
-            await asyncio.to_thread(webbrowser.open, url)
         await stop.wait()
     except (OSError, OverflowError) as error:
         raise OSError(
