@@ -73,7 +73,7 @@ def read_class(node: ast.ClassDef) -> Signature:
     """Read one class."""
     decorators = " ".join(ast.unparse(each) for each in node.decorator_list)
     bases = tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases)
-    parameters = {}
+    parameters: dict[str, Parameter] = {}
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             parameters |= read_arguments(each.args)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("predict")
 
-GIVEN: dict[str, tuple[object, str]] = {
+GIVEN: dict[str, tuple[Any, str]] = {
     "prompt": (str | dict, "prompt style, such as Flan"),
     "chat_template": (bool, "put prompts into the model's chat template"),
     "shots": (int, "examples from the run's train split"),
