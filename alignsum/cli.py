@@ -13,12 +13,18 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that `class_path: LoRA` is enough in a config.
 import lightning_modules
 from alignsum.option_errors import explain
 from alignsum.overlays import first_config
-from alignsum.run_rules import choose_weights, find_folder_problems, find_trainer_problems
+from alignsum.run_rules import (
+    choose_weights,
+    find_folder_problems,
+    find_monitor_problem,
+    find_trainer_problems,
+)
 from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.checkpoint_io import AtomicCheckpointIO
@@ -179,6 +185,7 @@ class AlignsumCLI(LightningCLI):
             hub.use_cache_only()
         problems: list[str | None] = [
             *find_trainer_problems(settings.trainer),
+            find_monitor_problem(self.subcommand, settings, self.model_type),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
             *import_object(settings.data.class_path).find_problems(settings.data.init_args),
         ]
@@ -208,6 +215,17 @@ class AlignsumCLI(LightningCLI):
             )
         return found
 
+    def instantiate_classes(self) -> None:
+        """Build data, model and Trainer.
+
+        Raises:
+            AlignsumError: If a constructor refuses its settings.
+        """
+        try:
+            super().instantiate_classes()
+        except (ArgumentError, ValueError) as error:
+            raise AlignsumError(explain(str(error))) from error
+
     # The Trainer --------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -226,6 +244,9 @@ class AlignsumCLI(LightningCLI):
         config["callbacks"] = self.make_callbacks(settings, config)
         try:
             return Trainer(**config)
+        except MisconfigurationException as error:
+            remedy = "--trainer.accelerator auto takes what there is"
+            raise AlignsumError(f"trainer: {error} ({remedy})") from error
         except (TypeError, ModuleNotFoundError) as error:
             raise AlignsumError(f"trainer: {error}") from error
 

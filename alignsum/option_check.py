@@ -39,6 +39,9 @@ PLAIN = (
 )  # fmt: skip
 """Options outside of all sections."""
 
+BARE = ("resume",)
+"""Options that need no value."""
+
 OTHER_NAMES = {
     "output_dir": "--run_dir", "out": "--run_dir", "save_dir": "--run_dir",
     "learning_rate": "--lr", "lr": "--lr", "epochs": "--trainer.max_epochs",
@@ -52,6 +55,10 @@ DATA = [name for name in datamodules.__all__ if name.endswith("DataModule")]
 
 MOST = 3
 """Problems that are shown at once."""
+
+
+class Missing:
+    """Stands for the value of an option that was given none."""
 
 
 class Setting(NamedTuple):
@@ -122,13 +129,16 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def read_options(arguments: Sequence[str]) -> Iterator[Setting]:
-    """Yield the settings on the command line; the value of a last or lone option is None."""
+    """Yield the settings on the command line; options without a value have None or Missing."""
     for option, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         if not option.startswith("--") or option == "--":
             continue
         option, equals, value = option.partition("=")
         name = option.removeprefix("--").replace(".init_args", "").rstrip("+")
-        given = value if equals else None if following.startswith("--") else following
+        given: Any = value
+        if not equals:
+            is_bare = name in BARE or name.endswith(("help", "print_config"))
+            given = following if not following.startswith("--") else None if is_bare else Missing
         if name != "config":
             yield Setting(name, given, f"--{name}")
 
@@ -147,6 +157,8 @@ def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
 def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
     """Explain what is wrong with a setting, or return None."""
     section, _, rest = setting.name.partition(".")
+    if setting.value is Missing:
+        return f"{setting.where} needs a value"
     if section in ("model", "data"):
         if not rest or rest == "class_path":
             models = read_public_names("lightning_modules")
@@ -174,6 +186,8 @@ def follow(
     parameter, path = parameters[name], f"{path}.{name}"
     kinds = [each for each in parameter.types if each in read_classes()]
     if "OptimizerCallable" in parameter.types and below in (["lr"], ["weight_decay"], ["eps"]):
+        if is_number(str(setting.value)) and float(setting.value) < 0:
+            return f"{setting.where} must not be negative, got {setting.value}"
         return find_value_problem(setting, Parameter(frozenset({"float"}), (), "1e-4"))
     if below and below != ["class_path"]:
         if not kinds or below[0] == "dict_kwargs":

@@ -119,7 +119,8 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"the config {path} is not UTF-8 ({error})") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"the config {path} is not YAML: {error}") from error
+        text = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ValueError(f"the config {path} is not YAML: {text}") from error
     if not isinstance(content, dict):
         found = "is empty" if content is None else "is a list or text"
         raise ValueError(f"the config {path} {found}; it has to be a mapping of settings")

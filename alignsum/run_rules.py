@@ -11,8 +11,12 @@ from callbacks.checkpoint_io import (
     describe_checkpoint,
     find_checkpoint_problem,
 )
+from common.exits import suggest
 from common.run_folder import RunFolder
 from lightning_modules.base import BaseModule
+from metrics.faithfulness import CHECKS
+from metrics.rouge_scores import KEYS
+from metrics.text_statistics import STATISTICS
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +123,23 @@ def find_trainer_problems(trainer: Any) -> list[str]:
             "trainer.limit_val_batches to 0"
         )
     return problems
+
+
+def find_monitor_problem(
+    command: str | None, settings: Any, model_type: type[BaseModule]
+) -> str | None:
+    """Explain that a validation does not log what decides on the best checkpoint."""
+    monitor = settings.checkpoint.monitor
+    is_ours = model_type.__module__.startswith("lightning_modules.")
+    if command != "fit" or not monitor or settings.trainer.callbacks or not is_ours:
+        return None  # callbacks and modules of others log what they like
+    names = ["loss", "accuracy", "f1", "ece", "margin"]
+    if model_type.generates:
+        names += [*KEYS, *CHECKS, *STATISTICS, "toxicity", "toxic_share", "toxicity_std", "reward"]
+    known = [f"val/{name}" for name in names]
+    if monitor in known or not (close := suggest(monitor, known)):
+        return None
+    return f"checkpoint.monitor: no validation logs {monitor}{close}"
 
 
 def is_first_rank() -> bool:
