@@ -43,8 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if name in ("-h", "--help"):
             sys.stdout.write(text)
             return 0
-        hint = f"error: there is no command {name}{suggest(name, COMMANDS)}\n" if name else ""
-        sys.stderr.write(text + hint)
+        unknown = f"error: there is no command {name}{suggest(name, COMMANDS)}\n"
+        sys.stderr.write(f"{unknown}all commands: python -m alignsum --help\n" if name else text)
         return 2
     code: int = importlib.import_module(f"alignsum.commands.{name}").main(arguments[1:])
     return code

@@ -24,6 +24,7 @@ from alignsum.run_rules import (
     find_folder_problems,
     find_monitor_problem,
     find_trainer_problems,
+    warn_of_minibatches,
 )
 from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
@@ -139,7 +140,8 @@ class AlignsumCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise AlignsumError(explain(str(error))) from error
+            help = "all options: python train.py fit --help"
+            raise AlignsumError(f"{explain(str(error))}\n{help}") from error
         # Settings stored in a checkpoint would silently override those of the command line.
         self.checkpoint = self.settings.ckpt_path
         self.settings.ckpt_path = None
@@ -174,6 +176,7 @@ class AlignsumCLI(LightningCLI):
         problems = find_folder_problems(self.subcommand, settings, folder)
         problems += choose_weights(self.subcommand, settings, folder, self.model_type)
         problems += self.find_setting_problems()
+        warn_of_minibatches(settings)
         if problems:
             lines = "\n- ".join(problems)
             raise AlignsumError(f"nothing was started, for {len(problems)} reason(s):\n- {lines}")
@@ -245,8 +248,9 @@ class AlignsumCLI(LightningCLI):
         try:
             return Trainer(**config)
         except MisconfigurationException as error:
-            remedy = "--trainer.accelerator auto takes what there is"
-            raise AlignsumError(f"trainer: {error} ({remedy})") from error
+            has_choice = config["accelerator"] in ("auto", "cpu")
+            remedy = "" if has_choice else " (--trainer.accelerator auto takes what there is)"
+            raise AlignsumError(f"trainer: {error}{remedy}") from error
         except (TypeError, ModuleNotFoundError) as error:
             raise AlignsumError(f"trainer: {error}") from error
 

@@ -6,6 +6,7 @@ types, and options of Lightning's loggers.
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import yaml
@@ -38,6 +39,14 @@ PLAIN = (
     "print_config", "verbose", "weights_only", "return_predictions", "help",
 )  # fmt: skip
 """Options outside of all sections."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "trainer.precision": (
+        "32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "16", "bf16",
+        "64", "transformer-engine", "transformer-engine-float16",
+    ),
+}  # fmt: skip
+"""Choices that Lightning's signatures give a private name."""
 
 BARE = ("resume",)
 """Options that need no value."""
@@ -93,7 +102,8 @@ def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> l
     """
     settings = [*read_files(arguments, prepared), *read_options(prepared)]
     chosen = choose_classes(settings)
-    found = list(dict.fromkeys(p for s in settings if (p := find_problem(s, chosen))))
+    found = [*find_stray(arguments), *(p for s in settings if (p := find_problem(s, chosen)))]
+    found = list(dict.fromkeys(found))
     if not found:
         return []
     classes = [(name, chosen.get(name, "")) for name in ("model", "data")]
@@ -141,6 +151,18 @@ def read_options(arguments: Sequence[str]) -> Iterator[Setting]:
             given = following if not following.startswith("--") else None if is_bare else Missing
         if name != "config":
             yield Setting(name, given, f"--{name}")
+
+
+def find_stray(arguments: Sequence[str]) -> Iterator[str]:
+    """Explain each argument after the command that is neither an option nor a value."""
+    for before, argument in pairwise(arguments):
+        is_value = before.startswith("-") and "=" not in before
+        if argument.startswith("-") and not argument.startswith("--") and not is_number(argument):
+            if argument.partition("=")[0] not in ("-c", "-h"):
+                yield f"{argument}: options start with two dashes: -{argument}"
+        elif not argument.startswith("-") and not is_value:
+            hint = f"; did you mean --config {argument}?" if argument.endswith(".yaml") else ""
+            yield f"{argument} belongs to no option{hint}"
 
 
 def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
@@ -194,6 +216,8 @@ def follow(
             return None
         return follow(setting, chosen.get(path, kinds[0]), path, below, chosen)
     if kinds and not all(read_classes()[each].is_dataclass for each in kinds):
+        if "bool" in parameter.types and str(setting.value).lower() in ("true", "false"):
+            return None
         return find_class_problem(setting, [n for each in kinds for n in find_subclasses(each)])
     if parameter.types == {"OptimizerCallable"}:
         return find_class_problem(setting, read_public_names("torch", "optim"))
@@ -209,19 +233,26 @@ def find_class_problem(setting: Setting, known: Sequence[str]) -> str | None:
         return None
     close = difflib.get_close_matches(value.lower(), [each.lower() for each in known], 1)
     hint = "".join(f" (did you mean {k}?)" for k in known if [k.lower()] == close)
-    return f"{setting.where}: there is no class {value}{hint}; classes: {', '.join(known)}"
+    names = f"; classes: {', '.join(known)}" if len(known) <= 16 else ""
+    return f"{setting.where}: there is no class {value}{hint}{names}"
 
 
 def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
     """Explain that a plain value has the wrong type, or return None."""
     value, types = setting.value, parameter.types
+    if value in ("none", "None") and "None" in types:
+        return f"{setting.where}: write null for {value}"
+    if setting.name in CHOICES:
+        types, choices = frozenset({"None"}), CHOICES[setting.name]
+    else:
+        choices = parameter.choices
     if isinstance(value, dict | list) or not types <= SCALARS or "str" in types:
         return None
     if value is None or str(value).lower() in ("null", "none"):
         return None
     text = str(value)
     fits = (
-        text in parameter.choices
+        text in choices
         or ("bool" in types and text.lower() in ("true", "false", "yes", "no", "0", "1"))
         or ("int" in types and is_number(text) and float(text).is_integer())
         or ("float" in types and is_number(text))
@@ -229,7 +260,7 @@ def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
     if fits:
         return None
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
-    wanted = [*parameter.choices, *(names[each] for each in sorted(types - {"None"}))]
+    wanted = [*choices, *(names[each] for each in sorted(types - {"None"}))]
     example = parameter.default if parameter.default not in ("", "None") else wanted[0]
     example = {"a whole number": "3", "a number": "0.1", "true or false": "true"}.get(
         example, example

@@ -5,7 +5,7 @@ _NOISE = (
     "Expected a <class 'NoneType'>",
 )  # fmt: skip
 
-MOST = 5
+MOST = 4
 """Lines that are shown."""
 
 
@@ -13,6 +13,4 @@ def explain(message: str) -> str:
     """Return an error's message without jsonargparse's internals."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(_NOISE)]
-    if kept == lines:
-        return message
-    return "\n".join([*dict.fromkeys(kept[:MOST]), "all options: python train.py fit --help"])
+    return message if kept == lines else "\n".join(dict.fromkeys(kept[:MOST]))

@@ -64,7 +64,8 @@ def choose_weights(
             settings.resume, settings.overwrite = None, True
             return []
         if path is None:
-            return [f"--resume {settings.resume}: {'; '.join(problems)}"]
+            remedy = "" if settings.resume == "auto" else "; --resume auto takes the newest one"
+            return [f"--resume {settings.resume}: {'; '.join(problems)}{remedy}"]
         for problem in problems:
             logger.warning("%s; resuming from %s instead", problem, path)
         logger.info("Resuming from %s", describe_checkpoint(path))
@@ -123,6 +124,19 @@ def find_trainer_problems(trainer: Any) -> list[str]:
             "trainer.limit_val_batches to 0"
         )
     return problems
+
+
+def warn_of_minibatches(settings: Any) -> None:
+    """Warn if PPO's minibatches are larger than its batches of rollouts."""
+    ppo = settings.model.init_args.get("ppo")
+    if ppo is None or not hasattr(ppo, "minibatch_size"):
+        return
+    rollouts = settings.data.init_args.batch_size * ppo.samples
+    if ppo.minibatch_size > rollouts:
+        logger.warning(
+            "model.ppo.minibatch_size is %d, but a batch has %d rollouts (data.batch_size x "
+            "model.ppo.samples): each epoch is one step", ppo.minibatch_size, rollouts,
+        )  # fmt: skip
 
 
 def find_monitor_problem(

@@ -38,7 +38,8 @@ def read_classes() -> dict[str, Signature]:
     """Read the classes of our packages and of Lightning's Trainer and callbacks, by name."""
     files = [file for name in PACKAGES for file in sorted((SHIPPED / name).rglob("*.py"))]
     if lightning := find_package("lightning"):
-        files = [*(lightning / "pytorch/callbacks").glob("*.py"), *files]
+        for name in ("callbacks", "loggers"):
+            files = [*(lightning / "pytorch" / name).rglob("*.py"), *files]
         files.insert(0, lightning / "pytorch/trainer/trainer.py")
     return {
         node.name: read_class(node)

@@ -9,8 +9,7 @@ merged model are compared with those of the adapter before anything is written.
 import logging
 from collections.abc import Sequence
 
-from jsonargparse import ArgumentParser
-
+from alignsum.commands.options import CommandParser
 from common.exits import quieten_models, run, start_log
 
 log = logging.getLogger("merge")
@@ -18,7 +17,9 @@ log = logging.getLogger("merge")
 
 def main(args: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
-    parser = ArgumentParser(prog="alignsum merge", description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(
+        prog="python -m alignsum merge", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("export", help="export folder of a LoRA run, such as runs/lora/export")
     parser.add_argument("--out", required=True, help="folder to write; it must not exist")
     parser.add_argument(

@@ -2,14 +2,16 @@
 
 import argparse
 import logging
+import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from common.exits import run, start_log
+from alignsum.option_errors import explain
+from common.exits import run, start_log, suggest
 
 if TYPE_CHECKING:
     from reporting.runs import Run
@@ -17,9 +19,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("alignsum")
 
 
+def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Answer a wrong command line with one message instead of a usage text."""
+    known = {word.strip("[],.:") for word in parser.format_help().split()}
+    options = [word for word in message.split() if word.startswith("--")]
+    hint = "".join(suggest(each, known) for each in options if each not in known)
+    sys.stderr.write(f"error: {explain(message)}{hint}\nall options: {parser.prog} --help\n")
+    sys.exit(2)
+
+
+class PlainParser(argparse.ArgumentParser):
+    """A parser of the standard library."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and exit."""
+        refuse(self, message)
+
+
+class CommandParser(ArgumentParser):
+    """A parser of jsonargparse, which checks types."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and exit."""
+        refuse(self, message)
+
+
 def make_parser(command: str, description: str, example: str = "") -> argparse.ArgumentParser:
     """Create a parser whose help shows an example and keeps line breaks."""
-    return argparse.ArgumentParser(
+    return PlainParser(
         prog=f"python -m alignsum {command}", description=description, epilog=example,
         formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
@@ -40,7 +67,7 @@ def make_function_parser(
         runs: Help of the positional arguments, if the parameter `runs` takes them.
     """
     text = (function.__doc__ or "").partition("\n\n    Args:")[0].replace("\n    ", "\n")
-    parser = ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m alignsum {command}", description=text, formatter_class=HelpFormatter
     )
     if runs:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from alignsum.commands.options import CommandParser
 from common.exits import quieten_models, run, start_log
 from common.jsonl import Record, append, to_lines
 from common.resumable import count_done, open_output
@@ -44,9 +45,11 @@ WINDOW_BATCHES = 16
 """Batches that are sorted by length, generated and written together."""
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> CommandParser:
     """Make the parser of the command line."""
-    parser = ArgumentParser(prog="alignsum predict", description=(__doc__ or "").partition("\n")[0])
+    parser = CommandParser(
+        prog="python -m alignsum predict", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("run", help="run folder, its export, or a model in Hugging Face format")
     parser.add_argument("--input", required=True, help=".jsonl, .csv, or .txt with blank lines")
     parser.add_argument("--output", required=True, help="JSON lines to write: id, prediction")

@@ -219,7 +219,10 @@ def find_adapter_problem(
             "give the export folder of a run, such as runs/lora/export"
         )
     if config.get("peft_type") != kind:
-        return f"adapter: {folder!r} is a {config.get('peft_type')} adapter, not {kind}"
+        return (
+            f"adapter: {folder!r} is a {config.get('peft_type')} adapter, not {kind}; "
+            "choose the method that trains this kind, such as --model.policy SoftPromptPolicy"
+        )
     trained_on, wanted = str(config.get("base_model_name_or_path")), resolve_model(backbone)
     if resolve_model(trained_on) != wanted and not is_gone(trained_on):
         return (

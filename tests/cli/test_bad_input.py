@@ -62,6 +62,7 @@ CASES: dict[str, Bad] = {
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "a negative clip": Bad(f"{LORA} --trainer.gradient_clip_val -1", ("gradient_clip_val",)),
     "a dry run": Bad(f"{LORA} --trainer.fast_dev_run true", ("debug.yaml",)),
+    "a mistyped monitor": Bad(f"{LORA} --checkpoint.monitor val/rouge", ("mean val/rougeL",)),
     "no rows in a batch": Bad(f"{LORA} --data.batch_size 0", ("batch_size", "0")),
     "a template without the dialogue": Bad(
         f"{LORA} --data.prompt Template --data.prompt.template 'Summarise this.'", ("{dialogue}",)
@@ -91,6 +92,9 @@ CASES: dict[str, Bad] = {
     "a test without a fit": Bad(LORA.replace("fit", "test"), ("no trained model", "fit")),
     # The other commands
     "a mistyped other command": Bad("alignsum.__main__ comapre x", ("did you mean compare",)),
+    "a mistyped option of a command": Bad(
+        "alignsum.__main__ predict {tmp} --ouput x", ("did you mean --output",)
+    ),
     "no run to compare": Bad("alignsum.__main__ compare {tmp}/none", ("none",)),
     "no run to predict with": Bad(
         "alignsum.__main__ predict {tmp}/none --input {files}/in.txt --output {tmp}/o.jsonl",
@@ -183,6 +187,7 @@ def test_bad_input_is_said(
     flat = " ".join(text.split())
     for words in case.words:
         assert fill(words, filled) in flat, flat
+    assert len(text.strip().splitlines()) <= 12  # at most six, and the same in the log
     assert not (tmp_path / "run").exists()
 
 

@@ -32,6 +32,14 @@ ROOT = Path(__file__).parents[2]
         ("ppo", "--model.ppo.kl_estimator k4", ["k1 or k2 or k3, got 'k4'"]),
         ("ppo", "--model.policy.rank 3", ["did you mean --model.policy.r"]),
         ("ppo", "--model.advantage GEA", ["did you mean GAE", "RLOO"]),
+        ("lora", "--lr=-1", ["must not be negative"]),
+        ("lora", "--lr", ["--model.optimizer.lr needs a value"]),
+        ("lora", "--run_dir --seed 1", ["--run_dir needs a value"]),
+        ("lora", "configs/overlays/mini.yaml", ["mean --config configs/overlays/mini.yaml"]),
+        ("lora", "-data.batch_size 4", ["two dashes: --data.batch_size"]),
+        ("lora", "--toxicity.model none", ["write null for none"]),
+        ("lora", "--trainer.precision bf17", ["bf16-mixed", "got 'bf17'"]),
+        ("lora", "--trainer.callbacks+ EarlyStoping", ["did you mean EarlyStopping"]),
         ("lora", "--config {file}", ["typo.yaml: model.rr", "--model.r", "typo.yaml: trainr.x"]),
     ],
 )
@@ -53,6 +61,7 @@ def test_a_mistake_is_answered_in_few_lines(
     [
         "--resume --seed 1 --lr 1e-3 --data.prompt 'Summarize: {dialogue}'",
         "--trainer.callbacks+ LearningRateMonitor --trainer.callbacks.logging_interval step",
+        "--trainer.callbacks+ TQDMProgressBar --trainer.logger false --trainer.precision bf16",
         "--trainer.logger TensorBoardLogger --trainer.logger.save_dir x",
         "--trainer.max_epochs null --trainer.limit_val_batches 0.5 --trainer.devices 2",
         "--model my.own.Module --model.anything 3",
