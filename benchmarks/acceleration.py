@@ -22,6 +22,19 @@ from typing import Any
 from rich.console import Console
 
 CONFIGS = {"FullFT": "full_ft", "LoRA": "lora", "PPOPolicy": "ppo"}
+SETTINGS = {
+    "FullFT": {},
+    "LoRA": {"model.target_modules": "[q, k, v, o]"},
+    "PPOPolicy": {
+        "model.policy.target_modules": "[q, k, v, o]",
+        "model.advantage": "RLOO",
+        "model.ppo.samples": "4",
+        "model.ppo.epochs": "2",
+        "data.batch_size": "16",
+    },
+}
+"""Settings that the miniature's overlays of other commits do not share."""
+
 HERE = Path(__file__).resolve().parents[1]
 console = Console(width=140)
 WARM_UP = 2
@@ -38,13 +51,21 @@ class Variant:
         folder: Run folder.
         batches: Batches that will be asked for.
         clock: Function of ``time``.
+        extra: Further arguments of ``train.py``.
     """
 
     def __init__(
-        self, method: str, tree: Path, off: str, folder: Path, batches: int, clock: str
+        self,
+        method: str,
+        tree: Path,
+        off: str,
+        folder: Path,
+        batches: int,
+        clock: str,
+        extra: list[str],
     ) -> None:
         command = [sys.executable, __file__, "--worker", method, str(folder), off, str(batches)]
-        command.append(clock)
+        command += [clock, *extra]
         environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
         self.log = (folder.parent / f"{folder.name}.log").open("w")
         self.process: Any = subprocess.Popen(  # noqa: S603 - our own command
@@ -62,7 +83,9 @@ class Variant:
         raise RuntimeError(f"a variant ended; see {self.log.name}")
 
 
-def work(method: str, folder: str, off: str, batches: int, clock_name: str) -> None:
+def work(
+    method: str, folder: str, off: str, batches: int, clock_name: str, extra: list[str]
+) -> None:
     """Be the process of a variant: fit, one batch for each line on stdin."""
     import lightning as L
 
@@ -100,15 +123,25 @@ def work(method: str, folder: str, off: str, batches: int, clock_name: str) -> N
             "--trainer.limit_train_batches", str(batches), "--trainer.max_epochs", "1",
             "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0",
             "--trainer.callbacks+=turns.TakeTurns",
+            *(f"--{name}={value}" for name, value in SETTINGS[method].items()),
+            *extra,
         ]
     )  # fmt: skip
 
 
-def measure(method: str, variants: dict[str, tuple[Path, str]], rounds: int, clock: str) -> None:
+def measure(
+    method: str,
+    variants: dict[str, tuple[Path, str]],
+    rounds: int,
+    clock: str,
+    extra: list[str],
+) -> None:
     """Print each variant's median seconds and its ratio to the first one, round by round."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         running = {
-            name: Variant(method, tree, off, Path(folder) / str(number), rounds + WARM_UP, clock)
+            name: Variant(
+                method, tree, off, Path(folder) / str(number), rounds + WARM_UP, clock, extra
+            )
             for number, (name, (tree, off)) in enumerate(variants.items())
         }
         seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -136,8 +169,8 @@ def measure(method: str, variants: dict[str, tuple[Path, str]], rounds: int, clo
 def main() -> None:
     """Measure what the command line asks for."""
     if sys.argv[1:2] == ["--worker"]:
-        method, folder, off, batches, clock = sys.argv[2:]
-        work(method, folder, off, int(batches), clock)
+        method, folder, off, batches, clock, *extra = sys.argv[2:]
+        work(method, folder, off, int(batches), clock, extra)
         return
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--method", choices=CONFIGS, nargs="*", default=list(CONFIGS))
@@ -145,13 +178,14 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="checkout of another commit")
     parser.add_argument("--without", nargs="*", default=[], help="parts to leave out, one by one")
     parser.add_argument("--cpu", action="store_true", help="CPU time: use it on a busy machine")
-    options = parser.parse_args()
+    options, extra = parser.parse_known_args()
     for method in options.method:
         variants = {"accelerated": (HERE, "none"), "plain": (HERE, "all")}
         if options.against is not None:
             variants = {"other commit": (options.against.resolve(), "none")} | variants
         variants |= {f"without {part}": (HERE, part) for part in options.without}
-        measure(method, variants, options.rounds, "process_time" if options.cpu else "perf_counter")
+        clock = "process_time" if options.cpu else "perf_counter"
+        measure(method, variants, options.rounds, clock, extra)
 
 
 if __name__ == "__main__":

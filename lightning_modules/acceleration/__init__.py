@@ -11,6 +11,7 @@ from torch import nn
 from lightning_modules.acceleration.attention import use_attention
 from lightning_modules.acceleration.dropout import use_dropout
 from lightning_modules.acceleration.gelu import use_gelu
+from lightning_modules.acceleration.linear import use_linear
 
 __all__ = ["PARTS", "accelerate"]
 
@@ -18,6 +19,7 @@ PARTS: dict[str, Callable[[nn.Module], None]] = {
     "dropout": use_dropout,
     "gelu": use_gelu,
     "attention": use_attention,
+    "linear": use_linear,
 }
 """Changes that :func:`accelerate` makes, by name; the benchmark leaves out one at a time."""
 

@@ -1,15 +1,20 @@
 """Attention from its definition where torch's CPU kernel is slow: with dropout, or one query."""
 
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
 from lightning_modules.acceleration.dropout import drop
+
+_combined: Any = WeakTensorKeyDictionary()
+"""Position biases with masks added, each with a reference to its mask."""
 
 ATTENTION = "sdpa_or_definition"
 """Name under which transformers knows :func:`attend`."""
@@ -56,6 +61,9 @@ def attend(
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     fused = dropout == 0 and query.shape[2] > 1 and value.dtype == torch.float32
+    both = position_bias is not None and attention_mask is not None
+    if fused and both and not position_bias.requires_grad:
+        attention_mask, position_bias = _combine(position_bias, attention_mask), None
     if fused or query.device.type != "cpu":
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling,
@@ -74,6 +82,15 @@ def attend(
             scores.add_(_additive(attention_mask))
         weights = drop(scores.softmax(-1), dropout).to(value.dtype)
         return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+def _combine(position_bias: Tensor, mask: Tensor) -> Tensor:
+    """Add a mask to a position bias once for all layers, which share both."""
+    known_mask, known = _combined.get(position_bias, (lambda: None, None))
+    if known_mask() is not mask:
+        known = position_bias + _additive(mask)
+        _combined[position_bias] = ref(mask), known
+    return known
 
 
 def _additive(mask: Tensor) -> Tensor:
