@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 CONFIGS = {"FullFT": "full_ft", "LoRA": "lora", "PPOPolicy": "ppo"}
-SETTINGS = {
+SETTINGS: dict[str, dict[str, str]] = {
     "FullFT": {},
     "LoRA": {"model.target_modules": "[q, k, v, o]"},
     "PPOPolicy": {

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from datamodules.batching import IGNORED_LABEL
 from lightning_modules import FullFT, LoRA, SoftPrompt
-from lightning_modules.acceleration import accelerate
-from lightning_modules.acceleration.attention import attend
-from lightning_modules.acceleration.dropout import FastDropout, drop
+from lightning_modules.acceleration import accelerate, linear
+from lightning_modules.acceleration.elementwise import FastDropout, FastNorm, attend, drop
 from tests.batches import make_batch, settle
 from tests.models import move_lora
 
@@ -31,9 +31,13 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", MAKE)
-def test_loss_and_gradients_equal_those_of_the_plain_model(method: str, t5: str) -> None:
-    fast = settle(MAKE[method](t5, dropout=0.0))
+def test_loss_and_gradients_equal_those_of_the_plain_model(
+    method: str, checkpointing: bool, t5: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(linear, "LEAST_WORK", 1)
+    fast = settle(MAKE[method](t5, dropout=0.0, gradient_checkpointing=checkpointing))
     plain = settle(MAKE[method](t5, dropout=0.0, acceleration=False))
     move_lora(fast, std=0.1)
     plain.load_state_dict(fast.state_dict())
@@ -170,3 +174,64 @@ def test_attention_drops_weights_and_keeps_the_mean() -> None:
     drawn = [attend(layer, query, key, value, mask, dropout=0.3)[0] for _ in range(4000)]
     assert not torch.equal(drawn[0], drawn[1])
     torch.testing.assert_close(torch.stack(drawn).mean(0), wanted, rtol=0, atol=0.06)
+
+
+# Norms and linear layers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_norms_equal_t5s(trained: bool) -> None:
+    torch.manual_seed(0)
+    plain = T5LayerNorm(24)
+    nn.init.normal_(plain.weight).requires_grad_(trained)
+    values = (3 * torch.randn(5, 7, 24)).requires_grad_()
+    weights = torch.randn(5, 7, 24)
+    needed = [values, *(p for p in plain.parameters() if p.requires_grad)]
+    pairs = []
+    for layer in (FastNorm(plain), plain):
+        output = layer(values)
+        pairs.append([output, *torch.autograd.grad(output, needed, weights)])
+    torch.testing.assert_close(*pairs)
+    half = values.detach().bfloat16()
+    assert torch.equal(FastNorm(plain)(half), plain(half))
+
+
+@pytest.mark.parametrize("trained", ["nothing", "input", "weights", "all"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_equal_torchs(trained: str, bias: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(linear, "LEAST_WORK", 1)
+    torch.manual_seed(0)
+    plain = nn.Linear(40, 24, bias=bias).requires_grad_(trained in ("weights", "all"))
+    model = nn.Sequential(plain)
+    values = torch.randn(3, 7, 40, requires_grad=trained in ("input", "all"))
+    wanted = model(values)
+    linear.use_linear(model)
+    assert type(model[0]) is linear.FastLinear and model[0].weight is plain.weight
+    found = model(values)
+    torch.testing.assert_close(found, wanted)
+    needed = [each for each in (values, *plain.parameters()) if each.requires_grad]
+    if needed:
+        weights = torch.randn(7, 3, 24).transpose(0, 1)  # a gradient need not be contiguous
+        pairs = [torch.autograd.grad(each, needed, weights) for each in (found, wanted)]
+        torch.testing.assert_close(*pairs)
+    else:
+        assert not found.requires_grad
+
+
+def test_linear_layers_follow_autocast(monkeypatch: Any) -> None:
+    monkeypatch.setattr(linear, "LEAST_WORK", 1)
+    model = nn.Sequential(nn.Linear(8, 8))
+    values = torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model(values)
+        linear.use_linear(model)
+        assert torch.equal(model(values), wanted)
+
+
+def test_a_tied_head_stays_tied(t5: str) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(t5)
+    model.set_output_embeddings(nn.Linear(4, 4, bias=False))
+    model.lm_head.weight = model.get_input_embeddings().weight
+    linear.use_linear(model)
+    assert type(model.lm_head) is linear.FastLinear
+    assert model.lm_head.weight is model.get_input_embeddings().weight

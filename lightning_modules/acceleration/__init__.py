@@ -8,18 +8,14 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lightning_modules.acceleration.attention import use_attention
-from lightning_modules.acceleration.dropout import use_dropout
-from lightning_modules.acceleration.gelu import use_gelu
+from lightning_modules.acceleration.elementwise import use_elementwise
 from lightning_modules.acceleration.linear import use_linear
 
 __all__ = ["PARTS", "accelerate"]
 
 PARTS: dict[str, Callable[[nn.Module], None]] = {
-    "dropout": use_dropout,
-    "gelu": use_gelu,
-    "attention": use_attention,
     "linear": use_linear,
+    "elementwise": use_elementwise,
 }
 """Changes that :func:`accelerate` makes, by name; the benchmark leaves out one at a time."""
 
