@@ -18,6 +18,7 @@ from alignsum.signatures import (
     Parameter,
     find_parameters,
     find_subclasses,
+    read_choices,
     read_classes,
     read_public_names,
 )
@@ -242,10 +243,9 @@ def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
     value, types = setting.value, parameter.types
     if value in ("none", "None") and "None" in types:
         return f"{setting.where}: write null for {value}"
-    if setting.name in CHOICES:
-        types, choices = frozenset({"None"}), CHOICES[setting.name]
-    else:
-        choices = parameter.choices
+    choices = CHOICES.get(setting.name, parameter.choices)
+    choices += tuple(each for name in types for each in read_choices().get(name, ()))
+    types = frozenset({"None"}) if setting.name in CHOICES else types - read_choices().keys()
     if isinstance(value, dict | list) or not types <= SCALARS or "str" in types:
         return None
     if value is None or str(value).lower() in ("null", "none"):

@@ -34,19 +34,31 @@ class Signature(NamedTuple):
 
 
 @cache
-def read_classes() -> dict[str, Signature]:
-    """Read the classes of our packages and of Lightning's Trainer and callbacks, by name."""
+def read_modules() -> list[ast.Module]:
+    """Parse the modules of our packages, and Lightning's Trainer, callbacks and loggers."""
     files = [file for name in PACKAGES for file in sorted((SHIPPED / name).rglob("*.py"))]
     if lightning := find_package("lightning"):
         for name in ("callbacks", "loggers"):
             files = [*(lightning / "pytorch" / name).rglob("*.py"), *files]
         files.insert(0, lightning / "pytorch/trainer/trainer.py")
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+
+@cache
+def read_classes() -> dict[str, Signature]:
+    """Read the classes of these modules, by name."""
+    nodes = [node for module in read_modules() for node in module.body]
+    return {node.name: read_class(node) for node in nodes if isinstance(node, ast.ClassDef)}
+
+
+@cache
+def read_choices() -> dict[str, tuple[str, ...]]:
+    """Read the names that these modules give to a ``Literal``."""
+    nodes = [node for module in read_modules() for node in module.body]
     return {
-        node.name: read_class(node)
-        for file in files
-        if file.is_file()
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
+        ast.unparse(node.targets[0]): read_parameter(node.value, "").choices
+        for node in nodes
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Literal[")
     }
 
 

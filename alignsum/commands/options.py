@@ -22,7 +22,7 @@ log = logging.getLogger("alignsum")
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     """Answer a wrong command line with one message instead of a usage text."""
     known = {word.strip("[],.:") for word in parser.format_help().split()}
-    options = [word for word in message.split() if word.startswith("--")]
+    options = [word.strip(":") for word in message.split() if word.startswith("--")]
     hint = "".join(suggest(each, known) for each in options if each not in known)
     sys.stderr.write(f"error: {explain(message)}{hint}\nall options: {parser.prog} --help\n")
     sys.exit(2)
