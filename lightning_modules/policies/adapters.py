@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -115,7 +116,9 @@ def find_config_problem(config: PeftConfig, backbone: str) -> str | None:
         trial.init_lora_weights = True  # others decompose the backbone's weights
     try:
         if not trial.is_prompt_learning:
-            attach_adapter(sketch_backbone(backbone), trial)
+            # PEFT draws the trial's weights; the run must not depend on whether it was tried.
+            with torch.random.fork_rng(devices=[]):
+                attach_adapter(sketch_backbone(backbone), trial)
     except ValueError as error:
         return str(error)
     return None
