@@ -46,6 +46,9 @@ class EncoderModule(BaseModule):
         """Load the encoder in fp32; its head is new unless it has the same shape."""
         path = resolve_model(self.backbone_name, "classifier")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if config.get_text_config().pad_token_id is None:
+            # A decoder reads its last token before the padding.
+            config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         for name, value in self.head_config().items():
             setattr(config, name, value)
         with reading(path):

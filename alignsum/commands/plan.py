@@ -130,28 +130,28 @@ def make_plan(config: dict[str, Any]) -> list[Item]:
 def build_model(name: str, settings: dict[str, Any]) -> Any:
     """Build the backbone and its adapter on the meta device; freeze what is not trained."""
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
     from common.hub import resolve_model
+    from lightning_modules.backbones import sketch_backbone
+    from lightning_modules.policies.adapters import attach_adapter
+    from lightning_modules.policies.lora import LoRASettings
 
-    path = resolve_model(settings["backbone"])
-    backbone = AutoConfig.from_pretrained(path)
+    model: Any = sketch_backbone(settings["backbone"])
+    width = model.get_input_embeddings().weight.shape[1]
     with torch.device("meta"):
-        model = AutoModelForSeq2SeqLM.from_config(backbone)
-        if has_own_head(path, backbone):
+        if has_own_head(resolve_model(settings["backbone"]), model.config):
             head = model.get_output_embeddings()
             head.weight = torch.nn.Parameter(torch.empty_like(head.weight))
-        lora = settings.get("policy", {"init_args": settings})
-        if name != "FullFT" and (rank := (lora.get("init_args") or {}).get("r")):
-            targets = lora["init_args"].get("target_modules")
-            adapter = LoraConfig(task_type="SEQ_2_SEQ_LM", r=rank, target_modules=targets)
-            model = get_peft_model(model, adapter)
+        policy = settings.get("policy") or {"class_path": name, "init_args": settings}
+        if "LoRA" in policy["class_path"]:
+            given = policy.get("init_args") or {}
+            lora = LoRASettings(given.get("r"), target_modules=given.get("target_modules"))
+            model = attach_adapter(model, lora.config())
     if name == "SoftPrompt":
         model.requires_grad_(False)
         # Its gradient passes through the whole frozen model.
         model.soft_prompt = torch.nn.Parameter(
-            torch.empty(settings["virtual_tokens"], backbone.d_model, device="meta")
+            torch.empty(settings["virtual_tokens"], width, device="meta")
         )
         model.enable_input_require_grads()
     if settings.get("gradient_checkpointing"):
@@ -195,21 +195,33 @@ def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     storages = [p.untyped_storage() for p in model.parameters()]
     weights = {id(storage) for storage in storages}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(input_ids=ids, decoder_input_ids=labels, use_cache=False).logits
+        inputs = {"input_ids": ids, "decoder_input_ids": labels}
+        if not model.config.is_encoder_decoder:
+            row = torch.cat([ids, labels], dim=1)
+            # A mask of this shape is used as it is; making one needs values, not only shapes.
+            mask = torch.ones(rows, 1, *2 * row.shape[1:], dtype=torch.bool, device="meta")
+            inputs = {"input_ids": row, "attention_mask": mask, "logits_to_keep": target}
+        logits = model(**inputs, use_cache=False).logits
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
     return sum(storage.nbytes() for storage in kept.values())
 
 
 def plan_generation(config: Any, rows: int, source: int, new_tokens: int) -> list[Item]:
     """Plan a rollout, or generation in evaluation."""
-    heads = getattr(config, "num_heads", None) or config.encoder_attention_heads
-    width = heads * getattr(config, "d_kv", config.d_model // heads)
-    layers = getattr(config, "num_decoder_layers", None) or config.decoder_layers
+    config = config.get_text_config(decoder=True)
+    heads, names = config.num_attention_heads, ("num_decoder_layers", "decoder_layers")
+    size = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    width = getattr(config, "num_key_value_heads", heads) * (size or config.hidden_size // heads)
+    counts = (getattr(config, name, None) for name in names)
+    layers = next(filter(None, counts), config.num_hidden_layers)
     cache = 2 * FP32 * layers * rows * (source + new_tokens) * width
-    states = FP32 * rows * source * config.d_model
+    states = FP32 * rows * source * config.hidden_size
     scores = 2 * FP32 * rows * heads * source**2
+    items = [Item("keys and values of the decoder", cache, "generation")]
+    if not config.is_encoder_decoder:
+        return items
     return [
-        Item("keys and values of the decoder", cache, "generation"),
+        *items,
         Item("encoder states", 4 * states, "generation"),
         Item("encoder's attention and states of one layer", scores + 8 * states, "encoding"),
     ]
