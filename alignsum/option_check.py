@@ -172,7 +172,8 @@ def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
     for name, value, _ in settings:
         short = value.rpartition(".")[2] if isinstance(value, str) else ""
         is_path = name.endswith(".class_path") or name in ("model", "data")
-        if short and (is_path or short in read_classes()):
+        is_foreign = "." in str(value) and all(map(str.isidentifier, str(value).split(".")))
+        if short and (is_path or is_foreign or short in read_classes()):
             chosen[name.removesuffix(".class_path")] = short
     return chosen
 
