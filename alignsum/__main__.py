@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "train, test and compare every method on the embedded miniature",
     "compare": "compare runs: a report page, tables and charts",
     "score": "score a file of predictions against references",
+    "duplicates": "find dialogues that two splits or two datasets share",
     "baselines": "score lead-3 and the human references, which need no model",
     "toxicity": "compare the toxicity of a run's summaries before and after training",
     "frontier": "plot reward against KL over the runs of a sweep",

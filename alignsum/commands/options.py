@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -57,7 +57,7 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def make_function_parser(
-    command: str, function: Callable[..., None], runs: str = ""
+    command: str, function: Callable[..., None], runs: str = "", skip: Collection[str] = ()
 ) -> ArgumentParser:
     """Make a parser from a function: options from its signature, help from its docstring.
 
@@ -65,6 +65,7 @@ def make_function_parser(
         command: The command's name.
         function: Its parameters become options.
         runs: Help of the positional arguments, if the parameter `runs` takes them.
+        skip: Parameters that the caller adds.
     """
     text = (function.__doc__ or "").partition("\n\n    Args:")[0].replace("\n    ", "\n")
     parser = CommandParser(
@@ -72,7 +73,7 @@ def make_function_parser(
     )
     if runs:
         parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
-    parser.add_function_arguments(function, as_positional=False, skip={"runs"})
+    parser.add_function_arguments(function, as_positional=False, skip={"runs", *skip})
     return parser
 
 
