@@ -17,11 +17,6 @@ LAYERS = (
 PUBLIC_UNDERSCORES = {"_fields", "_replace", "_asdict", "_make", "_exit"}
 """Documented names of namedtuples and `os._exit`."""
 
-# Offenders that existed when these tests were written. Remove a line when it is fixed; add none.
-KNOWN_PRIVATE: dict[str, set[str]] = {
-    "datamodules/dpo.py": {"_loader"},
-}
-
 
 def sources() -> list[Path]:
     files = [ROOT / "train.py"]
@@ -100,19 +95,13 @@ def test_private_names_are_found(code: str, found: list[str]) -> None:
 
 
 def test_no_private_name_of_another_library_is_used() -> None:
-    new, left = [], set()
-    for file in sources():
-        path = str(file.relative_to(ROOT))
-        if path == "common/compat.py":
-            continue
-        for line, name in find_private(file.read_text(encoding="utf-8")):
-            if name in KNOWN_PRIVATE.get(path, ()):
-                left.add((path, name))
-            else:
-                new.append(f"{path}:{line} {name}")
-    assert new == []
-    known = {(path, name) for path, names in KNOWN_PRIVATE.items() for name in names}
-    assert known == left, "remove these lines from KNOWN_PRIVATE"
+    found = [
+        f"{file.relative_to(ROOT)}:{line} {name}"
+        for file in sources()
+        if file != ROOT / "common" / "compat.py"
+        for line, name in find_private(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
 
 
 def find_imports(tree: ast.AST) -> Iterator[str]:
