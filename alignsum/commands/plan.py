@@ -195,7 +195,7 @@ def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     storages = [p.untyped_storage() for p in model.parameters()]
     weights = {id(storage) for storage in storages}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        inputs = {"input_ids": ids, "decoder_input_ids": labels}
+        inputs: dict[str, Any] = {"input_ids": ids, "decoder_input_ids": labels}
         if not model.config.is_encoder_decoder:
             row = torch.cat([ids, labels], dim=1)
             # A mask of this shape is used as it is; making one needs values, not only shapes.
