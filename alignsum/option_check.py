@@ -14,6 +14,7 @@ import yaml
 import datamodules
 from alignsum.overlays import SECTION, config_values, prepare_configs
 from alignsum.signatures import (
+    PACKAGES,
     SCALARS,
     Parameter,
     find_parameters,
@@ -28,8 +29,6 @@ SECTIONS = {
     "rouge": "RougeCallback",
     "toxicity": "ToxicityCallback",
     "samples": "SampleTexts",
-    "early_stopping": "RunEarlyStopping",
-    "kl": "KLCallback",
     "monitor": "PPOMonitor",
     "checkpoint": "RunCheckpoint",
 }
@@ -157,11 +156,12 @@ def read_options(arguments: Sequence[str]) -> Iterator[Setting]:
 def find_stray(arguments: Sequence[str]) -> Iterator[str]:
     """Explain each argument after the command that is neither an option nor a value."""
     for before, argument in pairwise(arguments):
-        is_value = before.startswith("-") and "=" not in before
-        if argument.startswith("-") and not argument.startswith("--") and not is_number(argument):
+        if (before.startswith("-") and "=" not in before) or argument.startswith("--"):
+            continue
+        if argument.startswith("-"):
             if argument.partition("=")[0] not in ("-c", "-h"):
                 yield f"{argument}: options start with two dashes: -{argument}"
-        elif not argument.startswith("-") and not is_value:
+        else:
             hint = f"; did you mean --config {argument}?" if argument.endswith(".yaml") else ""
             yield f"{argument} belongs to no option{hint}"
 
@@ -170,9 +170,13 @@ def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
     """Return the short name of the class of each section or parameter that names one."""
     chosen = {}
     for name, value, _ in settings:
-        short = value.rpartition(".")[2] if isinstance(value, str) else ""
+        if not isinstance(value, str):
+            continue
+        package, _, short = value.rpartition(".")
         is_path = name.endswith(".class_path") or name in ("model", "data")
-        is_foreign = "." in str(value) and all(map(str.isidentifier, str(value).split(".")))
+        is_foreign = package and all(map(str.isidentifier, value.split(".")))
+        if is_foreign and value.partition(".")[0] not in (*PACKAGES, "lightning"):
+            short = value  # not to be confused with a class of ours
         if short and (is_path or is_foreign or short in read_classes()):
             chosen[name.removesuffix(".class_path")] = short
     return chosen

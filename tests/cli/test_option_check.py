@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignsum.option_check import prepare
+from alignsum.cli import CALLBACKS
+from alignsum.option_check import SECTIONS, prepare
 from alignsum.overlays import expand_short_options
 
 ROOT = Path(__file__).parents[2]
@@ -64,15 +65,20 @@ def test_a_mistake_is_answered_in_few_lines(
         "--trainer.callbacks+ TQDMProgressBar --trainer.logger false --trainer.precision bf16",
         "--trainer.logger TensorBoardLogger --trainer.logger.save_dir x",
         "--trainer.max_epochs null --trainer.limit_val_batches 0.5 --trainer.devices 2",
-        "--model my.own.Module --model.anything 3",
+        "--model my.own.LoRA --model.anything 3 --data.prompt '- {dialogue}'",
         "--model.optimizer torch.optim.SGD --model.optimizer.momentum 0.9",
-        "--early_stopping.patience 3 --checkpoint.every_n_train_steps 2 --print_config",
+        "--checkpoint.every_n_train_steps 2 --print_config",
         "--data.prompt Template --data.prompt.template '{dialogue}' --data.columns.dialogue text",
     ],
 )
 def test_what_the_parser_accepts_is_accepted(options: str) -> None:
     arguments = expand_short_options(shlex.split(f"fit --config configs/lora.yaml {options}"))
     assert prepare(arguments)[3:] == arguments[3:]
+
+
+def test_the_sections_are_those_of_the_command_line() -> None:
+    callbacks = {name: kind.__name__ for name, kind in CALLBACKS.items()}
+    assert {**callbacks, "trainer": "Trainer"} == SECTIONS
 
 
 def test_nothing_heavy_is_imported_for_an_answer() -> None:
