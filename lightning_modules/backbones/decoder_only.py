@@ -28,12 +28,7 @@ from lightning_modules.backbones.interface import (
     TokenScores,
     ValueHead,
 )
-from lightning_modules.backbones.passes import (
-    has_soft_prompt,
-    head_at,
-    last_hidden,
-    token_scores,
-)
+from lightning_modules.backbones.passes import has_soft_prompt, head_at, last_hidden, token_scores
 from lightning_modules.backbones.sampling import sample_responses
 
 
@@ -134,6 +129,11 @@ class DecoderOnly(Backbone):
         Prompts are left-padded, with positions from the mask. See :meth:`Backbone.generate` for
         the settings.
         """
+        if not self.caches_exactly and len(batch["input_ids"]) > 1:
+            # Left padding would enter a memory that is not keys and values.
+            rows = zip(batch["input_ids"].split(1), batch["attention_mask"].split(1), strict=True)
+            parts = [{"input_ids": ids, "attention_mask": mask} for ids, mask in rows]
+            return [text for part in parts for text in self.generate(part, decoding)]
         prefix = self._split(Prompts(batch["input_ids"], batch["attention_mask"]))
         row = self._append(prefix, prefix.last[:, None])
         inputs, mask = row.inputs, row.mask

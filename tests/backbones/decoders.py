@@ -24,7 +24,10 @@ def decoder(kind: str, name: str = "ForCausalLM", **more: Any) -> Callable[[], A
     return build
 
 
-SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+SLIDING: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 4,
+}
 
 DECODERS: dict[str, Callable[[], Any]] = {
     "llama": decoder("Llama", num_key_value_heads=2),
@@ -45,8 +48,12 @@ DECODERS: dict[str, Callable[[], Any]] = {
     "mixtral": decoder("Mixtral", num_key_value_heads=2, num_local_experts=4),
     "bloom": decoder("Bloom", n_layer=2, n_head=4),
     "mamba": decoder("Mamba", state_size=4),
+    "rwkv": decoder("Rwkv", attention_hidden_size=32, context_length=128),
 }  # fmt: skip
 """Positions learned, rotary, partly rotary and by distance; windows; a memory of another kind."""
+
+WITHOUT_CACHE = {"mamba", "rwkv"}
+"""Those whose memory is not keys and values."""
 
 
 CHAT = (

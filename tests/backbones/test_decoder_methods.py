@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
@@ -22,11 +23,16 @@ from lightning_modules.exports import load_exported, merge_export
 from lightning_modules.policies import gate
 from lightning_modules.policies.adapters import reference_backbone
 from lightning_modules.policies.gate import FP32, GateError, check, measure
-from lightning_modules.policies.kinds import FullPolicy, LoRAPolicy, SoftPromptPolicy
+from lightning_modules.policies.kinds import (
+    AdapterPolicy,
+    FullPolicy,
+    LoRAPolicy,
+    SoftPromptPolicy,
+)
 from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.reward_terms import FunctionReward
-from tests.backbones.decoders import DECODERS, build, save
+from tests.backbones.decoders import DECODERS, WITHOUT_CACHE, build, save
 from tests.backbones.models import make_prompts
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import move_lora
@@ -48,9 +54,24 @@ def make_policy(name: str, kind: Any = LORA) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [name for name in DECODERS if name != "mamba"])
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - WITHOUT_CACHE))
 def test_a_right_policy_passes_the_gate(name: str, kind: str) -> None:
     backbone, opened = make_policy(name, KINDS[kind])
+    torch.manual_seed(3)
+    gate.pass_gate(backbone, opened, Prompts(*make_prompts(0)), Sampling(16), 4, is_exact=True)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(),
+        peft.VeraConfig(),
+        peft.PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=8),
+    ],
+    ids=["IA3", "VeRA", "P-tuning"],
+)
+def test_any_adapter_passes_the_gate(config: Any) -> None:
+    backbone, opened = make_policy("llama", AdapterPolicy(config))
     torch.manual_seed(3)
     gate.pass_gate(backbone, opened, Prompts(*make_prompts(0)), Sampling(16), 4, is_exact=True)
 
@@ -216,7 +237,7 @@ def test_an_adapter_is_exported_loaded_and_merged(name: str, tmp_path: Path) -> 
     move_lora(module.model)
     module.export(tmp_path / "export")
     batch = make_batch(folder)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}  # type: ignore[literal-required]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         wanted = module.model.eval()(**inputs).logits
         loaded, _ = load_exported(tmp_path / "export")

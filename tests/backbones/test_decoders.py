@@ -18,7 +18,7 @@ from lightning_modules.backbones import (
     set_dropout,
     wrap_model,
 )
-from tests.backbones.decoders import DECODERS, build
+from tests.backbones.decoders import DECODERS, WITHOUT_CACHE, build
 from tests.backbones.models import make_prompts
 
 every = pytest.mark.parametrize("name", DECODERS)
@@ -88,7 +88,7 @@ def test_scorer_and_sampler_follow_the_plain_distribution(name: str) -> None:
     backbone = make_backbone(name)
     prompts = Prompts(*make_prompts(0))
     context = backbone.read(prompts).rows(torch.arange(6).repeat_interleave(2))
-    assert (context.cache is None) == (name == "mamba")
+    assert (context.cache is None) == (name in WITHOUT_CACHE)
     torch.manual_seed(2)
     drawn = backbone.sample(context, Sampling(14, temperature=0.8), value_head=lambda h: h.sum(-1))
     mask = mask_of(drawn.responses)
@@ -143,7 +143,8 @@ def test_gradients_through_a_shared_prompt_are_those_of_whole_rows(name: str) ->
     prompts, owner = Prompts(*make_prompts(0)), torch.tensor([0, 0, 0, 2, 4, 4])
     responses = torch.randint(2, 64, (6, 5))
     mask, found = torch.ones(6, 5).bool(), []
-    for drop in ({}, {"cache": None}):
+    whole: dict[str, Any] = {"cache": None}
+    for drop in ({}, whole):
         backbone.model.zero_grad()
         context = backbone.read(prompts)._replace(**drop).rows(owner)
         backbone.score(context, responses, mask).logprobs.sum().backward()
