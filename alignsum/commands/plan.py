@@ -195,8 +195,10 @@ def count_saved(model: Any, rows: int, source: int, target: int) -> int:
     storages = [p.untyped_storage() for p in model.parameters()]
     weights = {id(storage) for storage in storages}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        inputs: dict[str, Any] = {"input_ids": ids, "decoder_input_ids": labels}
-        if not model.config.is_encoder_decoder:
+        inputs: dict[str, Any]
+        if model.config.is_encoder_decoder:
+            inputs = {"input_ids": ids, "decoder_input_ids": labels}
+        else:
             row = torch.cat([ids, labels], dim=1)
             # A mask of this shape is used as it is; making one needs values, not only shapes.
             mask = torch.ones(rows, 1, *2 * row.shape[1:], dtype=torch.bool, device="meta")
