@@ -18,6 +18,7 @@ commands
   predict     write predictions.jsonl
 
 methods       in_context full_ft lora soft_prompt classifier reward dpo ppo   (configs/*.yaml)
+datasets      dialogsum samsum xsum cnn_dailymail       (configs/data/*.yaml)
 overlays      mini (offline, on two CPU cores), debug, ddp, fsdp, wandb, rollouts, ...
 
 options       (defaults and types: python train.py fit --config configs/lora.yaml --print_config)

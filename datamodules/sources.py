@@ -26,6 +26,7 @@ _SPLIT_NAMES: dict[str, Split] = {
     "test": "test",
 }
 _FILE = re.compile(rf"(?:.*[._-])?({'|'.join(_SPLIT_NAMES)})\.(jsonl|csv)")
+_HUB_ID = re.compile(r"(?P<path>[^/@:]+(?:/[^/@:]+)?)(?:@(?P<revision>[^:]+))?(?::(?P<name>.+))?")
 _EXPECTED = "{train,validation|dev|val,test}.{jsonl,csv}, a prefix such as 'dialogsum.' is allowed"
 _ASSETS = Path(__file__).resolve().parents[1] / "assets"
 _BUILT_IN: dict[Kind, dict[str, Path]] = {
@@ -65,6 +66,8 @@ class Source:
 
 def open_source(name: str, kind: Kind = "dialogues") -> Source:
     """Open a source: built-in, a folder, a file, or the hub id of a dataset of dialogues.
+
+    A hub id may name a revision and a configuration: ``abisee/cnn_dailymail:3.0.0``.
 
     Raises:
         DataError: If it does not exist, has no split, or is not available from the hub.
@@ -131,7 +134,7 @@ def _open_hub(name: str) -> Source:
         raise DataError("; ".join(problems) + f"; offline: --config {hub.OVERLAY}")
     import datasets  # takes a second to import
 
-    loaded = datasets.load_dataset(name)
+    loaded = datasets.load_dataset(**parse_hub_id(name))
     splits = {_SPLIT_NAMES[key]: rows for key, rows in loaded.items() if key in _SPLIT_NAMES}
     return Source(name, splits)
 
@@ -145,7 +148,9 @@ def find_hub_problems(name: str) -> list[str]:
         return []
     if hub.reachable():
         try:
-            huggingface_hub.HfApi().dataset_info(name, timeout=5)
+            parts = parse_hub_id(name)
+            api = huggingface_hub.HfApi()
+            api.dataset_info(parts["path"], revision=parts.get("revision"), timeout=5)
         except huggingface_hub.errors.HfHubHTTPError as error:
             return [
                 f"data: the hub has no readable dataset {name!r} ({error.response.status_code}); "
@@ -154,7 +159,7 @@ def find_hub_problems(name: str) -> list[str]:
         return []
     try:  # a dataset that `datasets` has prepared loads offline
         config = datasets.DownloadConfig(local_files_only=True)
-        datasets.load_dataset_builder(name, download_config=config)
+        datasets.load_dataset_builder(**parse_hub_id(name), download_config=config)
     except (OSError, ValueError):
         return [
             hub.NotCached(
@@ -170,12 +175,25 @@ def find_snapshot(name: str) -> Path | None:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    parts = parse_hub_id(name)
+    if "name" in parts:  # its files have names of their own
+        return None
     try:
-        path = huggingface_hub.snapshot_download(name, repo_type="dataset", local_files_only=True)
+        path = huggingface_hub.snapshot_download(
+            parts["path"], repo_type="dataset", revision=parts.get("revision"),
+            local_files_only=True,
+        )  # fmt: skip
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     folder = Path(path)
     return folder if any(_FILE.fullmatch(file.name) for file in folder.iterdir()) else None
+
+
+def parse_hub_id(name: str) -> dict[str, str]:
+    """Split ``owner/name@revision:configuration`` into arguments of ``datasets.load_dataset``."""
+    match = _HUB_ID.fullmatch(name)
+    found = match.groupdict() if match else {"path": name}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _is_on_hub(name: str, kind: Kind) -> bool:
@@ -183,4 +201,5 @@ def _is_on_hub(name: str, kind: Kind) -> bool:
     if kind != "dialogues" or name in _BUILT_IN[kind] or expand(name).exists():
         return False
     is_file_name = name.endswith((".jsonl", ".csv"))
-    return not name.startswith((".", "/", "~")) and name.count("/") <= 1 and not is_file_name
+    is_id = _HUB_ID.fullmatch(name) is not None and not name.startswith((".", "~"))
+    return is_id and not is_file_name

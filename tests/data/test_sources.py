@@ -318,7 +318,33 @@ def test_a_hub_cache_laid_out_by_hand_is_read(offline: Path) -> None:
 def test_hub_rows_are_checked_like_lines(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.sources.find_hub_problems", lambda name: [])
     monkeypatch.setattr(
-        "datasets.load_dataset", lambda name: {"test": [GOOD, {**GOOD, "summary": None}]}
+        "datasets.load_dataset", lambda path: {"test": [GOOD, {**GOOD, "summary": None}]}
     )
     with pytest.raises(DataError, match="some/set/test:2: summary is NoneType"):
         reader(Path("some/set")).read("test")
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("some/set", {"path": "some/set"}),
+        ("abisee/cnn:3.0.0", {"path": "abisee/cnn", "name": "3.0.0"}),
+        ("some/set@refs/convert/parquet", {"path": "some/set", "revision": "refs/convert/parquet"}),
+        ("set@v1:small", {"path": "set", "revision": "v1", "name": "small"}),
+    ],
+)
+def test_a_hub_id_names_a_revision_and_a_configuration(
+    offline: Path, monkeypatch: pytest.MonkeyPatch, source: str, arguments: dict[str, str]
+) -> None:
+    (problem,) = find_problems(source)
+    assert f"{source!r} is not in the local hub cache" in problem
+    given: list[dict[str, str]] = []
+
+    def load(**settings: str) -> dict[str, Any]:
+        given.append(settings)
+        return {"test": [GOOD]}
+
+    monkeypatch.setattr("datamodules.sources.find_hub_problems", lambda name: [])
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert len(DialogueReader(source).read("test")) == 1
+    assert given == [arguments]
