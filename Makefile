@@ -17,13 +17,14 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with the locked packages
+setup: $(STAMP) ## make .venv with the locked packages and this one
 
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "alignsum needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.lock
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --editable .
 	@touch $@
 
 demo: setup ## the whole story on the embedded miniature, into runs/demo
