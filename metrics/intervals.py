@@ -177,22 +177,6 @@ def difference_over_runs(
     return _estimate(difference.mean(), len(difference), two - one)
 
 
-def share_first(methods: Sequence[Array], first: int, resamples: int = 1000) -> float:
-    """Return the share of resamples in which one method has the highest mean.
-
-    Args:
-        methods: Each method's runs on the same examples, [K, n].
-        first: Index of that method.
-        resamples: Number of bootstrap resamples.
-
-    Returns:
-        A fraction of 1; ties count half.
-    """
-    means = np.stack(resample_runs(methods, resamples))
-    others = np.delete(means, first, axis=0).max(axis=0)
-    return float(((means[first] > others) + 0.5 * (means[first] == others)).mean())
-
-
 def resample_runs(methods: Sequence[Array], resamples: int = 1000, seed: int = 0) -> list[Array]:
     """Return resampled means of methods, each with its own runs, on shared examples.
 

@@ -17,12 +17,10 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from common.run_folder import replacing
 from metrics.intervals import Estimate
 
-# The first six are those of Okabe & Ito (2008), which colour-blind readers can tell apart.
-PALETTE = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#595959", "#7a4a21",
-)  # fmt: skip
+# From Okabe & Ito (2008), which colour-blind readers can tell apart, and grey.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#595959")
 INK, MUTED, GRID = "#1a1f26", "#59636f", "#d9dfe5"
-_MARKERS = "osD^"  # used in turn when the palette repeats
+_MARKERS, _LINES = "osD^", ("-", "--", ":", "-.")  # used in turn when the palette repeats
 _STYLE: Any = {  # matplotlib types the keys as literals
     "font.size": 9, "text.parse_math": False, "text.color": INK, "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID,
@@ -30,8 +28,8 @@ _STYLE: Any = {  # matplotlib types the keys as literals
     "axes.axisbelow": True, "grid.linewidth": 0.6, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "alignsum",
 }  # fmt: skip
-_BINS = 25
-_SMOOTH_FROM = 60
+_BINS = 20
+_SMOOTH_FROM = 12
 """Curves with at least this many points are drawn as a running mean over the raw values."""
 
 TOOLTIP = "tip:"
@@ -74,15 +72,17 @@ class Curves(NamedTuple):
 
     def draw(self, axes: Axes) -> None:
         """Draw the lines, labelled at their right ends."""
+        ends = []
         for label, (steps, values), place in self.curves:
-            colour, shown = colour_of(place), np.asarray(values)
+            colour, shown, marker = colour_of(place), np.asarray(values), "o"
             if len(values) >= _SMOOTH_FROM:
                 axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-                shown = running_mean(values)
-            marker = "o" if len(values) < 25 else ""
+                shown, marker = running_mean(values), ""
             (line,) = axes.plot(
-                steps, shown, color=colour, linewidth=1.7, marker=marker, markersize=3.5
-            )
+                steps, shown, _turn(_LINES, place), color=colour, linewidth=1.7, marker=marker,
+                markersize=3.5,
+            )  # fmt: skip
+            ends.append((label, place, steps[-1], float(shown[-1])))
             line.set_gid(f"{TOOLTIP}{label}: {values[-1]:.4g} at {steps[-1]:.6g}")
             if self.directed:
                 axes.plot(steps[-1:], shown[-1:], marker=">", color=colour, markersize=8)
@@ -90,8 +90,7 @@ class Curves(NamedTuple):
         if not self.directed:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _limit_y(axes, self.from_zero)
-        points = [(c.label, c.colour, c.series.steps[-1], c.series.values[-1]) for c in self.curves]
-        _label_points(axes, [point for point in points if point[0]], beside=True)
+        _label_points(axes, [end for end in ends if end[0]], beside=True)
 
 
 class Dot(NamedTuple):
@@ -115,27 +114,31 @@ class Dot(NamedTuple):
 
 
 class Dots(NamedTuple):
-    """Values with intervals, one row each."""
+    """Values with intervals, one row each; a text is the heading of the rows below it."""
 
     title: str
     x_label: str
-    dots: Sequence[Dot]
+    dots: Sequence[Dot | str]
     digits: int = 1
 
     def draw(self, axes: Axes) -> None:
         """Draw the rows from top to bottom, each with its number on the right."""
-        for row, dot in enumerate(self.dots):
+        labels = [dot if isinstance(dot, str) else dot.label for dot in self.dots]
+        axes.set_yticks([-row for row in range(len(labels))], labels)
+        for row, (text, dot) in enumerate(zip(axes.get_yticklabels(), self.dots, strict=True)):
+            if isinstance(dot, str):
+                below = self.dots[row + 1]
+                text.set_color(MUTED if isinstance(below, str) else colour_of(below.colour))
+                continue
             weight = "bold" if dot.bold else "normal"
+            text.set(color=INK, fontweight=weight)
             _draw_dot(axes, dot, dot.value, Estimate(-row))
             for run in dot.runs:
                 axes.plot([run], [-row], "|", color=colour_of(dot.colour), markersize=9)
             axes.annotate(
-                f"{dot.value.value:.{self.digits}f}", (1.01, -row),
+                f"{dot.value.value:.{self.digits}f}{' ★' * dot.bold}", (1.01, -row),
                 xycoords=("axes fraction", "data"), va="center", fontweight=weight,
             )  # fmt: skip
-        axes.set_yticks([-row for row in range(len(self.dots))], [dot.label for dot in self.dots])
-        for text, dot in zip(axes.get_yticklabels(), self.dots, strict=True):
-            text.set(color=INK, fontweight="bold" if dot.bold else "normal")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
@@ -185,20 +188,20 @@ class Histogram(NamedTuple):
     title: str
     x_label: str
     groups: Mapping[str, Sequence[float]]
-    limits: tuple[float, float] = (0, 1)
+    limits: tuple[float, float] = (0, 100)
 
     def draw(self, axes: Axes) -> None:
-        """Draw outlines with dashed means; the last distribution is filled."""
+        """Draw bars side by side, because overlaid ones mix their colours, and dashed means."""
+        means = [float(np.mean(values)) for values in self.groups.values()]
+        colours = [colour_of(index) for index in range(len(means))]
+        labels = [
+            f"{label}: mean {mean:.3g} (n = {len(values)})"
+            for (label, values), mean in zip(self.groups.items(), means, strict=True)
+        ]
         bins = np.linspace(*self.limits, _BINS + 1).tolist()
-        for index, (label, values) in enumerate(self.groups.items()):
-            colour, mean = colour_of(index), float(np.mean(values))
-            filled = index == len(self.groups) - 1
-            axes.hist(
-                values, bins=bins, histtype="stepfilled" if filled else "step", color=colour,
-                alpha=0.45 if filled else 1, linewidth=1.6,
-                label=f"{label}: mean {mean:.3f} (n = {len(values)})",
-            )  # fmt: skip
-            axes.axvline(mean, color=colour, linestyle="--", linewidth=1.4)
+        axes.hist(list(self.groups.values()), bins=bins, color=colours, label=labels, rwidth=0.9)
+        for mean, colour in zip(means, colours, strict=True):
+            axes.axvline(mean, color=colour, linestyle="--", linewidth=1.2)
         axes.set(xlabel=self.x_label, ylabel="examples", xlim=self.limits)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         # Above the axes, where it cannot cover bars; the title is above it.
@@ -266,6 +269,19 @@ def to_svg(chart: Chart) -> str:
     return buffer.getvalue()
 
 
+def curve_of(metric: str, series: Series | None) -> Series | None:
+    """Return what charts show of a logged metric: ROUGE and toxicity x 100, others as they are.
+
+    None if there are not two points to connect, or for a KL coefficient that stays the same.
+    """
+    if series is None or len(set(series.steps)) < 2:
+        return None
+    if metric == "objective/kl_coef" and len(set(series.values)) == 1:
+        return None
+    scale = 100 if metric.startswith(("val/rouge", "val/toxicity")) else 1
+    return Series(series.steps, [scale * value for value in series.values])
+
+
 def running_mean(values: Sequence[float]) -> np.ndarray:
     """Return the centred mean over a twentieth of the points; windows shrink at both ends."""
     half = min(max(1, len(values) // 40), (len(values) - 1) // 2)
@@ -277,6 +293,11 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
 def colour_of(index: int) -> str:
     """Return a colour of the palette, which repeats."""
     return PALETTE[index % len(PALETTE)]
+
+
+def _turn(choices: Sequence[str], index: int) -> str:
+    """Return the marker or line that tells apart what has the same colour."""
+    return choices[index // len(PALETTE) % len(choices)]
 
 
 def _height(chart: Chart) -> float:
@@ -303,8 +324,9 @@ def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:
             plot(other, low, high, colors=colour, linewidth=2.2, alpha=0.5)
     if dot.value.low is not None:
         tooltip += f" ({dot.value.low:.2f} to {dot.value.high:.2f})"
-    marker = _MARKERS[dot.colour // len(PALETTE) % len(_MARKERS)]
-    (point,) = axes.plot([x.value], [y.value], marker, color=colour, markersize=6.5, zorder=3)
+    (point,) = axes.plot(
+        [x.value], [y.value], _turn(_MARKERS, dot.colour), color=colour, markersize=6.5, zorder=3
+    )
     point.set_gid(TOOLTIP + tooltip)
 
 

@@ -15,7 +15,6 @@ from metrics.intervals import (
     bootstrap_crossed,
     bootstrap_mean,
     difference_over_runs,
-    share_first,
 )
 from reporting.numbers import ROUGE_LABELS
 from reporting.runs import Key, Run
@@ -84,14 +83,18 @@ class Comparison:
         return sorted(found, key=lambda index: -found[index])
 
     @cached_property
-    def others(self) -> list[int]:
-        """Indices of the groups tested without ROUGE: reward models and classifiers."""
-        return [
-            index
-            for index, group in enumerate(self.groups)
-            if self.estimate(index, HEADLINE) is None
-            and any(name.startswith("test/") for name in group.first.metrics)
-        ]
+    def leaders(self) -> list[int]:
+        """The best of the ranked groups, and those that are not clearly behind it."""
+        return [i for i in self.ranked if i == self.ranked[0] or not self._is_behind(i)]
+
+    def _is_behind(self, index: int) -> bool:
+        """Return whether the best beats a group, by paired difference or separate intervals."""
+        best = self.ranked[0]
+        gap = self.difference(index, best, HEADLINE)
+        if gap is not None:
+            return gap.low is not None and gap.low > 0
+        one, two = (self.estimate(i, HEADLINE) for i in (index, best))
+        return None not in (one, two) and (two.low or 0) > (one.high or 1)  # type: ignore[union-attr]
 
     def _estimate(self, index: int, metric: str) -> Estimate | None:
         """Return a group's mean of a test metric; None if a run lacks it."""
@@ -141,18 +144,6 @@ class Comparison:
             return None
         before, after = (matrix(runs, name, keys) for name in (f"{metric}_before", metric))
         return difference_over_runs(before, after, True)
-
-    @cached_property
-    def share_first(self) -> tuple[float, int] | None:
-        """Share of resamples in which the best group leads, and the number of examples.
-
-        None without other groups or without two examples on which all were tested.
-        """
-        groups = [self.groups[index].runs for index in self.ranked]
-        keys = shared_keys([run for runs in groups for run in runs], HEADLINE)
-        if len(groups) < 2 or len(keys) < 2:
-            return None
-        return share_first([matrix(runs, HEADLINE, keys) for runs in groups], 0), len(keys)
 
     def kl(self, index: int) -> Estimate | None:
         """Return the KL to the reference at the end of PPO, in nats per sequence.

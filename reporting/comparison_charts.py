@@ -1,9 +1,13 @@
-"""Choose the charts of a comparison; every group keeps its colour in all of them."""
+"""Choose the charts of a comparison.
+
+Every group has the colour of its kind, and its own marker and line, in all of them.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from metrics.intervals import Estimate
 from reporting.charts import (
+    PALETTE,
     Chart,
     Curve,
     Curves,
@@ -12,11 +16,13 @@ from reporting.charts import (
     Histogram,
     Scatter,
     Series,
+    curve_of,
     running_mean,
 )
 from reporting.comparison import HEADLINE, LOWER_IS_BETTER, Comparison
 from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.runs import Run
+from reporting.seeds import KINDS
 
 # Title, quantity on y, metric, whether y starts at 0.
 _Layout = Sequence[tuple[str, str, str, bool]]
@@ -26,8 +32,8 @@ _LOSSES: _Layout = (
 )
 _CHOICES: _Layout = (("Validation accuracy", "share of pairs or labels", "val/accuracy", False),)
 _VALIDATION: _Layout = (
-    ("Validation ROUGE-1", "F1", "val/rouge1", True),
-    ("Validation toxicity (lower is better)", "P(toxic)", "val/toxicity", True),
+    ("Validation ROUGE-1", "F1 x 100", "val/rouge1", True),
+    ("Validation toxicity", "x 100, lower is better", "val/toxicity", True),
 )
 _PPO: _Layout = (
     ("Reward", "score of the rollouts", "objective/reward", False),
@@ -71,13 +77,16 @@ def _is_choice(run: Run) -> bool:
 
 
 def _results(comparison: Comparison, metric: str) -> Dots:
-    """Chart a metric of all groups and emphasize the best model."""
+    """Chart a metric of all groups by kind, and emphasize the best model."""
     lower = metric in LOWER_IS_BETTER
-    dots = _dots(comparison, metric, lambda _: Estimate(0.0))
-    found = [dot for dot in dots if dot.colour in comparison.ranked]
-    if len(found) > 1:
-        best = (min if lower else max)(found, key=lambda dot: dot.value.value)
-        dots = [dot._replace(bold=dot is best) for dot in dots]
+    found = _dots(comparison, metric, lambda _: Estimate(0.0))
+    models = {index: found[index].value.value for index in comparison.ranked if index in found}
+    best = (min if lower else max)(models, key=lambda index: models[index], default=None)
+    dots: list[Dot | str] = []
+    for kind, name in enumerate(KINDS):
+        own = {i: dot for i, dot in found.items() if comparison.groups[i].kind == kind}
+        dots += [name] if own else []
+        dots += [dot._replace(bold=i == best and len(models) > 1) for i, dot in own.items()]
     label = f"x 100, {'lower' if lower else 'higher'} is better; 95 % intervals"
     return Dots(ROUGE_LABELS.get(metric, metric), label, dots)
 
@@ -96,10 +105,10 @@ def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
 
     for title, label, find_x in (
         ("trained weights", "trained weights", trained),
-        ("toxicity", "toxicity x 100 (left is better)", toxicity),
+        ("toxicity", "toxicity x 100, lower is better", toxicity),
     ):
         dots = _dots(comparison, HEADLINE, find_x)
-        models = [dot for dot in dots if comparison.groups[dot.colour].first.has_model]
+        models = [dot for i, dot in dots.items() if comparison.groups[i].first.has_model]
         if len(models) > 1:
             is_log = find_x is trained
             yield Scatter(f"{name} and {title}", label, f"{name} x 100", models, is_log)
@@ -107,16 +116,23 @@ def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
 
 def _dots(
     comparison: Comparison, metric: str, find_x: Callable[[int], Estimate | None]
-) -> list[Dot]:
-    scale = unit_of(metric).scale
-    dots = []
+) -> dict[int, Dot]:
+    """Return the dots of the groups that have both values, by index."""
+    scale, colours = unit_of(metric).scale, _colours(comparison)
+    dots = {}
     for index, label in enumerate(comparison.labels):
         found, x = comparison.estimate(index, metric), find_x(index)
         if found is not None and x is not None:
             runs = [scale * one for one in comparison.run_values(index, metric)]
             runs = runs if len(runs) > 1 else []
-            dots.append(Dot(label, index, found.scaled(scale), runs, x))
+            dots[index] = Dot(label, colours[index], found.scaled(scale), runs, x)
     return dots
+
+
+def _colours(comparison: Comparison) -> list[int]:
+    """Return each group's position in the repeated palette: its kind, and its place among them."""
+    kinds = [group.kind for group in comparison.groups]
+    return [kind + len(PALETTE) * kinds[:i].count(kind) for i, kind in enumerate(kinds)]
 
 
 def _reward_over_kl(comparison: Comparison) -> Iterator[Curves]:
@@ -134,11 +150,15 @@ def _reward_over_kl(comparison: Comparison) -> Iterator[Curves]:
 
 
 def _toxicity_changes(comparison: Comparison) -> Iterator[Histogram]:
-    """Chart the toxicity of the test summaries before and after PPO or DPO."""
-    for run in comparison.runs:
-        before, after = (list(run.values(f"toxicity{end}").values()) for end in ("_before", ""))
+    """Chart the toxicity of the test summaries before and after PPO or DPO, of all seeds."""
+    for group in comparison.groups:
+        before, after = (
+            [100 * value for run in group.runs for value in run.values(f"toxicity{end}").values()]
+            for end in ("_before", "")
+        )
         if before and after:
-            yield Histogram(run.name, "P(toxic) of a summary", {"before": before, "after": after})
+            groups = {"before": before, "after": after}
+            yield Histogram(group.label, "toxicity x 100 of one summary", groups)
 
 
 def _curves(
@@ -147,9 +167,7 @@ def _curves(
     for title, y_label, metric, from_zero in layout:
         curves = []
         for run, label, colour in _labelled(comparison, wanted):
-            curve = run.curves.get(metric)
-            flat = metric == "objective/kl_coef" and curve and len(set(curve.values)) == 1
-            if curve is not None and len(set(curve.steps)) > 1 and not flat:
+            if curve := curve_of(metric, run.curves.get(metric)):
                 curves.append(Curve(label, curve, colour))
         if curves:
             yield Curves(title, y_label, curves, from_zero)
@@ -159,7 +177,7 @@ def _labelled(
     comparison: Comparison, wanted: Callable[[Run], bool]
 ) -> Iterator[tuple[Run, str, int]]:
     """Yield runs with their group's label, on its first run only, and colour."""
-    for index, group in enumerate(comparison.groups):
+    for group, colour in zip(comparison.groups, _colours(comparison), strict=True):
         for number, run in enumerate(group.runs):
             if wanted(run):
-                yield run, "" if number else group.label, index
+                yield run, "" if number else group.label, colour

@@ -71,9 +71,8 @@ def make_markdown(comparison: Comparison) -> str:
     if results.rows:
         parts += [markdown_table(results.texts_with_notes, left=("run", "notes"))]
         parts += [describe_results(comparison)]
-    if comparison.others:
-        parts += ["## Reward models and classifiers"]
-        parts += [markdown_table(make_other_results(comparison).texts)]
+    if (others := make_other_results(comparison)).rows:
+        parts += ["## Reward models and classifiers", markdown_table(others.texts)]
     differences = make_differences(comparison, comparison.baseline)
     if differences.rows:
         label = escape_markdown(comparison.labels[comparison.baseline])

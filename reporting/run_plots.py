@@ -6,15 +6,24 @@ from typing import Any
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
 from metrics.preferences import accuracy_by_distance, calibrate_pairs, group_rewards
-from reporting.charts import Curve, Curves, Dot, Dots, Histogram, Reliability, save_charts
+from reporting.charts import (
+    Curve,
+    Curves,
+    Dot,
+    Dots,
+    Histogram,
+    Reliability,
+    curve_of,
+    save_charts,
+)
 from reporting.runs import read_series
 
 # Title, quantity on y, whether y starts at 0, and the metrics by label.
-_TOXICITY = ("Validation toxicity", "P(hate)", True, {"toxicity": "val/toxicity"})
+_TOXICITY = ("Validation toxicity", "x 100, lower is better", True, {"toxicity": "val/toxicity"})
 _LEARNING = (
-    ("Loss", "nats, mean", False, {"train": "train/loss", "validation": "val/loss"}),
-    ("Validation ROUGE", "F1", True, {"rouge1": "val/rouge1", "rouge2": "val/rouge2",
-                                      "rougeL": "val/rougeL", "rougeLsum": "val/rougeLsum"}),
+    ("Loss", "nats", False, {"train": "train/loss", "validation": "val/loss"}),
+    ("Validation ROUGE", "F1 x 100", True,
+     {"ROUGE-1": "val/rouge1", "ROUGE-2": "val/rouge2", "ROUGE-L": "val/rougeL"}),
     _TOXICITY,
     ("Validation accuracy", "share", False, {"accuracy": "val/accuracy", "macro-F1": "val/f1"}),
     # DPO
@@ -58,12 +67,12 @@ def draw_run(folder: RunFolder) -> None:
     save("learning_curves.png", "learning curves", *_make_panels(logged, _LEARNING))
     if read_series(logged, "objective/reward").steps:
         save("ppo.png", "PPO", *_make_panels(logged, _PPO), columns=4)
-    if rouge := _take_columns(examples, {"rouge1": "rouge1", "rougeL": "rougeL"}):
-        chart = Histogram("", "ROUGE F1 of one example", rouge)
+    if rouge := _take_columns(examples, {"ROUGE-1": "rouge1", "ROUGE-L": "rougeL"}, 100):
+        chart = Histogram("", "ROUGE F1 x 100 of one example", rouge)
         save("rouge_per_example.png", "ROUGE of the test examples", chart)
-    toxicity = _take_columns(examples, {"before": "toxicity_before", "after": "toxicity"})
+    toxicity = _take_columns(examples, {"before": "toxicity_before", "after": "toxicity"}, 100)
     if "before" in toxicity:
-        chart = Histogram("", "P(hate) of one generated summary", toxicity)
+        chart = Histogram("", "toxicity x 100 of one summary", toxicity)
         save("toxicity_before_after.png", "toxicity before and after", chart)
     calibration: Calibration | None = None
     if _take_columns(examples, {"": "rewards"}):
@@ -94,8 +103,11 @@ def _make_panels(
     """Return the panels for which metrics.csv has at least one curve of two points."""
     panels = []
     for title, y_label, from_zero, names in layout:
-        found = {label: read_series(rows, name) for label, name in names.items()}
-        found = {label: series for label, series in found.items() if len(series.steps) > 1}
+        found = {
+            label: series
+            for label, name in names.items()
+            if (series := curve_of(name, read_series(rows, name)))
+        }
         if found:
             curves = [
                 Curve(label if len(found) > 1 else "", series, place)
@@ -106,11 +118,11 @@ def _make_panels(
 
 
 def _take_columns(
-    examples: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+    examples: Sequence[Mapping[str, Any]], names: Mapping[str, str], scale: int = 1
 ) -> dict[str, list[Any]]:
     """Return the columns that every row of predictions.jsonl has, by label."""
     return {
-        label: [row[name] for row in examples]
+        label: [scale * row[name] for row in examples]
         for label, name in names.items()
         if examples and all(name in row for row in examples)
     }

@@ -10,11 +10,14 @@ from reporting.runs import Run
 
 # Settings of a single run: where it is stored and how it was started, not what it learned.
 _IGNORED = (
-    "seed_everything", "data.init_args.seed", "run_dir", "resume", "overwrite", "ckpt_path",
+    "seed_everything", "data.seed", "run_dir", "resume", "overwrite", "ckpt_path",
     "weights_only", "verbose", "checkpoint.dirpath", "checkpoint.verbose",
     "trainer.default_root_dir", "trainer.logger",
 )  # fmt: skip
 _SEED = "{seed}"
+
+KINDS = ("prompting", "supervised", "preferences and RL", "reward models", "no model")
+"""Kinds of methods, in the order of tables and charts; each has a colour of the palette."""
 
 
 class Group(NamedTuple):
@@ -29,13 +32,25 @@ class Group(NamedTuple):
         return self.runs[0]
 
     @property
+    def kind(self) -> int:
+        """Position of the method's kind in `KINDS`."""
+        if not self.first.has_model:
+            return 4
+        if self.first.method in ("ppo", "dpo") or "objective/reward" in self.first.curves:
+            return 2
+        tests = {name for name in self.first.metrics if name.startswith("test/")}
+        if tests and tests.isdisjoint(("test/rouge1", "test/toxicity")):
+            return 3
+        return 0 if self.first.trainable == 0 else 1
+
+    @property
     def by_seed(self) -> dict[int | None, Run]:
         """The runs by seed, sorted."""
         return {run.seed: run for run in sorted(self.runs, key=lambda run: run.seed or 0)}
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group runs of the same method and settings, in the order of first appearance.
+    """Group runs of the same method and settings, by kind and in the order of first appearance.
 
     A run without a seed, or with a seed that its group already has, gets a group of its own.
     """
@@ -48,18 +63,21 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         found.setdefault(key, []).append(run)
     labels = [_label(members) for members in found.values()]
     counts = Counter(labels)
-    return [
+    groups = [
         Group(members[0].name if counts[label] > 1 else label, tuple(members))
         for label, members in zip(labels, found.values(), strict=True)
     ]
+    return sorted(groups, key=lambda group: group.kind)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted names, e.g. "model.init_args.r"; a list is one value."""
+    """Return settings by their names on the command line, e.g. "model.r"."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, prefix if name == "init_args" else f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat
@@ -84,17 +102,17 @@ def mask_seed(text: str, seed: int | None) -> str:
     return re.sub(rf"(?i)(?<![a-z0-9.])(?:seed|s)?[-_=]?{seed}(?![a-z0-9.])", _SEED, text)
 
 
-def find_differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
-    """Find the settings that differ between runs that have them.
+def find_differences(groups: Sequence[Group]) -> dict[str, dict[str, list[Group]]]:
+    """Find the settings that differ between groups that have them.
 
     Returns:
-        For each such setting its values as JSON, each with the names of its runs.
+        For each such setting its values as JSON, each with its groups.
     """
-    found: dict[str, dict[str, list[str]]] = {}
-    for run in runs:
-        for name, value in settings(run).items():
+    found: dict[str, dict[str, list[Group]]] = {}
+    for group in groups:
+        for name, value in settings(group.first).items():
             text = value if isinstance(value, str) else json.dumps(value, default=str)
-            found.setdefault(name, {}).setdefault(text, []).append(run.name)
+            found.setdefault(name, {}).setdefault(text, []).append(group)
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -113,5 +131,6 @@ def _label(members: Sequence[Run]) -> str:
 
 def _without_seed(name: str) -> str:
     """Remove the placeholder from a name; of a path, keep the last part that is left."""
-    parts = [part.replace(_SEED, "").strip("-_. ") for part in name.split("/")]
+    pattern = rf"[-_. ]*{re.escape(_SEED)}"
+    parts = [re.sub(pattern, "", part).strip("-_. ") for part in name.split("/")]
     return next((part for part in reversed(parts) if part), "")

@@ -19,7 +19,7 @@ from reporting.numbers import (
     is_clear,
     unit_of,
 )
-from reporting.runs import Run
+from reporting.seeds import KINDS
 
 
 class Cell(NamedTuple):
@@ -38,6 +38,7 @@ class Cell(NamedTuple):
 
 
 EMPTY = Cell("-")
+_CHOOSING = KINDS.index("reward models")
 MakeCell = Callable[[Comparison, int], Cell]
 
 
@@ -104,7 +105,7 @@ def make_results(comparison: Comparison) -> Table:
     tested = [
         index
         for index, group in enumerate(comparison.groups)
-        if index not in comparison.others and "not tested" not in list_notes(group.first)
+        if group.kind != _CHOOSING and any(n.startswith("test/") for n in group.first.metrics)
     ]
     return _make_table(comparison, _COLUMNS, tested)
 
@@ -112,7 +113,8 @@ def make_results(comparison: Comparison) -> Table:
 def make_other_results(comparison: Comparison) -> Table:
     """Tabulate the results of reward models and classifiers, which have no ROUGE."""
     names: dict[str, None] = {}
-    for index in comparison.others:
+    others = [i for i, group in enumerate(comparison.groups) if group.kind == _CHOOSING]
+    for index in others:
         names |= dict.fromkeys(comparison.groups[index].first.metrics)
     tests = [name.removeprefix("test/") for name in names if name.startswith("test/")]
     columns = []
@@ -121,7 +123,7 @@ def make_other_results(comparison: Comparison) -> Table:
             lower = name in ("loss", "ece")
             title = name.replace("_", " ") + (" ↓" if lower else "")
             columns.append(Column(name, title, -1 if lower else 1, _metric(name, Unit(1, 3))))
-    return _make_table(comparison, [_COLUMNS[0], *columns, *_COSTS], comparison.others)
+    return _make_table(comparison, [_COLUMNS[0], *columns, *_COSTS], others)
 
 
 def make_toxicity(comparison: Comparison) -> Table:
@@ -162,7 +164,7 @@ def make_differences(comparison: Comparison, before: int) -> Table:
     columns = [_COLUMNS[0]]
     for metric in COMPARED:
         better = -1 if metric in LOWER_IS_BETTER else 1
-        label = ROUGE_LABELS.get(metric, metric)
+        label = ROUGE_LABELS.get(metric, metric) + (" ↓" if better < 0 else "")
         columns.append(Column(metric, label, better, make_gap(metric, better)))
     found = _make_table(comparison, columns, range(len(comparison.groups)), members=False)
     rows = [row for row in found.rows if any(cell.estimate for cell in row.cells)]
@@ -172,31 +174,13 @@ def make_differences(comparison: Comparison, before: int) -> Table:
 def describe_results(comparison: Comparison) -> str:
     """Describe the numbers of the results table."""
     several = any(len(group.runs) > 1 for group in comparison.groups)
-    seeds = " Rows of several seeds: mean over runs, interval over runs and dialogues."
+    seeds = " Rows of several runs: mean over seeds, interval over seeds and dialogues."
     return (
         "ROUGE F1 (mean over a dialogue's references) and toxicity x 100 on the test split, with "
         "95 % bootstrap intervals over the dialogues. Reward: raw logit. KL: to the reference at "
         "the end of PPO, in nats per sequence. Time: of the training, or of the test if nothing is "
         "trained. Memory: peak of the GPU's tensors, or of the process on a CPU." + seeds * several
     )
-
-
-def list_notes(run: Run) -> list[str]:
-    """List what is special about a run."""
-    notes = []
-    if run.summary.get("method") == "human":
-        notes.append("each reference against the others")
-    elif not run.has_model:
-        notes.append("no model")
-    elif run.trainable == 0:
-        notes.append("no training")
-    data = (run.summary.get("data") or {}).get("test") or {}
-    wanted, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
-    if fitted < wanted:  # rounded down: 2.96 of 3 are not all of them
-        notes.append(f"{math.floor(10 * fitted) / 10:.1f} of {wanted} examples fit")
-    if not any(name.startswith("test/") for name in run.metrics):
-        notes.append("not tested")
-    return notes
 
 
 def _make_table(
@@ -247,10 +231,19 @@ def _change_of(key: str) -> MakeCell:
 
 
 def _name(comparison: Comparison, index: int) -> Cell:
+    """Name a group, with its kind, whether it is the best and what is special about it."""
     group = comparison.groups[index]
-    seeds = [f"{len(group.runs)} seeds"] if len(group.runs) > 1 else []
-    notes = "; ".join(seeds + list_notes(group.first))
-    return Cell(group.label, (notes,) if notes else ())
+    notes = [] if group.kind == _CHOOSING else [KINDS[group.kind]]
+    is_best = index in comparison.leaders and len(comparison.ranked) > 1
+    if is_best:
+        notes.append("best" if len(comparison.leaders) == 1 else "tied for best")
+    if group.first.method == "human":
+        notes.append("each reference against the others")
+    data = (group.first.summary.get("data") or {}).get("test") or {}
+    wanted, fitted = data.get("shots_asked", 0), data.get("shots_fitted_mean", 0)
+    if fitted < wanted:  # rounded down: 2.96 of 3 are not all of them
+        notes.append(f"{math.floor(10 * fitted) / 10:.1f} of {wanted} examples fit")
+    return Cell(group.label, tuple(filter(None, ["; ".join(notes)])), kind="winner" * is_best)
 
 
 def _examples(comparison: Comparison, index: int) -> Cell:
@@ -273,8 +266,7 @@ def _cost(key: str, style: Callable[[float], str]) -> MakeCell:
         if not values:
             return EMPTY
         mean = sum(values) / len(values)
-        low, high = style(min(values)), style(max(values))
-        return Cell(style(mean), (f"{low} to {high}",) if low != high else (), mean)
+        return Cell(style(mean), sort=mean)
 
     return make
 

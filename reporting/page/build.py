@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reporting.answer import find_answer
 from reporting.charts import to_svg
 from reporting.comparison import COMPARED, HEADLINE, Comparison
-from reporting.comparison_charts import is_ppo, list_charts
+from reporting.comparison_charts import list_charts
 from reporting.numbers import ROUGE_LABELS, unit_of
 from reporting.page.examples import list_examples
 from reporting.page.inline_svg import inline_svg
@@ -21,7 +21,6 @@ from reporting.page.rollouts import list_rollouts
 from reporting.seeds import find_differences, flatten
 from reporting.table import (
     describe_results,
-    list_notes,
     make_differences,
     make_other_results,
     make_results,
@@ -78,10 +77,9 @@ def build_page(comparison: Comparison, command: str = "") -> str:
         caption=describe_results(comparison),
         differences={place: table for place, table in tables.items() if table.rows},
         has_texts=bool(examples["runs"]),
-        has_ppo=any(map(is_ppo, comparison.runs)),
-        settings=find_differences(comparison.runs),
+        has_rollouts=bool(rollouts),
+        settings=find_differences(groups),
         versions=list_versions(comparison),
-        notes={run.name: "; ".join(list_notes(run)) for run in comparison.runs},
     )
     # A name may hold half a surrogate pair, which cannot be encoded.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -100,14 +98,17 @@ def list_facts(comparison: Comparison) -> dict[str, str]:
     configs = [flatten(run.config) for run in ranked]
     found = [run.metrics.get(f"test/{HEADLINE}") for run in ranked]
     sizes = [one.n for one in found if one and one.n] or [0]
+    seeds = [len(comparison.groups[index].runs) for index in comparison.ranked] or [1]
     facts = {
-        "data": _join([c.get("data.init_args.source", c.get("source")) for c in configs]),
+        "data": _join([
+            c.get("data.dialogues") or c.get("data.source", c.get("source")) for c in configs
+        ]),
         "model": _join([run.summary.get("backbone") for run in ranked]),
         "test dialogues": " to ".join(f"{n:,}" for n in sorted({min(sizes), max(sizes)}) if n),
-        "runs": str(len(runs)),
+        "seeds per method": " to ".join(map(str, sorted({min(seeds), max(seeds)}))),
         "last run": max(run.date for run in runs).isoformat(),
         "commit": list_versions(comparison).get("alignsum", ""),
-    }
+    }  # fmt: skip
     return {name: value for name, value in facts.items() if value}
 
 
@@ -125,4 +126,6 @@ def list_versions(comparison: Comparison) -> dict[str, str]:
 
 
 def _join(values: list[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in values if value))
+    """List different values, at most three."""
+    found = list(dict.fromkeys(str(value) for value in values if value))
+    return ", ".join(found if len(found) < 4 else [*found[:2], f"{len(found) - 2} more"])

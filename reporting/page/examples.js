@@ -108,7 +108,7 @@ function startExamples() {
     runs.forEach((run, place) => {
       if (!shown.has(place) || run.texts[i] === null) return;
       texts.append(make("div", { "data-run": run.name },
-        make("dt", {}, make("i", { class: `key c${run.colour % 8}` }), run.name,
+        make("dt", {}, make("i", { class: `key c${run.colour}` }), run.name,
           make("small", {}, describeScores(run, i))),
         make("dd", {}, ...markText(run.texts[i], run.overlap[i], run.names[i]))));
     });
@@ -150,7 +150,7 @@ function startExamples() {
       choose();
     });
     byId("shown-runs").append(make("label", { class: "check" }, box,
-      make("span", {}, make("i", { class: `key c${run.colour % 8}` }), run.name)));
+      make("span", {}, make("i", { class: `key c${run.colour}` }), run.name)));
   });
   let waiting = 0;
   controls.query.addEventListener("input", () => {

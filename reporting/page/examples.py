@@ -37,11 +37,12 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
     for end in ("", "_before"):
         for index, group in enumerate(comparison.groups):
             for run in group.runs:
-                column = _describe(run, end, index, list(order), known)
+                column = _describe(run, end, list(order), known)
+                column |= {"group": index, "colour": group.kind}
                 same = any(column["texts"] == other["texts"] for other in columns)
                 if any(text is not None for text in column["texts"]) and not (end and same):
                     columns.append(column)
-    columns.sort(key=lambda column: column["colour"])
+    columns.sort(key=lambda column: column["group"])
     return {
         "ids": [identity for identity, _ in order],
         "dialogues": [str(row.get("dialogue") or "") for row in order.values()],
@@ -51,7 +52,7 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
 
 
 def _describe(
-    run: Run, end: str, index: int, keys: Sequence[Key], known: Sequence[Set[Stem]]
+    run: Run, end: str, keys: Sequence[Key], known: Sequence[Set[Stem]]
 ) -> dict[str, Any]:
     """Return a run's texts, or those from before PPO, example by example."""
     rows = [run.rows.get(key) or {} for key in keys]
@@ -61,7 +62,6 @@ def _describe(
     }
     return {
         "name": f"{run.name} (before)" if end else run.name,
-        "colour": index,
         "texts": texts,
         "scores": {metric: column for metric, column in scores.items() if set(column) != {None}},
         "overlap": [

@@ -43,7 +43,7 @@ def list_rollouts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[st
             except (ValueError, KeyError, TypeError, OSError) as error:
                 problems.append(f"{path}: shown without this batch: {error!r}")
         if batches:
-            clip = round_number(flatten(run.config).get("model.init_args.ppo.clip"))
+            clip = round_number(flatten(run.config).get("model.ppo.clip"))
             found.append({"name": run.name, "clip": clip, "total": len(files), "batches": batches})
     return found, problems
 

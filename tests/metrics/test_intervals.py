@@ -11,8 +11,6 @@ from metrics.intervals import (
     bootstrap_std,
     difference_over_runs,
     paired_change,
-    resample_runs,
-    share_first,
 )
 
 
@@ -194,15 +192,6 @@ def test_pairing_by_seed_takes_what_the_seeds_share_out() -> None:
     assert apart.value == pytest.approx(0.05)
     assert apart.low is not None
     assert apart.low < 0
-
-
-def test_share_first_counts_resamples() -> None:
-    low, high = make_runs(1, 50, 0), make_runs(1, 50, 0) + 1
-    assert share_first([high, low], 0) == 1
-    assert share_first([high, low], 1) == 0
-    assert share_first([low, low], 0) == 0.5
-    one, two = resample_runs([low, high - 1])
-    assert share_first([low, high - 1], 0) == pytest.approx((one > two).mean())
 
 
 def test_what_has_no_interval_and_what_has_no_mean() -> None:

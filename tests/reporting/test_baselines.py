@@ -95,7 +95,7 @@ def test_two_run_folders_that_the_table_reads(tmp_path: Path) -> None:
         ["human", "20"], ["lead_3", "20"],
     ]  # fmt: skip
     assert "time" not in titles
-    assert [row[-1] for row in rows] == ["each reference against the others", "no model"]
+    assert [row[-1] for row in rows] == ["no model; each reference against the others", "no model"]
 
 
 def test_a_run_is_only_replaced_when_told_to(

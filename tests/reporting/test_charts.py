@@ -19,6 +19,8 @@ from reporting.charts import (
     Dots,
     Scatter,
     Series,
+    colour_of,
+    curve_of,
     running_mean,
     save_charts,
     to_svg,
@@ -61,7 +63,7 @@ def test_ppo_charts_show_reward_over_kl_and_toxicity_before_and_after(tmp_path: 
     smooth = [running_mean(run.curves[f"objective/{name}"].values) for name in ("kl", "reward")]
     assert [list(part) for part in found.curves[0].series] == [p[::2].tolist() for p in smooth]
     (histogram,) = charts["toxicity"]
-    assert histogram.groups["after"] == values["toxicity"]
+    assert histogram.groups["after"] == [100 * value for value in values["toxicity"]]
     assert sum(histogram.groups["before"]) > sum(histogram.groups["after"])
 
 
@@ -77,13 +79,35 @@ def test_trade_offs_have_costs_on_x(tmp_path: Path) -> None:
         assert dot.value.value == pytest.approx(100 * sum(own["rouge1"]) / 20)
 
 
-def test_the_best_model_is_bold_and_lower_toxicity_is_better(tmp_path: Path) -> None:
+def test_methods_are_grouped_by_kind_and_the_best_one_is_bold(tmp_path: Path) -> None:
     good, bad = draw_values(0, 20, 0.3), draw_values(1, 20, 0.6)
-    paths = [write_run(tmp_path / "a", good), write_run(tmp_path / "b", bad, "full_ft")]
+    ppo = write_ppo(tmp_path / "ppo", draw_values(2, 20, 0.5))
+    paths = [ppo, write_run(tmp_path / "a", good), write_run(tmp_path / "b", bad, "full_ft")]
     charts = {chart.title: chart for chart in list_charts(compare(*paths))["results"]}
-    assert [dot.label for dot in charts["ROUGE-1"].dots if dot.bold] == ["b"]
-    assert [dot.label for dot in charts["toxicity"].dots if dot.bold] == ["a"]
+    shown = [dot if isinstance(dot, str) else dot.label for dot in charts["ROUGE-1"].dots]
+    assert shown == ["supervised", "a", "b", "preferences and RL", "ppo"]
+    dots = {name: [d for d in chart.dots if isinstance(d, Dot)] for name, chart in charts.items()}
+    assert [dot.label for dot in dots["ROUGE-1"] if dot.bold] == ["b"]
+    assert [dot.label for dot in dots["toxicity"] if dot.bold] == ["a"]
+    a, b, ppo_colour = (colour_of(dot.colour) for dot in dots["ROUGE-1"])
+    assert a == b != ppo_colour
     assert "lower is better" in charts["toxicity"].x_label
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "shown"),
+    [
+        ("val/rouge1", [0.25, 0.5], [25, 50]),
+        ("val/loss", [0.25, 0.5], [0.25, 0.5]),
+        ("objective/kl_coef", [0.7, 0.7], None),
+        ("val/rouge1", [0.5], None),
+    ],
+)
+def test_curves_are_in_the_units_of_the_tables(
+    metric: str, values: list[float], shown: list[float] | None
+) -> None:
+    curve = curve_of(metric, Series(range(len(values)), values))
+    assert (curve and curve.values) == shown
 
 
 def test_losses_of_tokens_and_choices_do_not_share_a_chart(tmp_path: Path) -> None:

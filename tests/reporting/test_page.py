@@ -147,8 +147,7 @@ def test_costs_are_those_of_the_summaries(page: Page) -> None:
         for cell, texts in page.cells
         if cell["data-of"] == "value"
     }
-    # 101, 102 and 103 s.
-    assert costs["lora", "seconds"] == ["1 min 42 s", "1 min 41 s to 1 min 43 s"]
+    assert costs["lora", "seconds"] == ["1 min 42 s"]  # of 101, 102 and 103 s
     assert costs["lora_s2", "seconds"] == ["1 min 42 s"]
     assert costs["full_ft", "trainable"] == ["57,344", "3.43 %"]
     assert costs["full_ft", "peak_memory_bytes"] == ["1.00 GiB"]
@@ -164,13 +163,12 @@ def test_the_first_screen_answers_and_says_what_it_is_about(runs: Path, page: Pa
     parts = (own.value, own.low, own.high, gap.value, gap.low, gap.high)
     assert numbers == [f"{100 * part:z.1f}" for part in parts if part is not None]
     assert page.paragraphs["best"].startswith("No clear winner: full_ft and ppo are")
-    assert "of resamples of 40 dialogues, 1 to 3 seeds per method" in evidence
     facts = page.paragraphs["facts"]
     for fact in (
         "data mini",
         "model tiny",
         "test dialogues 40",
-        "runs 6",
+        "seeds per method 1 to 3",
         "commit d2d5d73577-dirty",
     ):
         assert fact in " ".join(facts.split())

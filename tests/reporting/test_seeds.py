@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reporting.runs import read_runs
-from reporting.seeds import find_differences, group_runs, mask_seed
+from reporting.seeds import find_differences, flatten, group_runs, mask_seed
 from tests.reporting.run_folders import draw_values, write_run
 
 VALUES = draw_values(0, 4)
@@ -76,8 +76,21 @@ def test_settings_differ_only_among_runs_that_have_them(tmp_path: Path) -> None:
     one = write(tmp_path / "one", 1, r=16, target_modules=["q"], adapter="runs/1/x")
     two = write(tmp_path / "two", 2, r=8, target_modules=["q"], adapter="runs/2/x", dora=True)
     three = write(tmp_path / "three", 3, r=8, adapter=None)
-    runs, _ = read_runs([one, two, three])
-    assert find_differences(runs) == {
-        "model.init_args.r": {"16": ["one"], "8": ["two", "three"]},
-        "model.init_args.adapter": {"runs/{seed}/x": ["one", "two"], "null": ["three"]},
+    four = write(tmp_path / "four", 4, r=8, adapter=None)
+    runs, _ = read_runs([one, two, three, four])
+    found = {
+        name: {value: [group.label for group in groups] for value, groups in values.items()}
+        for name, values in find_differences(group_runs(runs)).items()
     }
+    assert found == {
+        "model.r": {"16": ["one"], "8": ["two", "lora"]},
+        "model.adapter": {"runs/{seed}/x": ["one", "two"], "null": ["lora"]},
+    }
+
+
+def test_settings_have_their_names_on_the_command_line() -> None:
+    callbacks = [{"class_path": "A", "init_args": {"x": 1}}]
+    config = {"trainer": {"callbacks": callbacks}, "model": {"init_args": {"targets": ["q"]}}}
+    assert flatten(config) == {
+        "trainer.callbacks.0.class_path": "A", "trainer.callbacks.0.x": 1, "model.targets": ["q"],
+    }  # fmt: skip

@@ -50,7 +50,7 @@ def show(tmp_path: Path, *runs: Path, top: int = 10) -> str:
 def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / "ppo"), write_run(tmp_path / "lora", False)]
     runs, _ = read_runs(paths)
-    titles, ppo, lora = make_toxicity(Comparison(runs)).texts
+    titles, lora, ppo = make_toxicity(Comparison(runs)).texts
     assert titles == ["run", "n", "toxicity", "standard deviation", "over 0.5", "reward"]
     changes = [runs[0].metrics[f"test/{key}_change"] for key in ("toxicity", "toxic_share")]
     assert ppo[1:3] == ["4", f"55.0 → 40.0\n{format_both(changes[0], sign=True)}"]
