@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -77,13 +78,14 @@ class DecoderOnly(Backbone):
 
     def read(self, prompts: Prompts) -> Prefix:
         """Read each prompt once, and keep its keys and values for all of its responses."""
-        prefix = self._split(prompts)
-        # A layer that is recomputed in the backward pass would extend a cache twice.
-        layers = self.base.modules() if self.base.training else ()
-        recomputes = any(getattr(each, "gradient_checkpointing", False) for each in layers)
-        if recomputes or not self.caches_exactly:
-            return prefix
-        return self._read(prefix)
+        prefix, shares = self._split(prompts), self.caches_exactly
+        for part in self.base.modules():
+            # A layer that is computed again for the backward pass would extend a cache twice. FSDP
+            # gathers its weights for that pass by a hook on its output, which a cache bypasses.
+            recomputes = self.base.training and getattr(part, "gradient_checkpointing", False)
+            bypasses = torch.is_grad_enabled() and isinstance(part, FSDPModule)
+            shares = shares and not (recomputes or bypasses)
+        return self._read(prefix) if shares else prefix
 
     def score(
         self,
@@ -106,9 +108,8 @@ class DecoderOnly(Backbone):
         self, context: Prefix, settings: Sampling, value_head: ValueHead | None = None
     ) -> Samples:
         """Sample one response for each row of a context from the full distribution."""
-        decoder = _Decoder(self, context)
         return sample_responses(
-            decoder, context.last, settings, self.eos_id, self.pad_id, value_head
+            _Decoder(self, context), context.last, settings, self.eos_id, self.pad_id, value_head
         )
 
     def token_loss(self, batch: Mapping[str, Any]) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
@@ -119,8 +120,7 @@ class DecoderOnly(Backbone):
         before = labels.masked_fill(~places, self.pad_id)[:, :-1]
         inputs = torch.cat([prefix.last[:, None], before], dim=1)
         logits, _ = self._decode(prefix, inputs, places)
-        loss_sum = F.cross_entropy(logits.float(), labels[places], reduction="sum")
-        return loss_sum, places.sum()
+        return F.cross_entropy(logits.float(), labels[places], reduction="sum"), places.sum()
 
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Any], decoding: Decoding) -> list[str]:
