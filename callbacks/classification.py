@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from sklearn.metrics import f1_score
+from torch import tensor
+from torchmetrics.functional.classification import multiclass_f1_score
 
 from callbacks.text_metric import Row, RowCollector, log_estimates, to_rows, write_predictions
 from common.run_folder import RunFolder
@@ -56,9 +57,10 @@ def predict(row: Row) -> int:
 def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
     """Return the metrics of gathered rows."""
     true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
-    numbers = list(range(len(labels)))
     # A label that neither occurs nor is predicted counts as 1, not as 0.
-    f1 = f1_score(true, predicted, labels=numbers, average=None, zero_division=1.0)
+    f1 = multiclass_f1_score(
+        tensor(predicted), tensor(true), len(labels), average="none", zero_division=1.0
+    )
     n, calibration = len(rows), calibrate_labels(rows)
     return {
         "accuracy": bootstrap_mean([float(a == b) for a, b in zip(true, predicted, strict=True)]),

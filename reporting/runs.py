@@ -169,7 +169,7 @@ def _read_classifier(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(settings, dict) or not settings.get("model"):
         return {}
     path = expand(settings["model"])
-    defaults = {"label": "nothate", "toxic_label": "hate", "with_dialogue": False}
+    defaults = {"label": "nothate", "toxic_label": "hate"}
     return {
         "model": str(path.resolve()) if path.is_dir() else settings["model"],
         **{name: settings.get(name, default) for name, default in defaults.items()},

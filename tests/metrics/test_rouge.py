@@ -7,7 +7,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from benchmarks.dialogsum import FOLDER, read_dialogsum
-from metrics.rouge import Rouge, rouge
+from metrics.rouge import rouge
 from metrics.rouge_scores import KEYS, score_rouge, split_sentences, tokenize
 
 MAT = "the cat sat on the mat"
@@ -107,23 +107,6 @@ def test_examples_that_do_not_pair_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         score_rouge(predictions, references)
-
-
-def test_the_metric_collects_over_batches_and_starts_again() -> None:
-    metric = Rouge()
-    metric.update(["the cat sat", "dog"], [[MAT], [MAT, "dog"]])
-    metric.update([], [])
-    metric.update([MAT], [[MAT]])
-    values = metric.per_example()
-    assert values["rouge1"] == pytest.approx([2 / 3, 1 / 2, 1])
-    assert values["rouge1_best"] == pytest.approx([2 / 3, 1, 1])
-    means = metric.compute()
-    assert set(means) == set(metric.estimates()) == set(values)
-    assert means["rouge1"].item() == pytest.approx(13 / 18, abs=1e-12)
-    assert metric.estimates()["rouge1"][:2] == (pytest.approx(13 / 18), 3)
-    metric.reset()
-    metric.update(["running fast"], [["run fast"]])
-    assert metric.per_example() == {key: [1.0] for key in KEYS}
 
 
 def test_the_reward_function() -> None:
