@@ -22,6 +22,7 @@ from alignsum.overlays import first_config
 from alignsum.run_rules import (
     choose_weights,
     find_folder_problems,
+    find_login_problem,
     find_monitor_problem,
     find_trainer_problems,
     warn_of_minibatches,
@@ -83,7 +84,8 @@ class AlignsumCLI(LightningCLI):
             seed_everything_default=42,
             save_config_callback=None,  # added in instantiate_trainer
             # The datamodule distributes the rows over the ranks itself, each row exactly once.
-            trainer_defaults={"use_distributed_sampler": False},
+            # BaseModule logs what it trains in one line.
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             parser_kwargs={**quiet, **{name: dict(quiet) for name in self.subcommands()}},
             args=list(prepared),
         )
@@ -162,6 +164,8 @@ class AlignsumCLI(LightningCLI):
         settings = self.settings
         settings.ckpt_path = self.checkpoint
         settings.weights_only = True  # Lightning would unpickle a local checkpoint, and run code
+        if self.subcommand == "test":
+            settings.verbose = False  # ClosingWords shows the scores
         for option in ("run_dir", "resume", "ckpt_path"):
             if settings.get(option) == "":
                 raise AlignsumError(f"--{option} is empty; is a variable of your shell not set?")
@@ -177,6 +181,8 @@ class AlignsumCLI(LightningCLI):
         problems += choose_weights(self.subcommand, settings, folder, self.model_type)
         problems += self.find_setting_problems()
         warn_of_minibatches(settings)
+        if len(problems) == 1:
+            raise AlignsumError(f"nothing was started: {problems[0]}")
         if problems:
             lines = "\n- ".join(problems)
             raise AlignsumError(f"nothing was started, for {len(problems)} reason(s):\n- {lines}")
@@ -189,6 +195,7 @@ class AlignsumCLI(LightningCLI):
         problems: list[str | None] = [
             *find_trainer_problems(settings.trainer),
             find_monitor_problem(self.subcommand, settings, self.model_type),
+            find_login_problem([x for x in as_list(settings.trainer.logger) if hasattr(x, "get")]),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
             *import_object(settings.data.class_path).find_problems(settings.data.init_args),
         ]

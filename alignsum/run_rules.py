@@ -1,6 +1,7 @@
 """Check what a command would read from and write to its run folder, and the Trainer's numbers."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,23 @@ def find_trainer_problems(trainer: Any) -> list[str]:
             "trainer.limit_val_batches to 0"
         )
     return problems
+
+
+def find_login_problem(loggers: Sequence[Any]) -> str | None:
+    """Explain that Weights & Biases is to log online and there is no login, or return None.
+
+    Args:
+        loggers: Settings of the Trainer's loggers.
+    """
+    used = [each for each in loggers if str(each.get("class_path")).endswith("WandbLogger")]
+    if not any(not each.get("init_args", {}).get("offline") for each in used):
+        return None
+    import wandb  # imported late: an extra of its own, and few runs use it
+
+    is_online = wandb.setup().settings.mode == "online"
+    if not is_online or not is_first_rank() or wandb.login(prompt=False, verify=False):
+        return None
+    return "Weights & Biases has no login: run `wandb login`, or set WANDB_MODE=offline"
 
 
 def warn_of_minibatches(settings: Any) -> None:

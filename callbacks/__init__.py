@@ -37,10 +37,12 @@ def default_callbacks(
     from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 
     from callbacks.checkpoint import RunCheckpoint
+    from callbacks.closing import ClosingWords
     from callbacks.export import ExportCallback
     from callbacks.faithfulness import FaithfulnessCallback
     from callbacks.loggers import StepAxis
     from callbacks.plots import PlotCallback
+    from callbacks.progress import LineProgress
     from callbacks.rouge import RougeCallback
     from callbacks.samples import SampleTexts
     from callbacks.signals import GracefulStop
@@ -59,9 +61,13 @@ def default_callbacks(
         callbacks.append(SummaryCallback(command))
     callbacks += missing(ExportCallback, PlotCallback)
     if progress_bar and not any(isinstance(each, ProgressBar) for each in own):
-        is_terminal = rich.get_console().is_terminal
-        bar = RichProgressBar(refresh_rate=10) if is_terminal else TQDMProgressBar(refresh_rate=50)
-        callbacks.append(bar)
+        console = rich.get_console()
+        if console.is_jupyter:
+            callbacks.append(TQDMProgressBar(refresh_rate=50))
+        else:
+            bar = RichProgressBar(refresh_rate=10) if console.is_terminal else LineProgress()
+            callbacks.append(bar)
+    callbacks += missing(ClosingWords)  # after the bar has ended
     if checkpointing:
         callbacks += missing(RunCheckpoint)
     return callbacks

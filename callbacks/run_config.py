@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from common.run_folder import RunFolder, write_text
 from common.versions import redact
+from lightning_modules.policies.adapters import POLICY
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class RunConfig(SaveConfigCallback):
         self.config = self.config.clone()
         for name, default in (("overwrite", False), ("resume", None), ("ckpt_path", None)):
             self.config[name] = default
+        record_adapter(self.config.model.init_args, pl_module)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,3 +81,32 @@ class RunConfig(SaveConfigCallback):
             if changes := [line for line in lines if re.match(r"[-+] *\w", line)]:
                 logger.warning("The run continues with changed settings:\n%s", "\n".join(changes))
         write_text(path, text)
+
+
+ADAPTER_SETTINGS = {
+    "r": "r",
+    "alpha": "lora_alpha",
+    "target_modules": "target_modules",
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+    "virtual_tokens": "num_virtual_tokens",
+}
+"""Settings that may be null, for those of a continued adapter or a default; PEFT's name of each."""
+
+
+def record_adapter(init_args: Any, pl_module: Any) -> None:
+    """Fill in the settings of the adapter that were left at null, as they are in effect.
+
+    Args:
+        init_args: Settings of the module; changed in place.
+        pl_module: The module, with its model.
+    """
+    adapters = getattr(getattr(pl_module, "model", None), "peft_config", None)
+    if not adapters:
+        return
+    effective = adapters[POLICY]
+    settings = getattr(init_args.get("policy"), "init_args", init_args)
+    for name, known_as in ADAPTER_SETTINGS.items():
+        if name in settings and settings[name] is None and hasattr(effective, known_as):
+            value = getattr(effective, known_as)
+            settings[name] = sorted(value) if isinstance(value, set) else value

@@ -49,7 +49,15 @@ class SampleTexts(RowCollector):
         # A resumed run may repeat a validation.
         others = [row for row in map(json.loads, lines) if not place.items() <= row.items()]
         write_lines(path, [*others, *(place | row for row in rows)])
-        rich.get_console().print(make_table(rows, f"{stage} samples at step {trainer.global_step}"))
+        console, title = rich.get_console(), f"{stage} samples at step {trainer.global_step}"
+        if console.is_terminal:
+            console.print(make_table(rows, title))
+        else:
+            console.print(title)
+            for row in rows:
+                for name, text in texts_of(row).items():
+                    line = f"{row['id']} {name}: {text[:SHOWN_CHARS]}"
+                    console.print(line, soft_wrap=True, markup=False, highlight=False)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 cells = [
@@ -59,14 +67,15 @@ class SampleTexts(RowCollector):
                 logger.log_text(f"{stage}/samples", columns=list(rows[0]), data=cells)
 
 
+def texts_of(row: Row) -> dict[str, str]:
+    """Return a sample's texts by name: reference, text before training if known, prediction."""
+    before = {"before": row["prediction_before"]} if "prediction_before" in row else {}
+    return {"reference": row["references"][0]} | before | {"prediction": row["prediction"]}
+
+
 def make_table(rows: list[Row], title: str) -> Table:
-    """Lay samples out for a terminal: reference, text before training if known, prediction."""
-    texts = [
-        {"id": str(row["id"]), "reference": row["references"][0]}
-        | ({"before": row["prediction_before"]} if "prediction_before" in row else {})
-        | {"prediction": row["prediction"]}
-        for row in rows
-    ]
+    """Lay samples out for a terminal."""
+    texts = [{"id": str(row["id"])} | texts_of(row) for row in rows]
     table = Table(title=title, show_lines=True, title_justify="left")
     for name in texts[0]:
         table.add_column(name, ratio=None if name == "id" else 1, overflow="fold")

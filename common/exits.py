@@ -60,10 +60,13 @@ class TerminalHandler(logging.Handler):
     """Write messages to the current ``sys.stderr``, above any progress bar and without wrapping.
 
     Rich replaces ``sys.stderr`` while it draws a bar, so the stream is looked up for each message.
+    Of ranks other than 0 only errors are shown: all ranks report the same.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
+        if record.levelno < logging.ERROR and not is_first_process():
+            return
         try:
             text = self.format(record)
             if (tqdm := sys.modules.get("tqdm")) is not None:
@@ -72,6 +75,12 @@ class TerminalHandler(logging.Handler):
                 sys.stderr.write(text + "\n")
         except Exception:
             self.handleError(record)
+
+
+def is_first_process() -> bool:
+    """Return whether this process is rank 0, as its launcher has told it."""
+    known = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return next((rank for rank in known if rank), "0") == "0"
 
 
 class Lines(logging.Formatter):

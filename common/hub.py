@@ -59,6 +59,19 @@ def is_gone(name: str) -> bool:
     return Path(name).is_absolute() and not Path(name).is_dir()
 
 
+def find_again(name: str) -> str:
+    """Return a model's name or, of a miniature whose checkout is gone, this one's miniature.
+
+    An adapter of the miniature stores its absolute path: PEFT alone could load no other name.
+    """
+    here = next((place for place in _MINI.values() if Path(name).match(_tail(place))), None)
+    return name if here is None or not is_gone(name) else str(here)
+
+
+def _tail(place: Path) -> str:
+    return str(place.relative_to(ASSETS.parent))
+
+
 def warn_of_move(what: str, old: str, new: str) -> None:
     """Warn that a backbone at a new path is assumed to be the one used for training."""
     logger.warning("%s was trained on %s; assuming that %s is the same model", what, old, new)

@@ -31,7 +31,7 @@ def main(backbone: str, source: str, run_dir: str, max_steps: int) -> str:
         callbacks=default_callbacks([ToxicityCallback("mini")]),
     )
     trainer.fit(module, data)  # exports the best weights to run_dir/export
-    trainer.test(module, data)
+    trainer.test(module, data, verbose=False)
     metrics = RunFolder(run_dir).read_summary()["metrics"]
     for name in ("test/rouge1", "test/rougeL", "test/toxicity"):
         print("{name}: {value:.3f} ({low:.3f} to {high:.3f})".format(name=name, **metrics[name]))

@@ -126,7 +126,7 @@ class DPO(PolicyModule):
                 f"reference differ by {difference:.3g} nats on a token (at most "
                 f"{START_TOLERANCE:g}), and the mask differs from y1..EOS in {errors} places"
             )
-        logger.info("DPO passed its gate: %s", found)
+        logger.info("%s", found.in_words())
 
     def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:
         """Sum the losses, with weight 1 for each dialogue, and count the dialogues."""

@@ -48,7 +48,7 @@ def load_exported(
     adapter = read_adapter_config(folder)
     if adapter is None:
         return load_backbone(str(folder)).eval(), hub.load_tokenizer(str(folder))
-    base = hub.resolve_model(backbone or adapter["base_model_name_or_path"])
+    base = hub.resolve_model(backbone or hub.find_again(adapter["base_model_name_or_path"]))
     return load_adapter(load_backbone(base), folder), hub.load_tokenizer(base)
 
 
@@ -70,7 +70,7 @@ def find_export_problem(folder: Path, backbone: str | None = None) -> str | None
         )
     if (kind := adapter.get("peft_type")) not in PeftType.__members__:
         return f"export: PEFT does not know the adapter type {kind!r} in {str(folder)!r}"
-    base = backbone or str(adapter.get("base_model_name_or_path"))
+    base = backbone or hub.find_again(str(adapter.get("base_model_name_or_path")))
     if problem := hub.find_model_problem(hub.resolve_model(base), "backbone"):
         return (
             f"export: the adapter in {str(folder)!r} needs its backbone. {problem}. If it has "

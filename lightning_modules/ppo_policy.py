@@ -211,7 +211,7 @@ class PPOPolicy(PolicyModule):
                     self.backbone, self.open_reference, prompts, self.sampling,
                     self.ppo.minibatch_size, self.is_exact,
                 )  # fmt: skip
-                logger.info("PPO passed its gate: %s", found)
+                logger.info("%s", found.in_words())
                 self.gate_passed = True
             return roll_out(
                 self.backbone, self.open_reference, prompts, self.sampling, self.value_head,

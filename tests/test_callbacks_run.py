@@ -289,6 +289,7 @@ def test_caller_replaces_default_callbacks() -> None:
     bare = default_callbacks(generates=False, checkpointing=False, progress_bar=False)
     assert {type(each).__name__ for each in bare} == {
         "GracefulStop", "StepAxis", "SummaryCallback", "ExportCallback", "PlotCallback",
+        "ClosingWords",
     }  # fmt: skip
 
 

@@ -186,8 +186,9 @@ def test_predict_writes_texts(tmp_path: Path) -> None:
     assert "rouge1" not in written[0]
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
 def test_samples_are_the_first_rows_each_time(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    is_terminal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Wandb(WandbLogger):
         def __init__(self) -> None:
@@ -204,7 +205,7 @@ def test_samples_are_the_first_rows_each_time(
         name = version = save_dir = experiment = None  # type: ignore[assignment]
 
     wandb = Wandb()
-    rich.reconfigure(width=100)
+    rich.reconfigure(width=100, force_terminal=is_terminal)
     trainer = make_trainer(tmp_path, SampleTexts(count=2), max_epochs=1, logger=wandb)
     trainer.fit(TinyModule("a [bold] text"), loader(), loader(order=[3, 2, 1, 0]))
     trainer.test(TinyModule("new", before="old"), loader(), verbose=False)
@@ -214,8 +215,10 @@ def test_samples_are_the_first_rows_each_time(
     ]  # fmt: skip
     assert lines[0]["step"] == 2
     assert (lines[2]["prediction_before"], lines[2]["prediction"]) == ("old", "new")
+    rich.reconfigure()
     shown = capsys.readouterr().out
     assert "a [bold] text" in shown
     assert "before" in shown
+    assert ("┃" in shown, "row-1 before: old\n" in shown) == (is_terminal, not is_terminal)
     assert [table[0] for table in wandb.tables] == ["val/samples", "test/samples"]
     assert wandb.tables[0][2][0] == [0, "row-0", "#Person1#: number 0", MAT, "a [bold] text"]

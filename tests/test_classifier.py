@@ -62,7 +62,7 @@ def test_export_works_as_reward_and_for_toxicity(roberta: str, tmp_path: Path) -
     export = str(folder.export)
     card = (folder.export / "README.md").read_text()
     assert f'AutoModelForSequenceClassification.from_pretrained("{export}")' in card
-    assert "| test/accuracy | 1.0000 | 1.0000 to 1.0000 | 8 |" in card
+    assert "| accuracy | 100.0 | 100.0 to 100.0 | 8 |" in card
     assert {file.stat().st_mode & 0o777 for file in folder.export.iterdir()} == {0o644}
     reward = ClassifierReward(export)
     assert reward.find_problems() == [None]

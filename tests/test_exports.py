@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from callbacks.model_card import write_card
+from common import hub
+from common.run_folder import RunFolder
 from lightning_modules import DPO, LoRA
 from lightning_modules.exports import load_exported
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
@@ -78,3 +81,36 @@ def test_adapter_continues_on_a_backbone_that_has_moved(
 def test_an_adapter_that_does_not_fit_is_refused(lora_export: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the backbone"):
         load_exported(lora_export, backbone="mini")
+
+
+def test_the_miniature_is_found_again_when_its_checkout_has_moved(tmp_path: Path) -> None:
+    mini = hub.resolve_model("mini")
+    assert hub.find_again("/gone/assets/mini/t5") == mini
+    assert hub.find_again("/gone/mine/t5") == "/gone/mine/t5"
+    other = tmp_path / "assets" / "mini" / "t5"
+    other.mkdir(parents=True)
+    assert hub.find_again(str(other)) == str(other)  # of another checkout, and still there
+
+
+@pytest.mark.parametrize("backbone", ["mini", "google/flan-t5-base"])
+def test_the_card_of_an_adapter_names_a_hub_id_or_says_where_its_backbone_is(
+    backbone: str, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.export.mkdir()
+    (folder.export / "adapter_config.json").write_text('{"task_type": "SEQ_2_SEQ_LM"}')
+    folder.config.write_text("data: {init_args: {source: mini, prompt: {class_path: Plain}}}")
+    folder.update_summary(method="lora", backbone=backbone)
+    folder.record_metrics({"val/rouge1": (0.4, 50, 0.3, 0.5)})
+    write_card(folder)
+    card = (folder.export / "README.md").read_text()
+    assert (f"base_model: {backbone}" in card) == (backbone != "mini")
+    assert ("If it has moved" in card) == (backbone == "mini")
+    assert 'source `"mini"`, prompt `{"class_path": "Plain"}`' in card
+    assert "Last validation" in card
+    assert "| ROUGE-1 | 40.0 | 30.0 to 50.0 | 50 |" in card
+    folder.record_metrics({"test/rouge1": (0.6, 50, 0.5, 0.7)})
+    write_card(folder)
+    card = (folder.export / "README.md").read_text()
+    assert "Test (x 100)" in card
+    assert "| ROUGE-1 | 60.0 | 50.0 to 70.0 | 50 |" in card

@@ -49,6 +49,14 @@ class GateFigures(NamedTuple):
     sampler_gap: float
     filtering: float
 
+    def in_words(self) -> str:
+        """Describe figures that passed, for the log."""
+        return (
+            f"The policy passed the gate: KL to the reference {self.kl:.2g}, log-ratio "
+            f"{self.log_ratio:.2g}, mask exact, scores equal the model's own forward pass "
+            f"({self.plain_gap:.2g}), sampler within {self.sampler_gap:.2g}"
+        )
+
 
 class Tolerance(NamedTuple):
     """Largest figures that pass; see :class:`GateFigures`.

@@ -228,8 +228,10 @@ def test_the_default_run_folder_is_named_after_the_config(
     assert RunFolder(tmp_path / "runs" / "lora").holds_run()
 
 
-def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: Path) -> None:
-    train.main(["fit", *base])
+def test_lora_then_ppo_from_its_export(
+    base: list[str], roberta: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(["fit", *base, "--model.r", "4", "--model.target_modules", "[q, k]"])
     ppo = [
         "--config", str(CONFIGS / "ppo.yaml"), *base[2:-2],
         "--model.reward_model", roberta, "--model.adapter", str(tmp_path / "run" / "export"),
@@ -237,7 +239,14 @@ def test_lora_then_ppo_from_its_export(base: list[str], roberta: str, tmp_path: 
         "--run_dir", str(tmp_path / "ppo"),
     ]  # fmt: skip
     train.main(["fit", *ppo])
-    train.main(["test", *ppo])
+    policy = RunFolder(tmp_path / "ppo").read_config()["model"]["init_args"]["policy"]["init_args"]
+    assert (policy["r"], policy["alpha"], policy["target_modules"]) == (4, 32, ["k", "q"])
+    capsys.readouterr()
+    train.main(["test", "--config", str(tmp_path / "ppo" / "config.yaml")])
+    said = capsys.readouterr().out
+    assert "Test metric" not in said
+    assert "toxicity ↓" in said
+    assert "before" in said
     metrics = RunFolder(tmp_path / "ppo").read_summary()["metrics"]
     before, after, change = (
         metrics[f"test/toxicity_{name}"] for name in ("before", "after", "change")
@@ -281,6 +290,21 @@ def test_several_problems_come_in_one_message(base: list[str], fails: Fails) -> 
     )  # fmt: skip
     assert "3 reason(s)" in said
     assert all(word in said for word in ("fp16", "./nowhere", "./gone"))
+
+
+def test_wandb_without_a_login_is_one_line(base: list[str], tmp_path: Path) -> None:
+    # In a process of its own, because W&B reads its settings once.
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+    done = subprocess.run(
+        [sys.executable, "train.py", "fit", *base, "--config", "configs/overlays/wandb.yaml"],
+        cwd=ROOT, env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: nothing was started: Weights & Biases has no login: run `wandb login`, or set "
+        "WANDB_MODE=offline\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def lay_out_hub_cache(home: Path, kind: str, repo: str, files: Path) -> None:

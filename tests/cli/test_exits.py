@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from alignsum.__main__ import COMMANDS
-from common.exits import Lines, StoppedBySignal, run, suggest
+from common.exits import Lines, StoppedBySignal, TerminalHandler, run, suggest
 from lightning_modules.policies.gate import GateError
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,21 @@ def test_warnings_and_errors_begin_with_their_level() -> None:
         for level in (logging.INFO, logging.WARNING, logging.ERROR)
     ]
     assert shown == ["3 rows", "warning: 3 rows", "error: 3 rows"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [({}, "a\nb\n"), ({"RANK": "0", "LOCAL_RANK": "1"}, "a\nb\n"), ({"LOCAL_RANK": "1"}, "b\n")],
+)
+def test_other_ranks_show_errors_only(
+    rank: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in rank.items():
+        monkeypatch.setenv(name, value)
+    for text, level in (("a", logging.WARNING), ("b", logging.ERROR)):
+        TerminalHandler().emit(logging.LogRecord("x", level, "", 0, text, (), None))
+    assert capsys.readouterr().err == expected
 
 
 def test_suggest_names_the_closest_option_or_none() -> None:

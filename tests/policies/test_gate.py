@@ -136,6 +136,13 @@ def test_each_figure_can_stop_the_run(fault: dict[str, Any], word: str) -> None:
     assert "GateFigures(" in str(error.value)
 
 
+def test_the_log_says_in_words_what_passed() -> None:
+    assert GOOD._replace(sampler_gap=9.8e-06).in_words() == (
+        "The policy passed the gate: KL to the reference 0, log-ratio 0, mask exact, scores equal "
+        "the model's own forward pass (0), sampler within 9.8e-06"
+    )
+
+
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_a_filter_is_told_from_chance(
     t5: str, monkeypatch: pytest.MonkeyPatch, scale: float
