@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.run_folder import RunFolder, write_text
-from metrics.intervals import Estimate
 from reporting.charts import Dot, Scatter, save_charts
 from reporting.comparison import Comparison
 from reporting.markdown import escape_markdown, markdown_list, markdown_table
@@ -53,41 +52,35 @@ def check_run(run: Run) -> None:
 def choose_arm(comparison: Comparison, max_loss: float) -> int | None:
     """Choose the least toxic arm that loses at most `max_loss` ROUGE-1, a fraction of 1."""
     arms = range(len(comparison.groups))
-    good = [
-        arm
+    good = {
+        arm: toxicity.value
         for arm in arms
         if (change := comparison.change(arm, "rouge1")) and change.value >= -max_loss
-    ]
-    return min(good, key=lambda arm: _toxicity(comparison, arm).value, default=None)
+        if (toxicity := comparison.estimate(arm, "toxicity"))
+    }
+    return min(good, key=lambda arm: good[arm], default=None)
 
 
 def make_chart(comparison: Comparison, chosen: int | None, max_loss: float) -> Scatter:
     """Chart toxicity after training over the change of ROUGE-1."""
     dots: list[Dot] = []
     for arm, group in enumerate(comparison.groups):
-        change = comparison.change(arm, "rouge1")
-        if change is None:
+        change, toxicity = comparison.change(arm, "rouge1"), comparison.estimate(arm, "toxicity")
+        if change is None or toxicity is None:
             continue
         runs = []
         for run in group.runs:
             names = ("rouge1", "rouge1_before", "toxicity")
-            after, before, toxicity = (100 * run.metrics[f"test/{name}"].value for name in names)
-            runs.append((after - before, toxicity))
+            after, before, toxic = (100 * run.metrics[f"test/{name}"].value for name in names)
+            runs.append((after - before, toxic))
         name = f"{group.label} (chosen)" if arm == chosen else group.label
-        y = _toxicity(comparison, arm).scaled(100)
-        dots.append(Dot(name, arm, y, runs if len(runs) > 1 else [], change.scaled(100)))
+        runs = runs if len(runs) > 1 else []
+        dots.append(Dot(name, arm, toxicity.scaled(100), runs, change.scaled(100)))
     return Scatter(
         "Means over seeds (small dots) with 95 % intervals",
         f"change of ROUGE-1 x 100 (dashed: {100 * max_loss:g} lost)",
         "toxicity x 100 (lower is better)", dots, limit=-100 * max_loss,
     )  # fmt: skip
-
-
-def _toxicity(comparison: Comparison, arm: int) -> Estimate:
-    found = comparison.estimate(arm, "toxicity")
-    if found is None:
-        raise ValueError(f"{comparison.labels[arm]} has no toxicity")
-    return found
 
 
 def write_frontier(comparison: Comparison, max_loss: float, out: Path) -> tuple[Table, str]:
@@ -108,12 +101,8 @@ def write_frontier(comparison: Comparison, max_loss: float, out: Path) -> tuple[
         answer = f"{comparison.labels[chosen]} is the least toxic arm that loses at most {limit}."
     chart = make_chart(comparison, chosen, max_loss)
     save_charts(out / "plots/frontier.png", "What alignment gains and costs", [chart])
-    parts = [
-        "# Frontier",
-        escape_markdown(answer),
-        markdown_table(table.texts_with_notes, ("run", "notes")),
-    ]
-    parts.append(CAPTION)
+    shown = markdown_table(table.texts_with_notes, ("run", "notes"))
+    parts = ["# Frontier", escape_markdown(answer), shown, CAPTION]
     if comparison.problems:
         parts.append(f"## Not shown\n\n{markdown_list(comparison.problems)}")
     write_text(out / "frontier.md", "\n\n".join([*parts, "![Frontier](plots/frontier.png)\n"]))

@@ -75,10 +75,8 @@ class Table(NamedTuple):
 
     @property
     def texts_with_notes(self) -> list[list[str]]:
-        """The same, with notes as the last column if there are any."""
+        """The same, with notes as the last column."""
         notes = ["; ".join(row.cells[0].details) for row in self.rows if not row.is_member]
-        if not any(notes):
-            return self.texts
         return [[*row, note] for row, note in zip(self.texts, ["notes", *notes], strict=True)]
 
     def keep(self, wanted: Callable[[int], bool]) -> "Table":

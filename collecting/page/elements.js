@@ -31,6 +31,20 @@ export const memory = {
   },
 };
 
+// Plain text as paragraphs and numbered lists; a term with a colon at the start of a line is bold.
+export function makeInstructions(text) {
+  const parts = [];
+  for (const line of text.split("\n").filter((one) => one.trim())) {
+    const [, number, term, words] = /^(\d+\. )?(\p{L}[\p{L} ]{0,20}:)?(.*)$/su.exec(line);
+    const item = make(number ? "li" : "p");
+    item.append(make("strong", { textContent: term ?? "" }), words);
+    if (number && parts.at(-1)?.tagName !== "OL") parts.push(make("ol"));
+    if (number) parts.at(-1).append(item);
+    else parts.push(item);
+  }
+  return parts;
+}
+
 // A dialogue as turns with coloured speakers. No character is added or left out.
 export function makeTurns(dialogue) {
   const speakers = [];

@@ -4,7 +4,7 @@
 // draft, so a reload, a crash or a lost connection loses nothing.
 
 import { Cards } from "./cards.js";
-import { byId, make, makeTurns, memory } from "./elements.js";
+import { byId, makeInstructions, makeTurns, memory } from "./elements.js";
 import { Ranking } from "./ranking.js";
 
 const SCREENS = ["gate", "task", "end", "broken"];
@@ -218,8 +218,7 @@ async function openHelp() {
   if (box.hasChildNodes()) return;
   try {
     const { instructions } = await ask("api/instructions");
-    const parts = instructions.trim().split(/\n\s*\n/);
-    box.replaceChildren(...parts.map((textContent) => make("p", { textContent })));
+    box.replaceChildren(...makeInstructions(instructions));
   } catch (error) {
     say(`No instructions: ${error.message}.`, true);
   }

@@ -42,7 +42,6 @@ function startExamples() {
   const shown = new Set(runs.keys());
   let order = [];
   let page = 0;
-  let haystack = null;
 
   const controls = Object.fromEntries(
     ["query", "sort", "sort-run", "sort-other", "direction", "only-names"]
@@ -57,13 +56,7 @@ function startExamples() {
   fill(controls["sort-run"], names, own);
   fill(controls["sort-other"], [["", "0 (its own value)"], ...names], other < 0 ? "" : other);
 
-  // Lower-case texts of each example, built at the first search.
-  function searched(place) {
-    haystack ??= ids.map((id, i) => [
-      id, dialogues[i], ...references[i], ...runs.map((run) => run.texts[i] ?? ""),
-    ].join("\n").toLowerCase());
-    return haystack[place];
-  }
+  const textsOf = (i) => [ids[i], dialogues[i], ...references[i], ...runs.map((run) => run.texts[i])];
 
   function sortBy() {
     const metric = data.metrics.find((one) => one.key === controls.sort.value);
@@ -84,7 +77,7 @@ function startExamples() {
     const by = sortBy();
     for (const id of ["sort-run", "sort-other", "direction"]) controls[id].disabled = by === null;
     order = [...ids.keys()].filter((i) =>
-      (!query || searched(i).includes(query)) &&
+      (!query || textsOf(i).join("\n").toLowerCase().includes(query)) &&
       (!onlyNames || runs.some((run, place) => shown.has(place) && run.names[i].length > 0)));
     if (by) {
       const direction = Number(controls.direction.value);
@@ -152,14 +145,7 @@ function startExamples() {
     byId("shown-runs").append(make("label", { class: "check" }, box,
       make("span", {}, make("i", { class: `key c${run.colour}` }), run.name)));
   });
-  let waiting = 0;
-  controls.query.addEventListener("input", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(choose, 120);
-  });
-  for (const id of ["sort", "sort-run", "sort-other", "direction", "only-names"]) {
-    controls[id].addEventListener("change", choose);
-  }
+  for (const control of Object.values(controls)) control.addEventListener("input", choose);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   document.querySelectorAll(".pager .previous").forEach((b) => b.addEventListener("click", () => turn(-1)));
   document.querySelectorAll(".pager .next").forEach((b) => b.addEventListener("click", () => turn(1)));

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from common.jsonl import read_jsonl
 from common.run_folder import RunFolder
 from reporting.comparison import Comparison
@@ -50,9 +52,8 @@ def list_rollouts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[st
 
 def spread_out(items: Sequence[T], most: int) -> list[T]:
     """Take items evenly, including the first and the last."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+    most = min(most, len(items))
+    return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
 
 
 def _read_batch(path: Path) -> dict[str, Any]:

@@ -61,14 +61,9 @@ byId("baseline")?.addEventListener("change", (event) => {
 
 // Tell readers that a table is wider than the screen.
 function hintAtColumns() {
-  for (const box of document.querySelectorAll(".scroll")) {
-    const isWide = box.scrollWidth > box.clientWidth + 1;
-    if (isWide && !box.previousElementSibling?.classList.contains("hint")) {
-      box.before(make("p", { class: "hint" }, "Scroll sideways for more columns →"));
-    }
-    if (box.previousElementSibling?.classList.contains("hint")) {
-      box.previousElementSibling.hidden = !isWide;
-    }
+  for (const hint of document.querySelectorAll(".hint")) {
+    const box = hint.nextElementSibling;
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
   }
 }
 

@@ -252,6 +252,17 @@ def test_reload_in_the_middle_and_a_server_that_dies(open_page: Open, project: P
     page.get_by_text("Saved before").wait_for()
 
 
+def test_instructions_have_lists_and_bold_terms(open_page: Open, project: Project) -> None:
+    project.serve(make_samples(1))
+    page = open_page()
+    page.get_by_role("button", name="Instructions").click()
+    terms = page.locator("#instructions strong").all_inner_texts()
+    assert [term for term in terms if term][:5] == [
+        "true:", "complete:", "short and clear:", "civil:", "Tie:"
+    ]  # fmt: skip
+    expect(page.locator("#instructions ol li")).to_have_count(4)
+
+
 HOSTILE = [
     "<script>window.hacked = 1; alert(1)</script>",
     '<img src=x onerror="window.hacked = 1">',
