@@ -100,7 +100,7 @@ def make_task(sample: Sample, answers: Sequence[Answer], seed: int) -> dict[str,
     Label Studio shows the completions to everybody in the same order, which ``seed`` decides.
     """
     order = shuffle(sample, "", seed)
-    letters = {place: letter(number) for number, place in enumerate(order)}
+    letters = {place: chr(ord("A") + number) for number, place in enumerate(order)}
     items = [
         {"id": f"c{place}", "title": letters[place], "body": sample.completions[place]}
         for place in order
@@ -113,11 +113,6 @@ def make_task(sample: Sample, answers: Sequence[Answer], seed: int) -> dict[str,
         "meta": {"sources": list(sample.sources)},
         "annotations": [_make_annotation(answer, letters) for answer in answers],
     }  # fmt: skip
-
-
-def letter(number: int) -> str:
-    """Name item n, from 0: A, B, ..., Z, A1, B1, ..."""
-    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
 def _make_annotation(answer: Answer, letters: Mapping[int, str]) -> dict[str, Any]:
@@ -232,11 +227,10 @@ def _find_annotator(annotation: Mapping[str, Any], values: Mapping[str, Any]) ->
     if texts := values.get("annotator", {}).get("text"):
         return texts if isinstance(texts, str) else str(texts[0])
     user = annotation.get("completed_by")
-    if isinstance(user, dict):
-        user = user.get("email") or user.get("id")
-    if user is None:
+    user = user.get("email") if isinstance(user, dict) else user and f"user {user}"
+    if not user:
         raise ValueError("an annotation has no annotator")
-    return f"user {user}" if isinstance(user, int) else str(user)
+    return str(user)
 
 
 def read_ranks(buckets: Any, count: int) -> list[int | None]:

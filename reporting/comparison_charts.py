@@ -79,7 +79,7 @@ def _is_choice(run: Run) -> bool:
 def _results(comparison: Comparison, metric: str) -> Dots:
     """Chart a metric of all groups by kind, and emphasize the best model."""
     lower = metric in LOWER_IS_BETTER
-    found = _dots(comparison, metric, lambda _: Estimate(0.0))
+    found = _dots(comparison, metric, [Estimate(0.0)] * len(comparison.groups))
     models = {index: found[index].value.value for index in comparison.ranked if index in found}
     best = (min if lower else max)(models, key=lambda index: models[index], default=None)
     dots: list[Dot | str] = []
@@ -95,33 +95,28 @@ def _trade_offs(comparison: Comparison) -> Iterator[Scatter]:
     """Chart ROUGE-1 over trained parameters and over toxicity."""
     name = ROUGE_LABELS[HEADLINE]
 
-    def trained(index: int) -> Estimate | None:
-        count = comparison.groups[index].first.trainable
-        return None if count is None else Estimate(count)
-
-    def toxicity(index: int) -> Estimate | None:
-        found = comparison.estimate(index, "toxicity")
-        return found and found.scaled(100)
-
-    for title, label, find_x in (
+    counts = [group.first.trainable for group in comparison.groups]
+    trained = [None if count is None else Estimate(count) for count in counts]
+    found = [comparison.estimate(index, "toxicity") for index in range(len(comparison.groups))]
+    toxicity = [one and one.scaled(100) for one in found]
+    for title, label, x in (
         ("trained weights", "trained weights", trained),
         ("toxicity", "toxicity x 100, lower is better", toxicity),
     ):
-        dots = _dots(comparison, HEADLINE, find_x)
+        dots = _dots(comparison, HEADLINE, x)
         models = [dot for i, dot in dots.items() if comparison.groups[i].first.has_model]
         if len(models) > 1:
-            is_log = find_x is trained
-            yield Scatter(f"{name} and {title}", label, f"{name} x 100", models, is_log)
+            yield Scatter(f"{name} and {title}", label, f"{name} x 100", models, x is trained)
 
 
 def _dots(
-    comparison: Comparison, metric: str, find_x: Callable[[int], Estimate | None]
+    comparison: Comparison, metric: str, positions: Sequence[Estimate | None]
 ) -> dict[int, Dot]:
     """Return the dots of the groups that have both values, by index."""
     scale, colours = unit_of(metric).scale, _colours(comparison)
     dots = {}
-    for index, label in enumerate(comparison.labels):
-        found, x = comparison.estimate(index, metric), find_x(index)
+    for index, (label, x) in enumerate(zip(comparison.labels, positions, strict=True)):
+        found = comparison.estimate(index, metric)
         if found is not None and x is not None:
             runs = [scale * one for one in comparison.run_values(index, metric)]
             runs = runs if len(runs) > 1 else []

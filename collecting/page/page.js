@@ -104,7 +104,7 @@ function show({ annotator, progress, item, last }) {
   byId("change-name").hidden = false;
   setAddress({ annotator, id: item?.answer ? item.id : null });
   if (item === null) {
-    showEnd(progress);
+    showEnd();
     return;
   }
   const draft = memory.get(draftKey(item));
@@ -135,12 +135,9 @@ function showProgress({ done, skipped, total }) {
   byId("progress-text").textContent = `${done} of ${total} done${aside}`;
 }
 
-function showEnd({ done, skipped }) {
-  const ranked = done - skipped;
-  const aside = skipped ? ` and skipped ${skipped}` : "";
+function showEnd() {
   byId("end-text").textContent =
-    `Thank you, ${state.annotator}: you ranked ${ranked} ${ranked === 1 ? "dialogue" : "dialogues"}` +
-    `${aside}. You can close this page, or change an answer.`;
+    `Thank you, ${state.annotator}. You can close this page, or change an answer.`;
   byId("end-back").hidden = state.last === null;
   showScreen("end");
 }

@@ -1,8 +1,8 @@
 """Read PPO rollouts with the numbers of their tokens, for the token view."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,6 @@ from common.run_folder import RunFolder
 from reporting.comparison import Comparison
 from reporting.runs import round_number
 from reporting.seeds import flatten
-
-T = TypeVar("T")
 
 BATCHES = 6
 """Maximum number of batches of a run, spread evenly from the first to the last."""
@@ -39,7 +37,8 @@ def list_rollouts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[st
     for run in comparison.runs:
         files = sorted(RunFolder(run.path).rollouts.glob("*-rank0.jsonl"))
         batches = []
-        for path in spread_out(files, BATCHES):
+        for place in np.linspace(0, len(files) - 1, min(BATCHES, len(files))):
+            path = files[round(place)]
             try:
                 batches.append(_read_batch(path))
             except (ValueError, KeyError, TypeError, OSError) as error:
@@ -48,12 +47,6 @@ def list_rollouts(comparison: Comparison) -> tuple[list[dict[str, Any]], list[st
             clip = round_number(flatten(run.config).get("model.ppo.clip"))
             found.append({"name": run.name, "clip": clip, "total": len(files), "batches": batches})
     return found, problems
-
-
-def spread_out(items: Sequence[T], most: int) -> list[T]:
-    """Take items evenly, including the first and the last."""
-    most = min(most, len(items))
-    return [items[round(place)] for place in np.linspace(0, len(items) - 1, most)]
 
 
 def _read_batch(path: Path) -> dict[str, Any]:

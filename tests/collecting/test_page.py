@@ -123,7 +123,7 @@ def test_rank_tie_toxic_unusable_skip_and_change(open_page: Open, project: Proje
     # The next one is skipped, and that was all.
     page.keyboard.press("s")
     page.get_by_role("heading", name="All done").wait_for()
-    assert page.get_by_text("you ranked 1 dialogue and skipped 1").is_visible()
+    assert page.get_by_text("2 of 2 done, 1 skipped").is_visible()
     assert project.rows()[1]["skipped"] is True
     # Back to the first: it stands there as it was saved, and is changed by mouse.
     page.get_by_role("button", name="Look at your last answer").click()
