@@ -272,11 +272,11 @@ def to_svg(chart: Chart) -> str:
 def curve_of(metric: str, series: Series | None) -> Series | None:
     """Return what charts show of a logged metric: ROUGE and toxicity x 100, others as they are.
 
-    None if there are not two points to connect, or for a KL coefficient that stays the same.
+    None if there are not two points to connect, or for a coefficient or loss that is constant.
     """
     if series is None or len(set(series.steps)) < 2:
         return None
-    if metric == "objective/kl_coef" and len(set(series.values)) == 1:
+    if metric in ("objective/kl_coef", "ppo/val/loss") and len(set(series.values)) == 1:
         return None
     scale = 100 if metric.startswith(("val/rouge", "val/toxicity")) else 1
     return Series(series.steps, [scale * value for value in series.values])
