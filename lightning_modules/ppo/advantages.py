@@ -95,11 +95,12 @@ class RLOO(GroupEstimator):
     """REINFORCE leave-one-out, without a value head; see :func:`rloo`.
 
     Args:
-        whiten: Scale the advantages of a batch to mean 0 and variance 1.
+        normalize: Scale the advantages of a batch to mean 0 and variance 1. It has another name
+            than GAE's ``whiten``, because a config that changes the class keeps settings by name.
     """
 
-    def __init__(self, whiten: bool = False) -> None:
-        super().__init__(whiten)
+    def __init__(self, normalize: bool = False) -> None:
+        super().__init__(normalize)
 
     def compare(self, totals: Tensor, samples: int) -> Tensor:
         """Compare each reward with the mean of the others."""
@@ -112,11 +113,11 @@ class GRPO(GroupEstimator):
     Args:
         scale: Divide by the standard deviation of the group. Without it, groups of similar rewards
             count less (Liu et al. 2025, "Understanding R1-Zero-Like Training").
-        whiten: Scale the advantages of a batch to mean 0 and variance 1.
+        normalize: As in :class:`RLOO`.
     """
 
-    def __init__(self, scale: bool = True, whiten: bool = False) -> None:
-        super().__init__(whiten)
+    def __init__(self, scale: bool = True, normalize: bool = False) -> None:
+        super().__init__(normalize)
         self.scale = scale
 
     def compare(self, totals: Tensor, samples: int) -> Tensor:

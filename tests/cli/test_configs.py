@@ -59,6 +59,18 @@ def test_short_options(prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert style["init_args"]["template"] == "Shorten: {dialogue}"
 
 
+@pytest.mark.parametrize("estimator", ["RLOO", "GRPO"])
+def test_another_estimator_does_not_inherit_the_whitening_of_gae(
+    estimator: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options = ["--config", "configs/ppo.yaml", "--model.advantage", estimator]
+        train.main(["fit", *options, "--print_config"])
+    advantage = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["advantage"]
+    assert advantage["init_args"]["normalize"] is False
+    assert "whiten" not in advantage["init_args"]
+
+
 def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",

@@ -60,10 +60,10 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kl_estimator": "k2"}, {"kl_in_loss": True}),
     ({"kl_target": 0.1}, {"kl_horizon": 10.0}),
     ({"samples": 2}, {"advantage": RLOO()}),
-    ({"samples": 2, "advantage": RLOO()}, {"advantage": RLOO(whiten=True)}),
+    ({"samples": 2, "advantage": RLOO()}, {"advantage": RLOO(normalize=True)}),
     ({"samples": 2, "advantage": RLOO()}, {"advantage": GRPO()}),
     ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(scale=False)}),
-    ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(whiten=True)}),
+    ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(normalize=True)}),
     (
         {"extra_rewards": {"words": FunctionReward(LETTERS)}},
         {"extra_rewards": {"words": FunctionReward(LETTERS, weight=-1.0)}},

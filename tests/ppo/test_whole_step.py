@@ -41,7 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "rloo": {
-        "advantage": RLOO(whiten=True),
+        "advantage": RLOO(normalize=True),
         "ppo": {"samples": 2, "kl_estimator": "k3", "temperature": 1.4, "kl_coef": 0.2,
                 "clip": 0.02, "unfinished_penalty": 2.0},
     },
