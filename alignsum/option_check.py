@@ -101,8 +101,13 @@ def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> l
         Nothing, or at most five lines: the problems, and where the full help is.
     """
     settings = [*read_files(arguments, prepared), *read_options(prepared)]
-    chosen = choose_classes(settings)
-    found = [*find_stray(arguments), *(p for s in settings if (p := find_problem(s, chosen)))]
+    chosen: dict[str, str] = {}
+    found = list(find_stray(arguments))
+    for setting in settings:
+        # A later class drops the settings of an earlier one, so each is checked with its own.
+        chosen |= choose_classes([setting])
+        if problem := find_problem(setting, chosen):
+            found.append(problem)
     found = list(dict.fromkeys(found))
     if not found:
         return []
