@@ -136,7 +136,7 @@ def find_login_problem(loggers: Sequence[Any]) -> str | None:
     used = [each for each in loggers if str(each.get("class_path")).endswith("WandbLogger")]
     if not any(not each.get("init_args", {}).get("offline") for each in used):
         return None
-    import wandb  # imported late: an extra of its own, and few runs use it
+    import wandb  # imported late, because few runs use it
 
     is_online = wandb.setup().settings.mode == "online"
     if not is_online or not is_first_rank() or wandb.login(prompt=False, verify=False):

@@ -49,7 +49,7 @@ class Variant:
         tree: Checkout whose code runs.
         off: Part of acceleration to leave out, or ``all``.
         folder: Run folder.
-        batches: Batches that will be asked for.
+        batches: Number of batches that will be drawn.
         clock: Function of ``time``.
         extra: Further arguments of ``train.py``.
     """

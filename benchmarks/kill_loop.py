@@ -50,7 +50,7 @@ class Killer:
         return self.root / f"{self.name}_{self.counts['finished runs']}"
 
     def spend(self, kills: int) -> None:
-        """Kill so many times, and let the last run finish."""
+        """Kill a run `kills` times, and let the last one finish."""
         while self.counts["kills"] < kills:
             if self.fit(self.folder, self.moments.uniform(0, self.seconds)):
                 self.compare()

@@ -3,7 +3,7 @@
     python -m benchmarks.throughput --out throughput.json          # FLAN-T5-base's shape
     python -m benchmarks.throughput --size tiny --steps 3          # a dry run on a CPU
 
-Each row is a run of ``train.py fit`` in a process of its own, on a model with random weights in the
+Each row is a run of ``train.py fit`` in a separate process, on a model with random weights in the
 shape of FLAN-T5 and on the miniature's dialogues. Steps are timed by a callback that waits for the
 device; the first third of them, in which memory is laid out, does not count. Medians are printed.
 """

@@ -51,7 +51,7 @@ def sample(
             references.
         output: JSON lines to write.
         split: Split of an input that is not a file.
-        max_rows: Only the first so many dialogues.
+        max_rows: Number of dialogues to use; the first ones.
         completions: Number of different completions per dialogue, shared by the runs.
         temperature: Divides the logits; the run's own value by default.
         top_k: Sample among the k most likely tokens; 0 means all.

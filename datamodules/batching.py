@@ -118,8 +118,8 @@ def ignore_first_signal(worker: int) -> None:
 class LengthBatchSampler(Sampler[list[int]]):
     """Batches of similar lengths that do not depend on ranks and accumulation.
 
-    The n rows are divided into steps of nearly equal size, at most ``batch_size * world_size *
-    accumulate`` rows; each step is divided into ``accumulate`` micro-batches, and each micro-batch
+    The n rows are split into steps of nearly equal size, at most ``batch_size * world_size *
+    accumulate`` rows; each step is split into ``accumulate`` micro-batches, and each micro-batch
     is distributed over the ranks. Each row occurs once per epoch, all ranks have equally many
     batches, and a step of 8 rows has the same 8 rows, in the same order, as (batch 8, 1 rank), as
     (batch 4, 2 ranks) and as (batch 2, 1 rank, 4 micro-batches). The order is a function of the

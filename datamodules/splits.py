@@ -60,7 +60,7 @@ class SplitReader(ABC, Generic[T]):
     """Reads the splits of a source, and only those that are needed.
 
     A missing train or validation split is held out from the other one, and a single file is
-    divided into all three; no dialogue or text is then in two splits.
+    split three ways; no dialogue or text is then in two splits.
 
     Args:
         name: The source; see `open_source`.
@@ -90,7 +90,7 @@ class SplitReader(ABC, Generic[T]):
         fit_splits = {"train", "validation"}
         present = self.source.splits.keys()
         if self.source.is_single_file or (split in fit_splits and not fit_splits <= present):
-            return self.divided[split]
+            return self.by_split[split]
         if split in present:
             return self.parse(self.source, split)
         there = ", ".join(sorted(present))
@@ -102,8 +102,8 @@ class SplitReader(ABC, Generic[T]):
         return open_source(self.name, self.kind)
 
     @cached_property
-    def divided(self) -> dict[Split, list[T]]:
-        """The rows of a single file, or of the one split to fit on, divided by their keys."""
+    def by_split(self) -> dict[Split, list[T]]:
+        """The rows of a single file, or of the one split to fit on, split by their keys."""
         source = self.source
         held_out: tuple[Split, ...] = ("test", "validation")
         held_out = held_out if source.is_single_file else ("validation",)
@@ -117,13 +117,13 @@ class SplitReader(ABC, Generic[T]):
         chosen = split_by_hash(map(self.key, rows), held_out)
         if len(chosen) <= len(held_out):
             raise DataError(
-                f"data: {self.name} has {len(chosen)} different row(s), too few to be divided into "
+                f"data: {self.name} has {len(chosen)} different row(s), too few to be split into "
                 f"train and {' and '.join(held_out)}; put separate files into a folder, named "
                 "train.jsonl, validation.jsonl and test.jsonl"
             )
         counts = Counter(chosen.values())
         logger.warning(
-            "%s has no separate files for all splits: its %d %s are divided into %s. To use a file "
+            "%s has no separate files for all splits: its %d %s are split into %s. To use a file "
             "as a whole, name it test.jsonl in a folder",
             self.name, len(chosen), self.kind,
             ", ".join(f"{counts[split]} for {split}" for split in ("train", *held_out)),

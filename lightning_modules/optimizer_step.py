@@ -2,7 +2,7 @@
 
 A mean of micro-batch means is not the mean over their tokens: a short micro-batch would weigh as
 much as a long one. Here a step's loss and gradient are a sum over all losses of all micro-batches
-on all ranks, divided by their number, so they do not depend on how the rows were divided.
+on all ranks, divided by their number, so they do not depend on how the rows were split.
 """
 
 import random

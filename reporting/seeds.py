@@ -52,7 +52,7 @@ class Group(NamedTuple):
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group runs of the same method and settings, by kind and in the order of first appearance.
 
-    A run without a seed, or with a seed that its group already has, gets a group of its own.
+    A run without a seed, or with a seed that its group already has, gets its own group.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:

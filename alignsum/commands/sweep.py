@@ -187,7 +187,7 @@ def read_sweep(path: Path, out: str, shared: Sequence[str], seeds: Sequence[int]
 
 
 def run_train(arguments: Sequence[str]) -> int:
-    """Run train.py in a process of its own, and return its exit code.
+    """Run train.py in a separate process and return its exit code.
 
     A signal stops the run, which saves a checkpoint, and then the sweep. Ctrl-C reaches both
     processes; SIGTERM reaches this one alone and is passed on.

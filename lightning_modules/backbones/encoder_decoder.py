@@ -209,7 +209,7 @@ class EncoderDecoder(Backbone):
         Returns:
             Logits [N, V] and last hidden states [N, d].
         """
-        # A decoder that is a language model of its own (EncoderDecoderModel) keeps a body inside.
+        # A decoder that is itself a language model (EncoderDecoderModel) keeps a body inside.
         decoder = self.base.get_decoder()
         body = getattr(decoder, "base_model", decoder)
         with last_hidden(body) as found, head_at(self.base, places):

@@ -250,7 +250,7 @@ def fingerprint(model: Any, reference: Any) -> str:
 
     Args:
         model: The policy; its frozen weights count.
-        reference: A model of its own for the reference, or None.
+        reference: A separate reference model, or None.
     """
     digest = hashlib.sha256()
     for name, weights in (model if reference is None else reference).named_parameters():
