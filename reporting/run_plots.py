@@ -88,7 +88,7 @@ def draw_run(folder: RunFolder) -> None:
         rewards = Histogram("", "reward, by the annotators' judgement", groups, limits)
         save("rewards.png", "rewards of the test completions", rewards)
         what, calibration = "sigmoid(|difference of the rewards|)", calibrate_pairs(examples)
-    elif _take_columns(examples, {"": "probabilities"}):
+    elif examples and all("probabilities" in row for row in examples):
         confidence = [max(row["probabilities"].values()) for row in examples]
         right = [row["predicted_label"] == row["label"] for row in examples]
         what, calibration = "probability of the predicted label", calibrate(confidence, right)
