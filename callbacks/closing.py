@@ -37,15 +37,12 @@ class ClosingWords(Callback):
         if stage not in ("fit", "test") or not trainer.is_global_zero:
             return
         folder, console = RunFolder(trainer.default_root_dir), rich.get_console()
-        split = "test" if stage == "test" else "val"
-        entries = folder.read_summary().get("metrics", {})
-        rows = tabulate_scores(entries, split)
+        split, title = ("test", "Test") if stage == "test" else ("val", "Last validation")
+        rows = tabulate_scores(folder.read_summary().get("metrics", {}), split)
         if len(rows) > 1:
-            title = "Test" if stage == "test" else "Last validation"
             console.print(f"\n{title} of {folder.path}", soft_wrap=True, markup=False)
             console.print(terminal_table(rows, ("metric",)), highlight=False)
-            said = f"{describe_units(rows)}; all figures: {folder.summary.name}\n"
-            console.print(said, soft_wrap=True, highlight=False)
+            console.print(f"{describe_units(rows)}; all figures: summary.json\n", soft_wrap=True)
         for name, place in list_files(folder, stage):
             console.print(f"{name:<12} {place}", soft_wrap=True, markup=False, highlight=False)
 
@@ -67,10 +64,8 @@ def tabulate_scores(entries: Mapping[str, Mapping[str, Any]], split: str) -> lis
     }
     names = [name for name in SHOWN if name in found]
     changes = any(f"{name}_change" in found for name in names)
-    titles = ["metric", "value", "95 % interval", "n"]
-    if changes:
-        titles = ["metric", "before", "after", "change", "95 % interval", "n"]
-    rows = [titles]
+    values = ["before", "after", "change"] if changes else ["value"]
+    rows = [["metric", *values, "95 % interval", "n"]]
     for name in names:
         unit = UNITS.get(name, unit_of(name))
         change, before = found.get(f"{name}_change"), found.get(f"{name}_before")
@@ -78,7 +73,7 @@ def tabulate_scores(entries: Mapping[str, Mapping[str, Any]], split: str) -> lis
         if changes:
             values.insert(0, "" if before is None else format_value(before, unit))
             values.append("" if change is None else format_value(change, unit, sign=True))
-        shown = found[name] if change is None or not changes else change
+        shown = change or found[name]
         interval = format_interval(shown, unit, sign=shown is change)
         count = "" if shown.n is None else f"{shown.n:,}"
         rows.append([LABELS.get(name, name), *values, interval, count])
@@ -97,11 +92,9 @@ def list_files(folder: RunFolder, stage: str) -> Iterator[tuple[str, str]]:
     if stage == "test":
         files["predictions"] = folder.predictions
     yield from ((name, str(path)) for name, path in files.items() if path.exists())
-    command: Sequence[str] = ["python", "-m", "alignsum", "compare", str(folder.path)]
-    if stage == "fit":
-        command = ["python", "train.py", "test", "--config", str(folder.config)]
-        if folder.predictions.exists():
-            command = [*command, "--overwrite", "true"]
-        if not folder.config.exists():  # not a run of train.py
-            return
-    yield "next", show_command(command)
+    replace = ["--overwrite", "true"] if folder.predictions.exists() else []
+    if stage == "test":
+        yield "next", show_command(["python", "-m", "alignsum", "compare", str(folder.path)])
+    elif folder.config.exists():  # a run of train.py
+        command = ["python", "train.py", "test", "--config", str(folder.config), *replace]
+        yield "next", show_command(command)
