@@ -218,7 +218,7 @@ def test_a_lora_continues_in_its_own_shape_only(t5: str, tmp_path: Path) -> None
         with pytest.raises(
             ValueError,
             match=r"has lora_alpha 8, target_modules \['q', 'v'\], use_rslora False, and this run "
-            r"says lora_alpha 4, target_modules \['q'\], use_rslora True; leave them at null",
+            r"says lora_alpha 4, target_modules \['q'\], use_rslora True; leave them out",
         ):
             make(backbone=t5, adapter=str(tmp_path), **own)
         settle(make(backbone=t5, adapter=str(tmp_path)))

@@ -238,8 +238,8 @@ def find_adapter_problem(
     if differing := [name for name in given if own[name] != given[name]]:
         return (
             f"adapter: {folder!r} has {', '.join(f'{n} {own[n]}' for n in differing)}, and this "
-            f"run says {', '.join(f'{n} {given[n]}' for n in differing)}; leave them at null to "
-            "continue with the adapter's own"
+            f"run says {', '.join(f'{n} {given[n]}' for n in differing)}; leave them out, or "
+            "set them to the adapter's values"
         )
     return None
 
