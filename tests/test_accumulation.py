@@ -118,7 +118,7 @@ def test_a_step_is_that_of_its_tokens_however_cut_and_padded(
     trainer.fit(module, loader(*make_batches(t5, sizes)))
     assert trainer.global_step == 1
     assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(expected_loss, rel=1e-6)
-    assert distance(watch.seen, expected) < 1e-6
+    assert distance(watch.seen, expected) < 2e-6  # oneDNN rounds differently for other shapes
     clipped = {n: g * norm / 2 / (norm + 1e-6) for n, g in expected.items()}  # torch's epsilon
     assert distance(watch.taken, clipped) < 2e-6
 

@@ -62,5 +62,5 @@ def test_it_runs(
     shown = capsys.readouterr().out
     assert "ROUGE-1" in shown
     (page,) = tmp_path.glob("*/report.html")
-    assert "Which method is best" in page.read_text(encoding="utf-8")
+    assert "methods compared" in page.read_text(encoding="utf-8")
     assert not (FOLDER / "runs").exists()

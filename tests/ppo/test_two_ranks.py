@@ -73,7 +73,7 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     """Uneven shares: a mean over ranks of what are means over tokens would be another."""
     batch = make_batch(t5)
     ppo = PPOConfig(
-        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=0.3, normalise_scores=True,
+        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=0.2, normalise_scores=True,
         kl_coef=0.5, kl_target=0.1, kl_horizon=10,
     )  # fmt: skip
     settings: dict[str, Any] = {
@@ -112,9 +112,7 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     start = {name: p.detach().clone() for name, p in maker.named_parameters() if p.requires_grad}
 
     (alone,) = steps("alone", [0, 1, 2, 3, 4, 5])
-    # ZeRO-3 would leave models as small as these whole.
-    how = strategy
-    ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=how)
+    ranks = steps("ranks", [0, 3, 4, 5], [1, 2], devices=2, strategy=strategy)
     for each in ranks:
         for what in ("gradients", "weights"):
             assert distance(each[what], alone[what]) < 1e-5
@@ -127,7 +125,7 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
             assert each["loop"][name] == pytest.approx(alone["loop"][name], rel=1e-5)
     assert alone["loop"]["kl_coef"] != ppo.kl_coef
     norm = torch.nn.utils.get_total_norm(alone["gradients"].values())
-    assert float(norm) == pytest.approx(0.3, rel=1e-3), "nothing is clipped"
+    assert float(norm) == pytest.approx(0.2, rel=1e-3), "nothing is clipped"
     assert distance(start, alone["weights"]) > 1e-3
 
 

@@ -127,22 +127,22 @@ def write_settings(run: Path, name: str = "config.yaml", **toxicity: Any) -> Non
 
 
 def test_different_classifiers_are_a_caution(tmp_path: Path) -> None:
-    alone, again, paired, other = (
-        write_run(tmp_path / name) for name in ("alone", "again", "paired", "other")
+    alone, again, renamed, other = (
+        write_run(tmp_path / name) for name in ("alone", "again", "renamed", "other")
     )
     for folder in ("judge", "x"):
         (tmp_path / folder).mkdir()
-    write_settings(alone, model=str(tmp_path / "judge"), with_dialogue=False)
+    write_settings(alone, model=str(tmp_path / "judge"))
     write_settings(again, model=str(tmp_path / "x" / ".." / "judge"))
     # The settings of the test count, not those of the fit before it.
-    write_settings(paired, model=str(tmp_path / "judge"), with_dialogue=False)
-    write_settings(paired, "config.test.yaml", model=str(tmp_path / "judge"), with_dialogue=True)
+    write_settings(renamed, model=str(tmp_path / "judge"))
+    write_settings(renamed, "config.test.yaml", model=str(tmp_path / "judge"), label="polite")
     write_settings(other, model="owner/judge", toxic_label="toxic")
     caution = "Toxicity and reward were measured with different settings"
     assert caution not in show(tmp_path, alone, again)
-    shown = show(tmp_path, alone, paired).replace("\\_", "_")
+    shown = show(tmp_path, alone, renamed).replace("\\_", "_")
     assert caution in shown
-    assert "alone (with_dialogue: False); paired (with_dialogue: True)" in shown
+    assert "alone (label: nothate); renamed (label: polite)" in shown
     shown = show(tmp_path, alone, other).replace("\\_", "_")
     assert "toxic_label: hate); other (model: owner/judge, toxic_label: toxic)" in shown
     out = str(tmp_path / "comparison")
