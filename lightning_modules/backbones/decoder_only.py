@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import DynamicCache
@@ -29,7 +29,7 @@ from lightning_modules.backbones.interface import (
     TokenScores,
     ValueHead,
 )
-from lightning_modules.backbones.passes import has_soft_prompt, head_at, last_hidden, token_scores
+from lightning_modules.backbones.passes import forward_at, token_scores
 from lightning_modules.backbones.sampling import sample_responses
 
 
@@ -70,11 +70,10 @@ class DecoderOnly(Backbone):
         return int(self.base.get_output_embeddings().weight.shape[-1])
 
     @property
-    def trains_context(self) -> bool:
-        """Whether anything that a prompt's keys and values depend on is trained."""
-        if has_soft_prompt(self.model):
-            return True
-        return any(p.requires_grad for p in self.base.get_decoder().parameters())
+    def reader(self) -> nn.Module:
+        """The decoder without its output head."""
+        decoder: nn.Module = self.base.get_decoder()
+        return decoder
 
     def read(self, prompts: Prompts) -> Prefix:
         """Read each prompt once, and keep its keys and values for all of its responses."""
@@ -189,7 +188,7 @@ class DecoderOnly(Backbone):
         ids, mask = _pad(*prompts, "left")
         start = mask.shape[1] - int(mask.sum(dim=1).max())
         inputs, mask, last = ids[:, start:-1], mask[:, start:-1], ids[:, -1]
-        if has_soft_prompt(self.model):
+        if self.has_soft_prompt:
             embedded = self.base.get_input_embeddings()(inputs)
             virtual = self.model.get_prompt(len(ids)).to(embedded.dtype)
             mask = torch.cat([mask.new_ones(virtual.shape[:2]), mask], dim=1)
@@ -249,17 +248,20 @@ class DecoderOnly(Backbone):
         Returns:
             Logits [N, V] and last hidden states [N, d].
         """
-        arguments = {"input_ids" if inputs.dim() == 2 else "inputs_embeds": inputs}
+        arguments: dict[str, Any] = {"input_ids" if inputs.dim() == 2 else "inputs_embeds": inputs}
         if cache is not None:
             arguments["past_key_values"] = cache
         if self._takes_positions:
             positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
             arguments["position_ids"] = positions[:, -inputs.shape[1] :]
-        with last_hidden(self.base.get_decoder()) as found, head_at(self.base, places):
-            logits = self.base(
-                **arguments, attention_mask=mask, use_cache=cache is not None, return_dict=True
-            ).logits
-        return logits if logits.dim() == 2 else logits[places], found[-1][places]
+        return forward_at(
+            self.base,
+            self.reader,
+            places,
+            **arguments,
+            attention_mask=mask,
+            use_cache=cache is not None,
+        )
 
     @cached_property
     def _takes_positions(self) -> bool:

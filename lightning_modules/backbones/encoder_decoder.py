@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -25,12 +25,7 @@ from lightning_modules.backbones.interface import (
     ValueHead,
     select_rows,
 )
-from lightning_modules.backbones.passes import (
-    has_soft_prompt,
-    head_at,
-    last_hidden,
-    token_scores,
-)
+from lightning_modules.backbones.passes import forward_at, token_scores
 from lightning_modules.backbones.plain import plain_distribution
 from lightning_modules.backbones.sampling import sample_responses
 
@@ -93,16 +88,15 @@ class EncoderDecoder(Backbone):
         return {"decoder_start_token_id": self.start_id}
 
     @property
-    def trains_context(self) -> bool:
-        """Whether anything that the encoder's output depends on is trained."""
-        if has_soft_prompt(self.model):
-            return True
-        return any(p.requires_grad for p in self.base.get_encoder().parameters())
+    def reader(self) -> nn.Module:
+        """The encoder."""
+        encoder: nn.Module = self.base.get_encoder()
+        return encoder
 
     def read(self, prompts: Prompts) -> Encoded:
         """Run the encoder once for each prompt."""
         ids, mask = prompts
-        if has_soft_prompt(self.model):
+        if self.has_soft_prompt:
             virtual = self.model.active_peft_config.num_virtual_tokens
             embedded = self.base.get_input_embeddings()(ids)
             start = self.model.get_prompt(len(ids))[:, :virtual].to(embedded.dtype)
@@ -110,7 +104,7 @@ class EncoderDecoder(Backbone):
             inputs = {"inputs_embeds": torch.cat([start, embedded], dim=1)}
         else:
             inputs = {"input_ids": ids}
-        output = self.base.get_encoder()(**inputs, attention_mask=mask, return_dict=True)
+        output = self.reader(**inputs, attention_mask=mask, return_dict=True)
         return Encoded(output.last_hidden_state, mask, type(output))
 
     def score(
@@ -212,16 +206,16 @@ class EncoderDecoder(Backbone):
         # A decoder that is itself a language model (EncoderDecoderModel) keeps a body inside.
         decoder = self.base.get_decoder()
         body = getattr(decoder, "base_model", decoder)
-        with last_hidden(body) as found, head_at(self.base, places):
-            logits = self.base(
-                encoder_outputs=context.kind(last_hidden_state=context.hidden),
-                attention_mask=context.attention_mask,
-                decoder_input_ids=inputs,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                return_dict=True,
-            ).logits
-        return logits if logits.dim() == 2 else logits[places], found[-1][places]
+        return forward_at(
+            self.base,
+            body,
+            places,
+            encoder_outputs=context.kind(last_hidden_state=context.hidden),
+            attention_mask=context.attention_mask,
+            decoder_input_ids=inputs,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
 
 
 class CachedDecoder:
@@ -235,7 +229,7 @@ class CachedDecoder:
     def __init__(self, backbone: EncoderDecoder, context: Encoded) -> None:
         self.backbone = backbone
         self.context = context
-        # Built here because some models build none of their own in training mode.
+        # Built here because some models build none themselves in training mode.
         config = backbone.base.config.get_text_config(decoder=True)
         # Cross-attention sees the whole prompt even where self-attention has a sliding window.
         self.cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache())

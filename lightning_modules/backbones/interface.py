@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.backbones.decoding import Decoding
 
@@ -160,8 +160,19 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
+    def reader(self) -> nn.Module:
+        """The part of the model that reads a prompt: the encoder or, without one, the decoder."""
+
+    @property
     def trains_context(self) -> bool:
         """Whether anything that :meth:`read` depends on is trained."""
+        return self.has_soft_prompt or any(p.requires_grad for p in self.reader.parameters())
+
+    @property
+    def has_soft_prompt(self) -> bool:
+        """Whether the active adapter is a soft prompt, which precedes what is read."""
+        is_adapted = isinstance(self.model, PeftModel)
+        return is_adapted and bool(self.model.active_peft_config.is_prompt_learning)
 
     def strip_prefix(
         self, responses: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +13,24 @@ from lightning_modules.backbones.interface import TokenScores, ValueHead
 from lightning_modules.backbones.sampling import entropy_of
 
 
+def forward_at(
+    model: Any, body: nn.Module, places: Bool[Tensor, "B T"], **arguments: Any
+) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N d"]]:
+    """Run a model's forward pass, and return logits and last hidden states at N places only.
+
+    Args:
+        model: A language model.
+        body: The part of it whose output the head reads.
+        places: True at N positions of the tokens that the body receives.
+        **arguments: Of the model's forward pass.
+    """
+    with _last_hidden(body) as found, _head_at(model, places):
+        logits = model(**arguments, return_dict=True).logits
+    return logits if logits.dim() == 2 else logits[places], found[-1][places]
+
+
 @contextmanager
-def last_hidden(body: nn.Module) -> Iterator[list[Tensor]]:
+def _last_hidden(body: nn.Module) -> Iterator[list[Tensor]]:
     """Collect the last hidden states [B, T, d] of a model's body during a forward pass."""
     found: list[Tensor] = []
     hook = body.register_forward_hook(lambda _, __, output: found.append(output[0]))
@@ -26,7 +41,7 @@ def last_hidden(body: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def head_at(model: Any, places: Tensor) -> Iterator[None]:
+def _head_at(model: Any, places: Tensor) -> Iterator[None]:
     """Let the output head compute [N, V] logits at some places only, instead of [B, T, V].
 
     The vocabulary makes logits the largest tensor of all. A model whose head does not receive
@@ -78,11 +93,6 @@ def token_scores(
     if value_head is not None:
         values = value_head(hidden)
     return TokenScores(*(_scatter(each, mask) for each in (logprobs, entropy, values)))
-
-
-def has_soft_prompt(model: Any) -> bool:
-    """Tell whether a model is a PEFT model whose active adapter is a soft prompt."""
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)
 
 
 def _scatter(real: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
