@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.exits import quieten_models
-from common.jsonl import append, read_jsonl, to_lines
-from common.resumable import count_done, open_output
+from common.jsonl import read_jsonl
+from common.resumable import count_done, write_windows
 from common.run_folder import expand
 from datamodules import reading
 from datamodules.splits import DialogueReader
@@ -100,13 +100,12 @@ def sample(
             name: exported_run.load_generator(model, target)
             for name, model in zip(names, models, strict=True)
         }
-        with open_output(file, identity, done) as lines:
-            # Windows begin at the same rows after an interruption, so that the texts are the same.
-            for start in range(done - done % size, len(rows), size):
-                window = rows[start : start + size]
-                samples = sample_window(generators, window, (seed, start), completions)
-                append(lines, to_lines(samples[max(0, done - start) :]).encode())
-                log.info("%d of %d dialogues", start + len(window), len(rows))
+
+        def complete(window: Sequence[reading.Row], start: int) -> list[dict[str, Any]]:
+            return sample_window(generators, window, (seed, start), completions)
+
+        for count in write_windows(file, identity, done, rows, size, complete):
+            log.info("%d of %d dialogues", count, len(rows))
     report(file, completions)
 
 

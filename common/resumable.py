@@ -6,13 +6,15 @@ most one incomplete line at the end, which is removed.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from common.jsonl import open_to_append
+from common.jsonl import append, open_to_append, to_lines
 from common.run_folder import write_text
+
+T = TypeVar("T")
 
 REMEDY = "name another --output, or replace it with --overwrite true"
 
@@ -45,13 +47,40 @@ def count_done(output: Path, identity: Mapping[str, Any], overwrite: bool = Fals
         return sum(line.endswith(b"\n") for line in file)
 
 
-@contextmanager
-def open_output(output: Path, identity: Mapping[str, Any], done: int) -> Iterator[BinaryIO]:
-    """Open an output for `common.jsonl.append`, after its first ``done`` lines.
+def write_windows(
+    output: Path,
+    identity: Mapping[str, Any],
+    done: int,
+    rows: Sequence[T],
+    size: int,
+    make_lines: Callable[[Sequence[T], int], Sequence[Mapping[str, Any]]],
+) -> Iterator[int]:
+    """Write a line for each row, window by window, and yield the number of rows that are done.
+
+    Windows begin at the same rows after an interruption, so that sampled lines are the same.
+
+    Args:
+        output: The file.
+        identity: What decides its lines, in JSON types.
+        done: Number of lines that it has; see :func:`count_done`.
+        rows: All rows.
+        size: Rows in a window.
+        make_lines: Returns the lines of a window, given its rows and the number of the first.
 
     Raises:
-        ValueError: If another process writes it.
+        ValueError: If another process writes the file.
     """
+    with _open_output(output, identity, done) as file:
+        for start in range(done - done % size, len(rows), size):
+            window = rows[start : start + size]
+            lines = make_lines(window, start)
+            append(file, to_lines(lines[max(0, done - start) :]).encode())
+            yield start + len(window)
+
+
+@contextmanager
+def _open_output(output: Path, identity: Mapping[str, Any], done: int) -> Iterator[BinaryIO]:
+    """Open an output for :func:`append`, after its first ``done`` lines."""
     with open_to_append(output) as file:
         file.seek(0)
         file.truncate(sum(len(file.readline()) for _ in range(done)))

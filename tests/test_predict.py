@@ -14,7 +14,7 @@ import pytest
 
 import train
 from alignsum.commands import predict
-from common import jsonl
+from common import jsonl, resumable
 from common.run_folder import RunFolder
 from lightning_modules import exported_run
 
@@ -90,7 +90,7 @@ def test_killed_after_any_byte_it_continues_to_the_same_file(
             os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "append", append_and_die)
+        patch.setattr(resumable, "append", append_and_die)
         assert fork(lambda: run(base, output)) == -signal.SIGKILL
     assert output.read_bytes() == whole[:size]
     assert run(base, output) == whole

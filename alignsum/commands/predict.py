@@ -19,8 +19,8 @@ from jsonargparse import Namespace
 
 from alignsum.commands.options import CommandParser
 from common.exits import quieten_models, run, start_log
-from common.jsonl import Record, append, to_lines
-from common.resumable import count_done, open_output
+from common.jsonl import Record
+from common.resumable import count_done, write_windows
 
 if TYPE_CHECKING:
     from datamodules.reading import Row
@@ -101,16 +101,15 @@ def predict(settings: Namespace) -> None:
         log.info("%s is complete: %d summaries", output, done)
         return
     generate = exported_run.load_generator(job, device)
+
+    def summarize(window: Sequence["Row"], start: int) -> list[dict[str, str]]:
+        texts = generate(window, (settings.seed, start))
+        return [{"id": row.id, "prediction": t} for row, t in zip(window, texts, strict=True)]
+
     began, size = time.monotonic(), job.batch_size * WINDOW_BATCHES
-    with open_output(output, identity, done) as file:
-        # Windows begin at the same rows after an interruption, so that the texts are the same.
-        for start in range(done - done % size, len(rows), size):
-            window = rows[start : start + size]
-            texts = generate(window, (settings.seed, start))
-            lines = [{"id": r.id, "prediction": t} for r, t in zip(window, texts, strict=True)]
-            append(file, to_lines(lines[max(0, done - start) :]).encode())
-            speed = (start + len(window) - done) / (time.monotonic() - began)
-            log.info("%d of %d dialogues, %.1f/s", start + len(window), len(rows), speed)
+    for count in write_windows(output, identity, done, rows, size, summarize):
+        speed = (count - done) / (time.monotonic() - began)
+        log.info("%d of %d dialogues, %.1f/s", count, len(rows), speed)
 
 
 def read_dialogues(settings: Namespace) -> list["Row"]:
