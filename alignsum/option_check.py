@@ -105,7 +105,7 @@ def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> l
     found = list(find_stray(arguments))
     for setting in settings:
         # A later class drops the settings of an earlier one, so each is checked with its own.
-        chosen |= choose_classes([setting])
+        chosen |= choose_class(setting)
         if problem := find_problem(setting, chosen):
             found.append(problem)
     found = list(dict.fromkeys(found))
@@ -171,20 +171,18 @@ def find_stray(arguments: Sequence[str]) -> Iterator[str]:
             yield f"{argument} belongs to no option{hint}"
 
 
-def choose_classes(settings: Sequence[Setting]) -> dict[str, str]:
-    """Return the short name of the class of each section or parameter that names one."""
-    chosen = {}
-    for name, value, _ in settings:
-        if not isinstance(value, str):
-            continue
-        package, _, short = value.rpartition(".")
-        is_path = name.endswith(".class_path") or name in ("model", "data")
-        is_foreign = package and all(map(str.isidentifier, value.split(".")))
-        if is_foreign and value.partition(".")[0] not in (*PACKAGES, "lightning"):
-            short = value  # not to be confused with a class of ours
-        if short and (is_path or is_foreign or short in read_classes()):
-            chosen[name.removesuffix(".class_path")] = short
-    return chosen
+def choose_class(setting: Setting) -> dict[str, str]:
+    """Return the section or parameter whose class a setting names, with the class's short name."""
+    name, value, _ = setting
+    if not isinstance(value, str):
+        return {}
+    package, _, short = value.rpartition(".")
+    is_path = name.endswith(".class_path") or name in ("model", "data")
+    is_foreign = package and all(map(str.isidentifier, value.split(".")))
+    if is_foreign and value.partition(".")[0] not in (*PACKAGES, "lightning"):
+        short = value  # not to be confused with a class of ours
+    is_class = short and (is_path or is_foreign or short in read_classes())
+    return {name.removesuffix(".class_path"): short} if is_class else {}
 
 
 def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
