@@ -28,6 +28,7 @@ def main(backbone: str, source: str, run_dir: str, max_steps: int) -> str:
         default_root_dir=run_dir,
         max_steps=max_steps,
         accelerator="auto",
+        use_distributed_sampler=False,  # the datamodule shards batches itself
         callbacks=default_callbacks([ToxicityCallback("mini")]),
     )
     trainer.fit(module, data)  # exports the best weights to run_dir/export
