@@ -15,9 +15,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging as transformers_logging
 
 from common.hub import NO_TEXT, Kind, generates_text, reading, resolve_model
 from lightning_modules.backbones.dropout import set_dropout
+
+logger = logging.getLogger(__name__)
 
 _FP16 = {"16", "16-mixed", "16-true", "fp16", "transformer-engine-float16"}
 _PURE = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
@@ -69,10 +72,15 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not generates_text(config.to_dict()):
         raise ValueError(f"backbone {name!r} is a {config.model_type!r} model, which {NO_TEXT}")
-    with _without_tying_advice(), reading(path):
-        model = _auto_class(config).from_pretrained(
-            path, dtype=torch.float32, trust_remote_code=False
+    with _quietly(), reading(path):
+        model, info = _auto_class(config).from_pretrained(
+            path,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, in one line
+            output_loading_info=True,
         )
+    _check_weights(path, info)
     if dropout is not None:
         set_dropout(model, dropout)
     record_head(model)
@@ -114,18 +122,39 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _without_tying_advice() -> Iterator[None]:
-    """Silence the advice to set tie_word_embeddings=False: record_head does just that."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "tied weights mapping" not in record.getMessage()
-
-    source = logging.getLogger("transformers.modeling_utils")
-    source.addFilter(is_other)
+def _quietly() -> Iterator[None]:
+    """Silence transformers' table of keys and its advice on tying: both are answered here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        source.removeFilter(is_other)
+        transformers_logging.set_verbosity(before)
+
+
+def _check_weights(path: str, info: dict[str, Any]) -> None:
+    """Refuse weights that would stay random; name those that no layer uses.
+
+    Args:
+        path: Folder or hub id of the model.
+        info: transformers' report on loading it.
+
+    Raises:
+        ValueError: If weights are missing or have another shape than the config says.
+    """
+    problems = [
+        f"{key} has the shape {list(found)} where the config asks for {list(wanted)}"
+        for key, found, wanted in sorted(info["mismatched_keys"])
+    ]
+    problems += [f"{key} is missing" for key in sorted(info["missing_keys"])]
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ValueError(
+            f"the weights of {path} do not fit its config.json: {problems[0]}{more}; download or "
+            "export it again"
+        )
+    if unused := sorted(info["unexpected_keys"]):
+        logger.warning("%s: %d weights are not used, such as %s", path, len(unused), unused[0])
 
 
 def head_is_tied(model: Any) -> bool:
