@@ -2,12 +2,11 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from common.hub import reading, resolve_model
-from lightning_modules.backbones import set_dropout
+from common.hub import resolve_model
+from lightning_modules.backbones import load_weights, set_dropout
 from lightning_modules.base import BaseModule
 
 
@@ -51,14 +50,7 @@ class EncoderModule(BaseModule):
             config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
         for name, value in self.head_config().items():
             setattr(config, name, value)
-        with reading(path):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-            )
+        model = load_weights(AutoModelForSequenceClassification, path, new_head=True, config=config)
         if self.dropout is not None:
             set_dropout(model, self.dropout)
         return model

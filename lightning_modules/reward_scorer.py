@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from common.hub import load_tokenizer, reading, resolve_model
+from common.hub import load_tokenizer, resolve_model
 from datamodules.encoding import encode_texts
-from lightning_modules.backbones import set_dropout
+from lightning_modules.backbones import load_weights, set_dropout
 
 FORMAT = "alignsum_reward"
 """Entry of an exported config: which input a reward model expects, and its scale."""
@@ -35,10 +35,7 @@ class RewardScorer(nn.Module):
         super().__init__()
         path = resolve_model(name, "classifier")
         self.tokenizer = load_tokenizer(name, "classifier")
-        with reading(path):
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=torch.float32, trust_remote_code=False
-            )
+        self.model = load_weights(AutoModelForSequenceClassification, path)
         self.model.requires_grad_(False)
         set_dropout(self.model, 0.0)
         self.batch_size = batch_size

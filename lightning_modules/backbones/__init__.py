@@ -24,6 +24,7 @@ from lightning_modules.backbones.loading import (
     find_precision_problem,
     head_is_tied,
     load_backbone,
+    load_weights,
     record_head,
     sketch_backbone,
 )
@@ -32,5 +33,6 @@ __all__ = [
     "Backbone", "Context", "DecoderOnly", "Decoding", "EncoderDecoder", "Prompts", "Samples",
     "Sampling", "TokenScores", "checkpoint_activations", "context_modules", "find_model_type",
     "find_noise", "find_precision_problem", "find_soft_prompt_problem", "head_is_tied",
-    "load_backbone", "record_head", "set_dropout", "sketch_backbone", "task_type", "wrap_model",
+    "load_backbone", "load_weights", "record_head", "set_dropout", "sketch_backbone", "task_type",
+    "wrap_model",
 ]  # fmt: skip

@@ -2,8 +2,6 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,15 +70,7 @@ def load_backbone(name: str, dropout: float | None = None) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not generates_text(config.to_dict()):
         raise ValueError(f"backbone {name!r} is a {config.model_type!r} model, which {NO_TEXT}")
-    with _quietly(), reading(path):
-        model, info = _auto_class(config).from_pretrained(
-            path,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported below, in one line
-            output_loading_info=True,
-        )
-    _check_weights(path, info)
+    model = load_weights(_auto_class(config), path)
     if dropout is not None:
         set_dropout(model, dropout)
     record_head(model)
@@ -121,40 +111,50 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
             module.gradient_checkpointing = False
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence transformers' table of keys and its advice on tying: both are answered here."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
-def _check_weights(path: str, info: dict[str, Any]) -> None:
-    """Refuse weights that would stay random; name those that no layer uses.
+def load_weights(
+    auto_class: Any, path: str, new_head: bool = False, **options: Any
+) -> PreTrainedModel:
+    """Load a pretrained model in fp32, and refuse weights that would stay random.
 
     Args:
-        path: Folder or hub id of the model.
-        info: transformers' report on loading it.
+        auto_class: One of transformers' Auto classes.
+        path: Hub id, or folder written by ``save_pretrained``.
+        new_head: Accept weights that are missing or have another shape: a head to be trained.
+        **options: Further arguments of ``from_pretrained``.
 
     Raises:
-        ValueError: If weights are missing or have another shape than the config says.
+        ValueError: If the weights cannot be read, are missing, or do not have the config's shapes.
     """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its tables of keys; one line is enough
+    try:
+        with reading(path):
+            model, info = auto_class.from_pretrained(
+                path,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     problems = [
         f"{key} has the shape {list(found)} where the config asks for {list(wanted)}"
         for key, found, wanted in sorted(info["mismatched_keys"])
     ]
     problems += [f"{key} is missing" for key in sorted(info["missing_keys"])]
-    if problems:
+    if problems and new_head:
+        logger.info("%s: new weights, because %s", path, "; ".join(problems))
+    elif problems:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ValueError(
             f"the weights of {path} do not fit its config.json: {problems[0]}{more}; download or "
             "export it again"
         )
     if unused := sorted(info["unexpected_keys"]):
-        logger.warning("%s: %d weights are not used, such as %s", path, len(unused), unused[0])
+        logger.info("%s: %d weights are not used, such as %s", path, len(unused), unused[0])
+    return model
 
 
 def head_is_tied(model: Any) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, RobertaConfig
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, RobertaConfig
 
 from common.hub import resolve_model
 from lightning_modules import FullFT
@@ -15,6 +15,7 @@ from lightning_modules.backbones import (
     load_backbone,
     set_dropout,
 )
+from lightning_modules.reward_scorer import RewardScorer
 from lightning_modules.summarization import Decoding
 from tests.batches import loader, make_batch, make_trainer
 from tests.models import save_tied_t5
@@ -95,6 +96,21 @@ def test_a_model_without_decoder_is_refused(tmp_path: Path) -> None:
     RobertaConfig(architectures=["RobertaForMaskedLM"]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="generates no text"):
         load_backbone(str(tmp_path))
+
+
+def test_weights_that_would_stay_random_are_refused(t5: str, tmp_path: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_pretrained(t5)
+    kept = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    model.save_pretrained(tmp_path / "t5", state_dict=kept)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is missing"):
+        load_backbone(str(tmp_path / "t5"))
+    encoder = RobertaConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+    AutoModel.from_config(encoder).save_pretrained(tmp_path / "encoder")
+    AutoTokenizer.from_pretrained(resolve_model("mini", "classifier")).save_pretrained(
+        tmp_path / "encoder"
+    )
+    with pytest.raises(ValueError, match=r"classifier\.dense\.bias is missing, and 3 more"):
+        RewardScorer(str(tmp_path / "encoder"), "LABEL_0")
 
 
 @pytest.mark.parametrize(
