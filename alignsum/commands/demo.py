@@ -1,9 +1,11 @@
-"""Train, test and compare every method on the embedded miniature.
+"""Train, test and compare every method, on the embedded miniature or on real text.
 
     python -m alignsum demo                     # into runs/demo: `make demo`
     python -m alignsum demo --quick             # a few batches of everything: does it run?
     python -m alignsum demo --only lora ppo     # these steps
     python -m alignsum demo --feedback          # also learn from simulated annotators' rankings
+    python -m alignsum demo --real              # pretrained models, DialogSum: `make real`
+    python -m alignsum demo --real --rows 300   # the same with 300 dialogues
 
 All steps run in this process, so the libraries are imported once. Each consists of commands that
 anyone can type; they and their output are in ROOT/<step>.log. Finished steps are skipped, so the
@@ -21,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignsum import real_text
 from alignsum.commands.options import make_parser
-from common.exits import run, start_log
+from common.exits import run, start_log, suggest
 from common.run_folder import RunFolder
 
 log = logging.getLogger("demo")
@@ -155,19 +158,37 @@ def run_step(name: str, root: Path, commands: Sequence[Sequence[str]]) -> str:
 
 def is_finished(name: str, root: Path) -> bool:
     """Return whether a step has written its last file."""
-    last = "answers.jsonl" if name == "feedback" else "predictions.jsonl"
-    return (root / name / last).is_file()
+    last = {"feedback": "answers.jsonl", real_text.INPUTS: real_text.DONE}
+    return (root / name / last.get(name, "predictions.jsonl")).is_file()
+
+
+def choose_steps(options: Any) -> tuple[list[str], Sequence[str]]:
+    """Return the steps that were asked for, and the order of the comparison.
+
+    Raises:
+        ValueError: If a step does not exist, or lacks packages or data.
+    """
+    steps, table = (real_text.STEPS, real_text.TABLE) if options.real else (STEPS, TABLE)
+    if unknown := [name for name in options.only or () if name not in steps]:
+        hint = suggest(unknown[0], steps)
+        raise ValueError(f"--only: no step {unknown[0]!r}{hint}; steps: {', '.join(steps)}")
+    if options.real:
+        return real_text.choose(options.only), table
+    default = [name for name in steps if options.feedback or name not in FEEDBACK]
+    return [name for name in steps if name in (options.only or default)], table
 
 
 def main(args: Sequence[str]) -> int:
     """Run the steps and the comparison; return the exit code (see common/exits.py)."""
     parser = make_parser("demo", __doc__ or "")
     add: Any = parser.add_argument
-    add("--only", nargs="+", choices=STEPS, metavar="STEP", help=f"of {', '.join(STEPS)}")
-    add("--root", help="folder of the run folders (runs/demo; runs/demo_quick with --quick)")
+    add("--only", nargs="+", metavar="STEP", help=f"of {', '.join(STEPS)}; see --real")
+    add("--root", help="folder of the run folders (runs/demo, runs/demo_quick or runs/real)")
     add("--seed", type=int, default=42, help="choose another --root for another seed")
     add("--quick", action="store_true", help="a few batches of everything")
     add("--feedback", action="store_true", help=f"also {', '.join(FEEDBACK)}")
+    add("--real", action="store_true", help=f"real text: {', '.join(real_text.STEPS)}")
+    add("--rows", type=int, help="with --real: train and test on this many dialogues at most")
     add("--overwrite", action="store_true", help="repeat finished steps")
     options = parser.parse_args(args)
     start_log()
@@ -175,19 +196,26 @@ def main(args: Sequence[str]) -> int:
     def work() -> int:
         from rich.console import Console
 
+        chosen, table = choose_steps(options)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         started, console = time.monotonic(), Console(soft_wrap=True, highlight=False)
-        root = Path(options.root or ("runs/demo_quick" if options.quick else "runs/demo"))
-        default = [name for name in STEPS if options.feedback or name not in FEEDBACK]
-        chosen = [name for name in STEPS if name in (options.only or default)]
+        default = "real" if options.real else "demo_quick" if options.quick else "demo"
+        root = Path(options.root or f"runs/{default}")
         steps = [name for name in chosen if options.overwrite or not is_finished(name, root)]
         if skipped := [name for name in chosen if name not in steps]:
             console.print(f"finished earlier (--overwrite repeats them): {', '.join(skipped)}")
         for number, name in enumerate(steps, start=1):
             console.print(f"{number} of {len(steps)}: {name}", style="bold")
-            commands = make_commands(name, str(root), options.seed, options.quick)
+            if options.real:
+                commands = real_text.make_commands(name, str(root), options.seed, options.rows)
+            else:
+                commands = make_commands(name, str(root), options.seed, options.quick)
             console.print(f"   {run_step(name, root, commands)}", style="green")
-        runs = [f"{root}/{name}" for name in TABLE if (root / name).is_dir()]
+            if options.real and number < len(steps):
+                part = real_text.share_done(steps, number)
+                left = (time.monotonic() - started) * (1 - part) / part
+                console.print(f"   about {left / 60:.0f} minutes are left")
+        runs = [f"{root}/{name}" for name in table if is_finished(name, root)]
         code = run_one([["alignsum.commands.compare", *runs, "--out", f"{root}/report"]])
         minutes = (time.monotonic() - started) / 60
         console.print(f"{minutes:.1f} minutes; open {root}/report/report.html", style="bold")

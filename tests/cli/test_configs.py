@@ -76,8 +76,8 @@ def test_the_shipped_files_are_found() -> None:
         "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
-        "ddp", "debug", "fsdp", "mini", "mlflow", "real_text", "rollouts", "smollm2",
-        "tensorboard", "wandb",
+        "ddp", "debug", "fsdp", "mini", "minilm", "mlflow", "rollouts", "smollm2", "tensorboard",
+        "wandb",
     }  # fmt: skip
 
 
@@ -98,6 +98,8 @@ def test_every_config_parses_with_every_overlay(
     elif overlay is not None and overlay.stem == "smollm2" and not is_classifier(config):
         assert parsed["model"]["init_args"]["backbone"].endswith("SmolLM2-135M-Instruct")
         assert parsed["data"]["init_args"]["chat_template"] is True
+    elif overlay is not None and overlay.stem == "minilm" and is_classifier(config):
+        assert parsed["model"]["init_args"]["backbone"].endswith("all-MiniLM-L6-v2")
     else:
         assert parsed["model"]["init_args"]["backbone"] == own["model"]["init_args"]["backbone"]
 

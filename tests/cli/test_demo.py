@@ -1,13 +1,16 @@
 """The demo: its steps, what it skips, and what it prints."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from alignsum import real_text
 from alignsum.commands import demo
 from alignsum.overlays import prepare_configs
 from common.run_folder import RunFolder
+from datamodules.rankings import read_answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,9 +54,57 @@ def test_a_run_is_fitted_and_tested_with_the_same_settings() -> None:
 
 def test_every_overlay_has_a_section_for_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    for name in demo.METHODS:
-        for command in demo.make_commands(name, "runs/x", quick=True):
-            prepare_configs(command[2:])  # refuses an overlay without an entry for the class
+    commands = [demo.make_commands(name, "runs/x", quick=True) for name in demo.METHODS]
+    commands += [real_text.make_commands(name, "runs/x", rows=9) for name in real_text.METHODS]
+    for command in (command for pair in commands for command in pair):
+        prepare_configs(command[2:])  # refuses an overlay without an entry for the class
+
+
+def test_real_steps_leave_out_what_has_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_text, "find_spec", lambda name: object())
+    for name in ("DIALOGSUM_DIR", "DIALSUMMEVAL_DIR", "DYNAHATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    everywhere = real_text.choose(None)
+    assert "lora" in everywhere
+    assert not {"hate", "judge", "rloo"} & {*everywhere}
+    monkeypatch.setenv("DYNAHATE_DIR", str(tmp_path))
+    assert "hate" in real_text.choose(None)
+    with pytest.raises(ValueError, match="judge needs DIALSUMMEVAL_DIR"):
+        real_text.choose(["judge"])
+    monkeypatch.setattr(real_text, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="make real"):
+        real_text.choose(["lora"])
+    for real in ([], ["--real"]):
+        assert demo.main([*real, "--only", "lorra"]) == 2
+        assert "did you mean lora" in capsys.readouterr().err
+
+
+def test_judgements_become_rankings_of_two_halves(tmp_path: Path) -> None:
+    marks = ("consistency", "relevance", "fluency", "coherence")
+    rows = [
+        {
+            "id": str(number), "dialogue": "| Ann: Hi | Bo: Bye", "summary": text,
+            "annotations": [dict.fromkeys(marks, mark)] * 3, "model_id": system,
+        }
+        for number in range(10)
+        for text, mark, system in (("Best.", 5, "A"), ("Worst.", 1, "B"), ("Best.", 3, "C"))
+    ]  # fmt: skip
+    source = tmp_path / "human_judgment.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    real_text.write_judgements(source, tmp_path)
+    splits = {
+        (half, split): read_answers(tmp_path / half / f"{split}.jsonl")
+        for half in "ab"
+        for split in ("train", "validation", "test")
+    }
+    answer = splits["a", "train"][0]
+    assert (answer.dialogue, answer.completions) == ("Ann: Hi\nBo: Bye", ("Best.", "Worst."))
+    assert answer.ranks == (1, 2)
+    ids = {place: {each.id for each in answers} for place, answers in splits.items()}
+    assert ids["a", "test"] == ids["b", "train"] | ids["b", "validation"]
+    assert not ids["a", "test"] & (ids["a", "train"] | ids["a", "validation"])
 
 
 def test_finished_steps_are_skipped_unless_they_are_to_be_repeated(
@@ -85,13 +136,6 @@ def test_a_failed_step_ends_the_demo_and_shows_its_log(
     said = capsys.readouterr().err
     assert "zero_shot failed" in said
     assert "configs/nothing.yaml" in said  # the reason, from the step's log
-
-
-def test_unknown_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        demo.main(["--only", "lorra"])
-    assert stop.value.code == 2
-    assert "lorra" in capsys.readouterr().err
 
 
 @pytest.mark.slow
