@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from torch import tensor
+import numpy as np
+import torch
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from callbacks.text_metric import Row, RowCollector, log_estimates, to_rows, write_predictions
 from common.run_folder import RunFolder
 from metrics.calibration import Calibration, calibrate
-from metrics.intervals import Estimate, bootstrap_mean
+from metrics.intervals import Estimate, bootstrap_mean, bootstrap_statistics
 
 
 class ClassificationMetrics(RowCollector):
@@ -55,19 +56,28 @@ def predict(row: Row) -> int:
 
 
 def measure(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Estimate]:
-    """Return the metrics of gathered rows."""
-    true, predicted = [row["label"] for row in rows], [predict(row) for row in rows]
-    # A label that neither occurs nor is predicted counts as 1, not as 0.
-    f1 = multiclass_f1_score(
-        tensor(predicted), tensor(true), len(labels), average="none", zero_division=1.0
-    )
-    n, calibration = len(rows), calibrate_labels(rows)
+    """Return the metrics of gathered rows, with intervals over texts."""
+    true, predicted = (torch.tensor(each) for each in zip(*map(find_labels, rows), strict=True))
+    right = (true == predicted).double()
+    sure = np.array([max(row["probabilities"]) for row in rows])
+
+    def f1_and_ece(chosen: Any) -> list[float]:
+        # A label that neither occurs nor is predicted counts as 1, not as 0.
+        f1 = multiclass_f1_score(
+            predicted[chosen], true[chosen], len(labels), average="none", zero_division=1.0
+        )
+        return [float(f1.mean()), *f1.tolist(), calibrate(sure[chosen], right[chosen]).ece]
+
+    names = ("f1", *(f"f1_{label}" for label in labels), "ece")
+    estimates = bootstrap_statistics(f1_and_ece, len(rows))
     return {
-        "accuracy": bootstrap_mean([float(a == b) for a, b in zip(true, predicted, strict=True)]),
-        "f1": Estimate(float(f1.mean()), n),
-        **{f"f1_{label}": Estimate(float(f1[i]), n) for i, label in enumerate(labels)},
-        "ece": Estimate(calibration.ece, n),
-    }
+        "accuracy": bootstrap_mean(right.tolist()), **dict(zip(names, estimates, strict=True))
+    }  # fmt: skip
+
+
+def find_labels(row: Row) -> tuple[int, int]:
+    """Return the indices of a row's label and of the predicted label."""
+    return row["label"], predict(row)
 
 
 def calibrate_labels(rows: Sequence[Row]) -> Calibration:

@@ -11,7 +11,7 @@ bootstrap", Annals of Applied Statistics 1(2)). It is conservative for the examp
 of runs says little about how much seeds can differ.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -100,6 +100,30 @@ def paired_change(
         )
     difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     return bootstrap_mean(difference.tolist(), resamples, seed)
+
+
+def bootstrap_statistics(
+    statistics: Callable[[NDArray[np.int64]], Sequence[float]],
+    n: int,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Estimate statistics that are not means, and their 95 % percentile bootstrap intervals.
+
+    Args:
+        statistics: Takes the numbers of the examples to use, [n] with repetitions, and returns
+            S values.
+        n: Number of examples.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        S estimates.
+    """
+    rng = np.random.default_rng(seed)
+    resampled = np.array([statistics(rng.integers(n, size=n)) for _ in range(resamples)])
+    values = statistics(np.arange(n))
+    return [_estimate(value, n, resampled[:, i]) for i, value in enumerate(values)]
 
 
 def estimate_columns(columns: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:

@@ -105,7 +105,12 @@ def test_metrics_by_hand() -> None:
         {"label": label, "probabilities": [1 - p, p]}
         for label, p in ((0, 0.1), (0, 0.6), (0, 0.2), (1, 0.9))
     ]
-    found = {name: each.value for name, each in measure(rows, ["nothate", "hate"]).items()}
+    estimates = measure(rows, ["nothate", "hate"])
+    for each in estimates.values():
+        assert each.low is not None
+        assert each.high is not None
+        assert 0 <= each.low < each.value + 1e-9 < each.high + 1e-9
+    found = {name: each.value for name, each in estimates.items()}
     # hate: 1 of 2 right, none missed: F1 2/3. nothate: 2 of 2, 1 missed: 4/5.
     assert found["accuracy"] == 0.75
     assert found["f1_hate"] == pytest.approx(2 / 3)
