@@ -121,7 +121,8 @@ def make_commands(name: str, root: str, seed: int = 42, rows: int | None = None)
     parts = [part.format(**filled) for part in settings.split()]
     common = ["--run_dir", f"{root}/{name}", "--seed_everything", str(seed), "--overwrite", "true"]
     arguments = ["--config", f"configs/{config}.yaml", *" ".join(parts).split(), *common]
-    return [["train", command, *arguments] for command in ("fit", "test")]
+    stages = ("test",) if config == "in_context" else ("fit", "test")
+    return [["train", stage, *arguments] for stage in stages]
 
 
 def choose(only: Sequence[str] | None) -> list[str]:

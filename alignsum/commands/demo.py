@@ -103,7 +103,8 @@ def make_commands(name: str, root: str, seed: int = 42, quick: bool = False) -> 
             text += "--trainer.max_epochs 1 --trainer.check_val_every_n_epoch 1 "
             text += "--trainer.val_check_interval 1.0 "
     text += f"--run_dir {{root}}/{name} --seed_everything {seed} --overwrite true"
-    return [["train", command, *fill(text)] for command in ("fit", "test")]
+    stages = ("test",) if config == "in_context" else ("fit", "test")
+    return [["train", stage, *fill(text)] for stage in stages]
 
 
 def run_one(commands: Sequence[Sequence[str]]) -> int:
