@@ -7,9 +7,9 @@
     python -m alignsum demo --real              # pretrained models, DialogSum: `make real`
     python -m alignsum demo --real --rows 300   # the same with 300 dialogues
 
-All steps run in this process, so the libraries are imported once. Each consists of commands that
-anyone can type; they and their output are in ROOT/<step>.log. Finished steps are skipped, so the
-same command continues an interrupted demo.
+Each step consists of commands that anyone can type; they and their output are in ROOT/<step>.log.
+On the miniature they run in this process, so the libraries are imported once. Finished steps are
+skipped, so the same command continues an interrupted demo.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ import importlib
 import logging
 import os
 import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,6 +122,24 @@ def run_one(commands: Sequence[Sequence[str]]) -> int:
     return 0
 
 
+def run_apart(commands: Sequence[Sequence[str]], log_file: Any) -> int:
+    """Run commands in processes of their own, whose memory is returned, until one fails."""
+    call = (
+        "import importlib, sys; sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[2:]))"
+    )
+    for command in commands:
+        log_file.flush()
+        done = subprocess.run(  # noqa: S603 - modules of this package
+            [sys.executable, "-c", call, *command],
+            stdout=log_file,
+            stderr=log_file,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        if done.returncode:
+            return done.returncode
+    return 0
+
+
 def show(command: Sequence[str]) -> str:
     """Return a command of :func:`make_commands` as it is typed."""
     module, *arguments = command
@@ -128,8 +148,14 @@ def show(command: Sequence[str]) -> str:
     return f"python {name} {shlex.join(arguments)}"
 
 
-def run_step(name: str, root: Path, commands: Sequence[Sequence[str]]) -> str:
+def run_step(name: str, root: Path, commands: Sequence[Sequence[str]], apart: bool = False) -> str:
     """Run a step with its output in a file; return its main results.
+
+    Args:
+        name: The step.
+        root: Folder of the run folders.
+        commands: See :func:`make_commands`.
+        apart: Run each command in its own process.
 
     Raises:
         ValueError: If the step fails; shows the end of its log.
@@ -143,7 +169,7 @@ def run_step(name: str, root: Path, commands: Sequence[Sequence[str]]) -> str:
     ):
         for command in commands:
             log.info("$ %s", show(command))
-        code = run_one(commands)
+        code = run_apart(commands, file) if apart else run_one(commands)
     if code:
         tail = "\n".join(path.read_text(encoding="utf-8").splitlines()[-8:])
         raise ValueError(f"{name} failed with exit code {code}; the end of {path}:\n{tail}")
@@ -211,7 +237,7 @@ def main(args: Sequence[str]) -> int:
                 commands = real_text.make_commands(name, str(root), options.seed, options.rows)
             else:
                 commands = make_commands(name, str(root), options.seed, options.quick)
-            console.print(f"   {run_step(name, root, commands)}", style="green")
+            console.print(f"   {run_step(name, root, commands, options.real)}", style="green")
             if options.real and number < len(steps):
                 part = real_text.share_done(steps, number)
                 left = (time.monotonic() - started) * (1 - part) / part
