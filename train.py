@@ -83,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
     def check() -> None:
         if not arguments or arguments[0] not in COMMANDS:
             raise ValueError(
-                f"the subcommand must be one of {', '.join(COMMANDS)}"
+                f"the command must be one of {', '.join(COMMANDS)}"
+                f"{f', not {arguments[0]!r}' if arguments else ''}"
                 f"{exits.suggest((arguments or [''])[0], COMMANDS)}; see python train.py --help"
             )
         prepared.extend(prepare(arguments))

@@ -30,12 +30,14 @@ from alignsum.run_rules import (
 from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.checkpoint_io import AtomicCheckpointIO
+from callbacks.closing import show_scores
 from callbacks.kl import KLCallback
 from callbacks.loggers import RunCSVLogger
 from callbacks.monitor import PPOMonitor
 from callbacks.rouge import RougeCallback
 from callbacks.run_config import RunConfig
 from callbacks.samples import SampleTexts
+from callbacks.summary import last_metrics
 from callbacks.toxicity import ToxicityCallback
 from common import hub
 from common.exits import AlignsumError
@@ -164,8 +166,8 @@ class AlignsumCLI(LightningCLI):
         settings = self.settings
         settings.ckpt_path = self.checkpoint
         settings.weights_only = True  # Lightning would unpickle a local checkpoint, and run code
-        if self.subcommand == "test":
-            settings.verbose = False  # ClosingWords shows the scores
+        if self.subcommand in ("test", "validate"):
+            settings.verbose = False  # our own table shows the scores
         for option in ("run_dir", "resume", "ckpt_path"):
             if settings.get(option) == "":
                 raise AlignsumError(f"--{option} is empty; is a variable of your shell not set?")
@@ -280,6 +282,12 @@ class AlignsumCLI(LightningCLI):
         fits = self.subcommand == "fit"
         saver = RunConfig(self.command_parser, self.settings, save_to_log_dir=False, fits=fits)
         return [*callbacks, saver]
+
+    def after_validate(self) -> None:
+        """Show the scores as after a test; nothing is recorded."""
+        scores = {name: {"value": value} for name, value in last_metrics(self.trainer).items()}
+        if self.trainer.is_global_zero:
+            show_scores(scores, "val", f"Validation of {self.settings.run_dir}")
 
     def before_fit(self) -> None:
         """Validate the start of a run, but not that of a resumed one."""

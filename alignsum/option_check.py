@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import datamodules
-from alignsum.overlays import SECTION, config_values, prepare_configs
+from alignsum.overlays import SECTION, config_values, list_shipped, prepare_configs
 from alignsum.signatures import (
     PACKAGES,
     SCALARS,
@@ -85,6 +85,12 @@ def prepare(arguments: Sequence[str]) -> list[str]:
         ValueError: If a file cannot be used, or a setting is unknown or of a wrong type.
     """
     prepared = prepare_configs(arguments)
+    given = [option.partition("=")[0] for option in prepared]
+    asks = any(option.endswith(("help", "print_config")) or option == "-h" for option in given)
+    if not asks and not any(option in ("--config", "-c", "--model") for option in given):
+        raise ValueError(
+            f"{arguments[0]} needs a method: add --config with one of {', '.join(list_shipped())}"
+        )
     if problems := find_option_problems(arguments, prepared):
         raise ValueError("\n".join(problems))
     return prepared
@@ -199,6 +205,8 @@ def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
         return follow(setting, chosen[section], section, rest.split("."), chosen)
     if section in SECTIONS and rest:
         return follow(setting, SECTIONS[section], section, rest.split("."), chosen)
+    if section == "seed_everything":
+        return find_value_problem(setting, Parameter(frozenset({"int"}), (), "42"))
     if section in PLAIN or section in SECTIONS:
         return None
     return describe_unknown(setting, chosen)
@@ -230,6 +238,13 @@ def follow(
         return find_class_problem(setting, [n for each in kinds for n in find_subclasses(each)])
     if parameter.types == {"OptimizerCallable"}:
         return find_class_problem(setting, read_public_names("torch", "optim"))
+    is_nested = path.count(".") > 1 and not read_classes()[kind].is_dataclass
+    if is_nested and setting.where.startswith("--") and str(setting.value) in ("null", "None"):
+        # jsonargparse would pass the text "None" on to a class inside a class.
+        return (
+            f"{setting.where}: a null inside a class cannot be given on the command line; leave it "
+            f"out, or add --config with a file that sets it: {setting.name}"
+        )
     return find_value_problem(setting, parameter)
 
 

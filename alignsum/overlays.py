@@ -35,7 +35,8 @@ def expand_short_options(args: Sequence[str]) -> list[str]:
     """Replace ``--lr``, ``--seed`` and a text as ``--data.prompt`` by what they stand for.
 
     Args:
-        args: A command line. ``--data.prompt "Summarize: {dialogue}"`` becomes a ``Template``.
+        args: A command line. ``--data.prompt "Summarize: {dialogue}"`` becomes a ``Template``, as
+            does any text that cannot be the name of a class.
     """
     expanded: list[str] = []
     for argument in args:
@@ -43,7 +44,8 @@ def expand_short_options(args: Sequence[str]) -> list[str]:
         if not option.startswith("--"):
             option, equals, value = "", "", argument
         is_prompt = "--data.prompt" in (option, *expanded[-1:])
-        if is_prompt and "{dialogue}" in value and "class_path" not in value:
+        is_text = bool(set(value) & set(" {}:")) and "class_path" not in value
+        if is_prompt and is_text:
             value = json.dumps({"class_path": "Template", "init_args": {"template": value}})
         expanded.append(SHORT_OPTIONS.get(option, option) + equals + value)
     return expanded
@@ -90,10 +92,16 @@ def find_config(value: str) -> Path:
         logger.info("Using the shipped config %s", shipped)
         return shipped
     known = sorted(str(file.relative_to(SHIPPED)) for file in (SHIPPED / "configs").rglob("*.yaml"))
+    what = " is a folder" if path.is_dir() else ": there is no such file"
     raise ValueError(
-        f"--config {value}: there is no such file{suggest(value, known)}; shipped configs: "
-        + ", ".join(name for name in known if name.count("/") == 1)
+        f"--config {value}{what}{suggest(value, known)}; shipped configs: "
+        f"{', '.join(list_shipped())}"
     )
+
+
+def list_shipped() -> list[str]:
+    """Return the shipped configs of the methods, without overlays."""
+    return sorted(str(file.relative_to(SHIPPED)) for file in (SHIPPED / "configs").glob("*.yaml"))
 
 
 def first_config(args: Sequence[str]) -> Path | None:

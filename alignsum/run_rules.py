@@ -1,7 +1,9 @@
 """Check what a command would read from and write to its run folder, and the Trainer's numbers."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ def find_folder_problems(command: str | None, settings: Any, folder: RunFolder) 
         return ["--resume continues a fit; it excludes --overwrite true and the other commands"]
     if not is_first_rank():  # rank 0 has looked before it started the others, and may have written
         return []
+    if problem := find_write_problem(folder.path):
+        return [problem]
     if command == "fit":
         if settings.overwrite:
             return [
@@ -52,6 +56,21 @@ def find_folder_problems(command: str | None, settings: Any, folder: RunFolder) 
             "--overwrite true, or choose another folder with --run_dir"
         ]
     return []
+
+
+def find_write_problem(folder: Path) -> str | None:
+    """Explain why a folder cannot be written, or return None; leaves nothing behind."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"--run_dir {folder} cannot be written ({error.strerror}); choose another folder"
+    finally:
+        for path in created:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def choose_weights(
@@ -76,6 +95,8 @@ def choose_weights(
         path = Path(settings.ckpt_path)
         if not path.exists():
             return [f"--ckpt_path {path}: there is no such file"]
+        if path.is_dir() and not (path / ".metadata").exists():
+            return [f"--ckpt_path {path} is a folder without a sharded checkpoint; name a .ckpt"]
         damage = find_checkpoint_problem(path) if path.is_file() else None
         return [damage] if damage else []
     if command == "fit":

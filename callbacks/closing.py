@@ -38,13 +38,21 @@ class ClosingWords(Callback):
             return
         folder, console = RunFolder(trainer.default_root_dir), rich.get_console()
         split, title = ("test", "Test") if stage == "test" else ("val", "Last validation")
-        rows = tabulate_scores(folder.read_summary().get("metrics", {}), split)
-        if len(rows) > 1:
-            console.print(f"\n{title} of {folder.path}", soft_wrap=True, markup=False)
-            console.print(terminal_table(rows, ("metric",)), highlight=False)
-            console.print(f"{describe_units(rows)}; all figures: summary.json\n", soft_wrap=True)
+        entries = folder.read_summary().get("metrics", {})
+        show_scores(entries, split, f"{title} of {folder.path}", "; all figures: summary.json")
         for name, place in list_files(folder, stage):
             console.print(f"{name:<12} {place}", soft_wrap=True, markup=False, highlight=False)
+
+
+def show_scores(
+    entries: Mapping[str, Mapping[str, Any]], split: str, title: str, note: str = ""
+) -> None:
+    """Print the table of a split's scores, if there are any; see :func:`tabulate_scores`."""
+    rows, console = tabulate_scores(entries, split), rich.get_console()
+    if len(rows) > 1:
+        console.print(f"\n{title}", soft_wrap=True, markup=False)
+        console.print(terminal_table(rows, ("metric",)), highlight=False)
+        console.print(f"{describe_units(rows)}{note}\n", soft_wrap=True)
 
 
 def tabulate_scores(entries: Mapping[str, Mapping[str, Any]], split: str) -> list[list[str]]:

@@ -42,6 +42,10 @@ def expand(path: str | Path) -> Path:
         ) from error
 
 
+_FIRST_FIELDS = ("command", "method", "backbone", "parameters", "seed", "seconds", "versions")
+"""What a reader of summary.json looks for first."""
+
+
 class RunFolder:
     """The files of one run.
 
@@ -110,7 +114,8 @@ class RunFolder:
 
     def update_summary(self, **fields: Any) -> None:
         """Set top-level fields of summary.json and keep the others."""
-        merged = self.read_summary() | fields
+        merged = dict.fromkeys(_FIRST_FIELDS) | self.read_summary() | fields
+        merged = {k: v for k, v in merged.items() if v is not None or k not in _FIRST_FIELDS}
         write_text(self.summary, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
 
     def record_metrics(

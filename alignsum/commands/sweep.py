@@ -182,6 +182,8 @@ def read_sweep(path: Path, out: str, shared: Sequence[str], seeds: Sequence[int]
             content["axes"] = {**content.get("axes", {}), SEEDS: axis}
         content |= {"out": out, "shared": [*shared]}
         return Sweep(**parser.parse_object(content).as_dict())
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no sweep file {path}; --list shows the shipped ones") from error
     except (OSError, TypeError, ValueError, yaml.YAMLError, ArgumentError) as error:
         raise ValueError(f"sweep file {path}: {error}") from error
 

@@ -29,6 +29,9 @@ class LoRASettings:
             or ``all-linear``. The default is PEFT's for the architecture, for T5 q and v.
         use_dora: Train the norm of each row of the adapted matrix separately (DoRA).
         use_rslora: Scale by alpha / sqrt(r), which does not shrink the updates of high ranks.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     r: int | None = None
@@ -37,6 +40,17 @@ class LoRASettings:
     target_modules: Targets = None
     use_dora: bool | None = None
     use_rslora: bool | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {value}"
+            for name, value in (("r", self.r), ("alpha", self.alpha))
+            if value is not None and value < 1
+        ]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"lora_dropout must be in [0, 1), got {self.dropout}")
+        if problems:
+            raise ValueError("LoRA: " + "; ".join(problems))
 
     def config(self) -> LoraConfig:
         """Return PEFT's config of a new LoRA with these settings.

@@ -38,7 +38,7 @@ CASES: dict[str, Bad] = {
     # The command line: the option, and what was probably meant
     "no command": Bad("train", ("fit", "--help")),
     "a mistyped command": Bad("train fti", ("did you mean fit",)),
-    "no method": Bad("train fit", ("model", "data")),
+    "no method": Bad("train fit", ("--config", "configs/lora.yaml")),
     "a mistyped option": Bad(f"{LORA} --data.bacth_size 3", ("--data.batch_size",)),
     "a foreign class": Bad(
         "train fit --model lightning.pytorch.demos.boring_classes.BoringModel "
@@ -67,6 +67,10 @@ CASES: dict[str, Bad] = {
     "a template without the dialogue": Bad(
         f"{LORA} --data.prompt Template --data.prompt.template 'Summarise this.'", ("{dialogue}",)
     ),
+    "a text as prompt without the dialogue": Bad(
+        f"{LORA} --data.prompt 'Sum up {{{{dialog}}}}'", ("'Sum up {dialog}'", "{dialogue}")
+    ),
+    "a negative scale": Bad(f"{LORA} --model.alpha -1", ("alpha must be at least 1",)),
     "PPO without a reward": Bad(f"{PPO} --model.reward_model null", ("reward",)),
     # Data: the file, the line, the remedy
     "no such data": Bad(f"{LORA} --data.source {{tmp}}/nowhere", ("nowhere",)),
@@ -81,6 +85,12 @@ CASES: dict[str, Bad] = {
     # Run folders and checkpoints
     "a run folder in use": Bad(f"{LORA} --run_dir {{run}}", ("--run_dir", "--resume auto")),
     "a run folder inside a file": Bad(f"{LORA} --run_dir {{files}}/key.yaml/run", ("key.yaml",)),
+    "a run folder that cannot be written": Bad(
+        f"{LORA} --run_dir /proc/run", ("/proc/run", "cannot be written")
+    ),
+    "a folder as checkpoint": Bad(
+        f"{LORA.replace('fit', 'test')} --ckpt_path {{files}}", ("--ckpt_path", "name a .ckpt")
+    ),
     "an unset variable": Bad(f"{LORA} --resume ''", ("--resume is empty",)),
     "nothing to resume": Bad(f"{LORA} --resume {{tmp}}/a.ckpt", ("--resume", "a.ckpt")),
     "a checkpoint of another program": Bad(

@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
         ("ppo", "--model.ppo.kl_estimator k4", ["k1 or k2 or k3, got 'k4'"]),
         ("ppo", "--model.policy.rank 3", ["did you mean --model.policy.r"]),
         ("ppo", "--model.advantage GEA", ["did you mean GAE", "RLOO"]),
+        ("ppo", "--model.policy.r null", ["null inside a class", "--config"]),
+        ("lora", "--seed abc", ["a whole number, got 'abc'"]),
         ("lora", "--lr=-1", ["must not be negative"]),
         ("lora", "--lr", ["--model.optimizer.lr needs a value"]),
         ("lora", "--run_dir --seed 1", ["--run_dir needs a value"]),
