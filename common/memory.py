@@ -1,4 +1,4 @@
-"""Measure the peak memory of this process, or of its GPU."""
+"""Measure the peak memory of this process, or of its GPU, and what is free."""
 
 import resource
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -21,6 +22,17 @@ def restart_peak(device: torch.device) -> None:
         return
     with suppress(OSError):
         _CLEAR.write_text("5")
+
+
+def measure_free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a device; None if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if _MEMORY.exists():
+        for line in _MEMORY.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def measure_peak_memory(device: torch.device) -> tuple[int, str]:

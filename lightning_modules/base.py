@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 
 from common import hub
+from common.memory import measure_free_memory
 from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import (
     Backbone,
@@ -189,6 +190,13 @@ class BaseModule(L.LightningModule):
         trainable, total = self.count_parameters()
         share = f"{trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %)"
         logger.info("%s on %s trains %s", type(self).__name__, self.backbone_name, share)
+        needed, free = 12 * trainable, measure_free_memory(self.device)
+        if free is not None and needed > free and self.trainer.world_size == 1:
+            logger.warning(
+                "gradients and Adam's moments alone take %.1f GB, and %.1f GB are free; train "
+                "fewer weights (LoRA), or shard them (configs/overlays/fsdp.yaml). `python -m "
+                "alignsum plan` estimates the whole need", needed / 1e9, free / 1e9,
+            )  # fmt: skip
         optimizer = self.optimizer(self.parameter_groups())
         steps = int(self.trainer.estimated_stepping_batches)
         # The "constant" of transformers silently ignores the warm-up.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_modules import FullFT, InContext, LoRA, SoftPrompt
+from lightning_modules import FullFT, InContext, LoRA, SoftPrompt, base
 from lightning_modules.backbones import head_is_tied
 from lightning_modules.exports import load_exported
 from lightning_modules.summarization import Decoding
@@ -234,3 +234,14 @@ def test_a_nan_loss_stops_the_run_and_names_the_rows(t5: str, tmp_path: Path) ->
     module.model.lm_head.weight.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="row_0"):
         make_trainer(tmp_path).fit(module, loader(make_batch(t5)))
+
+
+def test_a_need_above_the_free_memory_is_said_before_the_start(
+    t5: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch(t5)
+    for free, said in ((10**12, False), (1000, True), (None, False)):
+        caplog.clear()
+        monkeypatch.setattr(base, "measure_free_memory", lambda device, free=free: free)
+        make_trainer(tmp_path).fit(FullFT(backbone=t5), loader(batch))
+        assert ("Adam's moments alone take" in caplog.text) == said
