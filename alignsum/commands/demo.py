@@ -133,7 +133,11 @@ def run_apart(commands: Sequence[Sequence[str]], log_file: Any) -> int:
             [sys.executable, "-c", call, *command],
             stdout=log_file,
             stderr=log_file,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ
+            | {
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "PYTHONUNBUFFERED": "1",  # so that the log can be followed
+            },
         )
         if done.returncode:
             return done.returncode
