@@ -11,9 +11,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from transformers.utils import logging as transformers_logging
 
 from callbacks import default_callbacks
 from callbacks.closing import ClosingWords
+from callbacks.loggers import RunCSVLogger
 from callbacks.samples import SampleTexts
 from callbacks.toxicity import ToxicityCallback
 from common.exits import quieten_models
@@ -73,6 +75,7 @@ def prepare() -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     quieten_models()
+    transformers_logging.set_verbosity_error()
     return Path(os.environ.get("NOTEBOOK_RUNS", "runs/notebooks"))
 
 
@@ -101,6 +104,7 @@ def run(
         precision=size.precision,
         use_distributed_sampler=False,  # the datamodule shards batches itself
         enable_progress_bar=False,
+        logger=RunCSVLogger(str(folder)),
         callbacks=[each for each in callbacks if not isinstance(each, ClosingWords)],
         **settings,
     )

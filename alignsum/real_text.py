@@ -31,7 +31,7 @@ _RUN = "--data.source {dialogs} --toxicity.model {toxicity} {test_rows} "
 _TRAIN = _RUN + "--data.max_train_rows {rows} --data.max_validation_rows 64 "
 _JUDGE = (
     "--config configs/overlays/minilm.yaml --model.backbone {root}/models/minilm "
-    "--data.source {root}/judgements/{half} "
+    "--data.source {root}/judgments/{half} "
 )
 _POLICY = "--model.adapter {root}/lora/export " + _TRAIN
 
@@ -73,7 +73,7 @@ _SHORT = {
 """Further settings with ``--rows``, by config."""
 
 INPUTS, DONE = "inputs", "done"
-"""The first step, which converts models and judgements, and the file that says so."""
+"""The first step, which converts models and judgments, and the file that says so."""
 BASELINES = ("human", "lead_3")
 STEPS = (INPUTS, "hate", *BASELINES, *(name for name in METHODS if name != "hate"))
 TABLE = (*BASELINES, *METHODS)
@@ -159,14 +159,14 @@ def share_done(steps: Sequence[str], number: int) -> float:
 
 
 def main(args: Sequence[str]) -> int:
-    """Write the models and the judgements into ROOT/models and ROOT/judgements."""
+    """Write the models and the judgments into ROOT/models and ROOT/judgments."""
     root = Path(args[0])
     if not (root / "models" / "smollm2" / "config.json").is_file():
         convert_smollm2(root / "models" / "smollm2")
     if not (root / "models" / "minilm" / "config.json").is_file():
         copy_minilm(root / "models" / "minilm")
     if folder := os.environ.get("DIALSUMMEVAL_DIR"):
-        write_judgements(Path(folder) / "human_judgment.jsonl", root / "judgements")
+        write_judgments(Path(folder) / "human_judgment.jsonl", root / "judgments")
     (root / INPUTS).mkdir(exist_ok=True)
     (root / INPUTS / DONE).touch()
     return 0
@@ -202,7 +202,7 @@ def _package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def write_judgements(path: Path, target: Path) -> None:
+def write_judgments(path: Path, target: Path) -> None:
     """Turn DialSummEval's scores into rankings, divided by dialogue into two halves.
 
     Gao and Wan 2022, "DialSummEval: Revisiting Summarization Evaluation for Dialogues". Three

@@ -36,7 +36,7 @@ QUALITIES = ("consistency", "relevance", "fluency", "coherence")
 REFERENCE = "A"
 
 
-def read_judgements(path: Path) -> tuple[dict[str, Array], list[list[str]], list[str], list[str]]:
+def read_judgments(path: Path) -> tuple[dict[str, Array], list[list[str]], list[str], list[str]]:
     """Read DialSummEval.
 
     Returns:
@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--judge", help="export of a reward model")
     options = parser.parse_args(args)
     folder = Path(os.environ.get("DIALSUMMEVAL_DIR", "../shared/data/dialsummeval"))
-    human, summaries, dialogues, references = read_judgements(folder / "human_judgment.jsonl")
+    human, summaries, dialogues, references = read_judgments(folder / "human_judgment.jsonl")
     metrics = {
         name: (values, slice(None))
         for name, values in measure(summaries, dialogues, references).items()

@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The combined judgement of all annotators on one dialogue.
+    """The combined judgment of all annotators on one dialogue.
 
     Attributes:
         index: Row number in the split.

@@ -1,4 +1,4 @@
-"""The file format of human judgements: rankings, or preference pairs.
+"""The file format of human judgments: rankings, or preference pairs.
 
 A line is one annotator's answer on one dialogue, in JSON lines or CSV:
 
@@ -38,7 +38,7 @@ _TRUE = (True, "1", "true", "True")
 
 @dataclass(frozen=True)
 class Answer:
-    """One annotator's judgement of the k completions of a dialogue.
+    """One annotator's judgment of the k completions of a dialogue.
 
     Args:
         id: Id of the dialogue.
@@ -75,10 +75,10 @@ class Answer:
 
     def to_row(self) -> dict[str, Any]:
         """Return the answer as a line of the file."""
-        judgement = {"skipped": True} if self.ranks is None else {"ranks": list(self.ranks)}
+        judgment = {"skipped": True} if self.ranks is None else {"ranks": list(self.ranks)}
         return {
             "id": self.id, "dialogue": self.dialogue, "completions": list(self.completions),
-            **judgement, "annotator": self.annotator, "toxic": list(self.toxic),
+            **judgment, "annotator": self.annotator, "toxic": list(self.toxic),
             "sources": list(self.sources), "time": self.time, "seconds": self.seconds,
         }  # fmt: skip
 

@@ -13,6 +13,7 @@ from peft import AutoPeftModelForSeq2SeqLM
 from transformers import AutoTokenizer
 
 from callbacks import default_callbacks
+from callbacks.loggers import RunCSVLogger
 from callbacks.toxicity import ToxicityCallback
 from common.run_folder import RunFolder
 from datamodules import DialogSumDataModule
@@ -29,6 +30,7 @@ def main(backbone: str, source: str, run_dir: str, max_steps: int) -> str:
         max_steps=max_steps,
         accelerator="auto",
         use_distributed_sampler=False,  # the datamodule shards batches itself
+        logger=RunCSVLogger(run_dir),
         callbacks=default_callbacks([ToxicityCallback("mini")]),
     )
     trainer.fit(module, data)  # exports the best weights to run_dir/export

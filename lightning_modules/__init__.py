@@ -1,5 +1,6 @@
 """The methods, as interchangeable LightningModules."""
 
+from lightning_modules.adapter import Adapter
 from lightning_modules.classifier import Classifier
 from lightning_modules.dpo import DPO
 from lightning_modules.full_ft import FullFT
@@ -11,6 +12,7 @@ from lightning_modules.soft_prompt import SoftPrompt
 
 __all__ = [
     "DPO",
+    "Adapter",
     "Classifier",
     "FullFT",
     "InContext",

@@ -1,23 +1,18 @@
 """LoRA: low-rank updates to a frozen backbone."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.policies.adapters import (
-    attach_adapter,
-    find_adapter_problem,
-    find_config_problem,
-    load_adapter,
-)
+from lightning_modules.adapter import Adapter
+from lightning_modules.policies.adapters import load_adapter
 from lightning_modules.policies.lora import LoRASettings
-from lightning_modules.summarization import SummarizationModule
 
 
-class LoRA(SummarizationModule):
+class LoRA(Adapter):
     """Low-rank adaptation (Hu et al. 2021): about 1.4 % of FLAN-T5-base at rank 32 on q and v.
 
     Args:
@@ -48,31 +43,23 @@ class LoRA(SummarizationModule):
         adapter: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(backbone, **kwargs)
         self.lora = LoRASettings(r, alpha, lora_dropout, target_modules, use_dora, use_rslora)
-        self.adapter = None if adapter is None else str(Path(adapter).resolve())
-        if adapter is not None and (
-            problem := find_adapter_problem(adapter, backbone, "LORA", self.lora.shape())
-        ):
-            raise ValueError(problem)
+        super().__init__(backbone, self.lora.config(), adapter, **kwargs)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return the settings that are not null."""
+        return self.lora.shape()
 
     @classmethod
-    def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
-        """List configuration problems before anything is loaded; None is no problem."""
-        problems = super().find_problems(init_args, trainer)
-        if any(problems):
-            return problems
+    def read_settings(cls, init_args: Any) -> tuple[PeftConfig, dict[str, Any]]:
+        """Return PEFT's config of a new LoRA, and the settings that a continued one must have."""
         names = ("r", "alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
-        lora, backbone = LoRASettings(*(init_args[name] for name in names)), init_args.backbone
-        if init_args.adapter is None:
-            return [*problems, find_config_problem(lora.config(), backbone)]
-        return [
-            *problems, find_adapter_problem(init_args.adapter, backbone, "LORA", lora.shape())
-        ]  # fmt: skip
+        lora = LoRASettings(*(init_args[name] for name in names))
+        return lora.config(), lora.shape()
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Freeze the backbone and add the updates."""
         if self.adapter is None:
-            return attach_adapter(backbone, self.lora.config())
+            return super().attach(backbone)
         dropout = self.lora.dropout
         return load_adapter(backbone, self.adapter, trainable=True, lora_dropout=dropout)

@@ -114,7 +114,7 @@ class PPOPolicy(PolicyModule):
         self.value_head: ValueHead | None = None
         self.terms = name_terms(reward_model, reward_label, reward_with_dialogue, extra_rewards)
         self.kl_coef = KLCoefficient(self.ppo.kl_coef, self.ppo.kl_target, self.ppo.kl_horizon)
-        self.shaping = ScoreShaping(self.ppo.normalise_scores, self.ppo.unfinished_penalty)
+        self.shaping = ScoreShaping(self.ppo.normalize_scores, self.ppo.unfinished_penalty)
         self.sampling = Sampling(self.ppo.max_new_tokens, self.ppo.temperature)
         self.batches_done = 0
         self.gate_passed = False

@@ -10,7 +10,7 @@ from lightning_modules.base import BaseModule
 
 
 class SummarizationModule(BaseModule):
-    """An encoder-decoder that summarises dialogues; subclasses say what of it is trained.
+    """An encoder-decoder that summarizes dialogues; subclasses say what of it is trained.
 
     Args:
         backbone: Hub id, a folder written by ``save_pretrained``, or ``mini``.

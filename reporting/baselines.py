@@ -2,7 +2,7 @@
 
 `human`: each reference of a dialogue is scored against the others; a row's value is the mean over
 its references. It shows how far apart people's summaries are. With k references each is compared
-with k - 1 of them and a model with all k: means are comparable, "_best" values favour the model.
+with k - 1 of them and a model with all k: means are comparable, "_best" values favor the model.
 
 `lead_3`: the first three utterances (non-empty lines), speakers included: the lead-3 baseline for
 dialogues of Gliwa et al. 2019, "SAMSum Corpus".

@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from common.run_folder import replacing
 from metrics.intervals import Estimate
 
-# From Okabe & Ito (2008), which colour-blind readers can tell apart, and grey.
+# From Okabe & Ito (2008), which color-blind readers can tell apart, and grey.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#595959")
 INK, MUTED, GRID = "#1a1f26", "#59636f", "#d9dfe5"
 _MARKERS, _LINES = "osD^", ("-", "--", ":", "-.")  # used in turn when the palette repeats
@@ -44,11 +44,11 @@ class Series(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line: its label (empty: unlabelled), data and position in the palette."""
+    """A line: its label (empty: unlabeled), data and position in the palette."""
 
     label: str
     series: Series
-    colour: int
+    color: int
 
 
 class Curves(NamedTuple):
@@ -74,18 +74,18 @@ class Curves(NamedTuple):
         """Draw the lines, labelled at their right ends."""
         ends = []
         for label, (steps, values), place in self.curves:
-            colour, shown, marker = colour_of(place), np.asarray(values), "o"
+            color, shown, marker = color_of(place), np.asarray(values), "o"
             if len(values) >= _SMOOTH_FROM:
-                axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+                axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
                 shown, marker = running_mean(values), ""
             (line,) = axes.plot(
-                steps, shown, _turn(_LINES, place), color=colour, linewidth=1.7, marker=marker,
+                steps, shown, _turn(_LINES, place), color=color, linewidth=1.7, marker=marker,
                 markersize=3.5,
             )  # fmt: skip
             ends.append((label, place, steps[-1], float(shown[-1])))
             line.set_gid(f"{TOOLTIP}{label}: {values[-1]:.4g} at {steps[-1]:.6g}")
             if self.directed:
-                axes.plot(steps[-1:], shown[-1:], marker=">", color=colour, markersize=8)
+                axes.plot(steps[-1:], shown[-1:], marker=">", color=color, markersize=8)
         axes.set(xlabel=self.x_label, ylabel=self.y_label)
         if not self.directed:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -98,7 +98,7 @@ class Dot(NamedTuple):
 
     Attributes:
         label: The run or method.
-        colour: Position in the palette.
+        color: Position in the palette.
         value: Value and interval in display units.
         runs: Values of the individual runs; in a `Scatter` as (x, y).
         x: Position on the x axis of a `Scatter`, perhaps with an interval.
@@ -106,7 +106,7 @@ class Dot(NamedTuple):
     """
 
     label: str
-    colour: int
+    color: int
     value: Estimate
     runs: Sequence[float | tuple[float, float]] = ()
     x: Estimate = Estimate(0.0)
@@ -128,13 +128,13 @@ class Dots(NamedTuple):
         for row, (text, dot) in enumerate(zip(axes.get_yticklabels(), self.dots, strict=True)):
             if isinstance(dot, str):
                 below = self.dots[row + 1]
-                text.set_color(MUTED if isinstance(below, str) else colour_of(below.colour))
+                text.set_color(MUTED if isinstance(below, str) else color_of(below.color))
                 continue
             weight = "bold" if dot.bold else "normal"
             text.set(color=INK, fontweight=weight)
             _draw_dot(axes, dot, dot.value, Estimate(-row))
             for run in dot.runs:
-                axes.plot([run], [-row], "|", color=colour_of(dot.colour), markersize=9)
+                axes.plot([run], [-row], "|", color=color_of(dot.color), markersize=9)
             axes.annotate(
                 f"{dot.value.value:.{self.digits}f}{' ★' * dot.bold}", (1.01, -row),
                 xycoords=("axes fraction", "data"), va="center", fontweight=weight,
@@ -170,7 +170,7 @@ class Scatter(NamedTuple):
         for dot in self.dots:
             _draw_dot(axes, dot, dot.x, dot.value)
             for x, y in (run for run in dot.runs if isinstance(run, tuple)):
-                axes.plot([x], [y], ".", color=colour_of(dot.colour), alpha=0.6, markersize=5)
+                axes.plot([x], [y], ".", color=color_of(dot.color), alpha=0.6, markersize=5)
         if self.log:
             smallest = min((dot.x.value for dot in self.dots if dot.x.value > 0), default=1.0)
             axes.set_xscale("symlog", linthresh=smallest)
@@ -179,7 +179,7 @@ class Scatter(NamedTuple):
         axes.margins(x=0.15, y=0.12)
         if self.limit is not None:
             axes.axvline(self.limit, color=MUTED, linestyle="--", linewidth=1)
-        _label_points(axes, [(d.label, d.colour, d.x.value, d.value.value) for d in self.dots])
+        _label_points(axes, [(d.label, d.color, d.x.value, d.value.value) for d in self.dots])
 
 
 class Histogram(NamedTuple):
@@ -191,17 +191,17 @@ class Histogram(NamedTuple):
     limits: tuple[float, float] = (0, 100)
 
     def draw(self, axes: Axes) -> None:
-        """Draw bars side by side, because overlaid ones mix their colours, and dashed means."""
+        """Draw bars side by side, because overlaid ones mix their colors, and dashed means."""
         means = [float(np.mean(values)) for values in self.groups.values()]
-        colours = [colour_of(index) for index in range(len(means))]
+        colors = [color_of(index) for index in range(len(means))]
         labels = [
             f"{label}: mean {mean:.3g} (n = {len(values)})"
             for (label, values), mean in zip(self.groups.items(), means, strict=True)
         ]
         bins = np.linspace(*self.limits, _BINS + 1).tolist()
-        axes.hist(list(self.groups.values()), bins=bins, color=colours, label=labels, rwidth=0.9)
-        for mean, colour in zip(means, colours, strict=True):
-            axes.axvline(mean, color=colour, linestyle="--", linewidth=1.2)
+        axes.hist(list(self.groups.values()), bins=bins, color=colors, label=labels, rwidth=0.9)
+        for mean, color in zip(means, colors, strict=True):
+            axes.axvline(mean, color=color, linestyle="--", linewidth=1.2)
         axes.set(xlabel=self.x_label, ylabel="examples", xlim=self.limits)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         # Above the axes, where it cannot cover bars; the title is above it.
@@ -290,13 +290,13 @@ def running_mean(values: Sequence[float]) -> np.ndarray:
     return np.convolve(values, window, "same") / counts
 
 
-def colour_of(index: int) -> str:
-    """Return a colour of the palette, which repeats."""
+def color_of(index: int) -> str:
+    """Return a color of the palette, which repeats."""
     return PALETTE[index % len(PALETTE)]
 
 
 def _turn(choices: Sequence[str], index: int) -> str:
-    """Return the marker or line that tells apart what has the same colour."""
+    """Return the marker or line that tells apart what has the same color."""
     return choices[index // len(PALETTE) % len(choices)]
 
 
@@ -318,14 +318,14 @@ def _limit_y(axes: Axes, from_zero: bool) -> None:
 
 def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:
     """Draw intervals in both directions, and the marker on top with its tooltip."""
-    colour, tooltip = colour_of(dot.colour), f"{dot.label}: {dot.value.value:.2f}"
+    color, tooltip = color_of(dot.color), f"{dot.label}: {dot.value.value:.2f}"
     for (low, high), other, plot in ((x[2:], y.value, axes.hlines), (y[2:], x.value, axes.vlines)):
         if low is not None and high is not None:
-            plot(other, low, high, colors=colour, linewidth=2.2, alpha=0.5)
+            plot(other, low, high, colors=color, linewidth=2.2, alpha=0.5)
     if dot.value.low is not None:
         tooltip += f" ({dot.value.low:.2f} to {dot.value.high:.2f})"
     (point,) = axes.plot(
-        [x.value], [y.value], _turn(_MARKERS, dot.colour), color=colour, markersize=6.5, zorder=3
+        [x.value], [y.value], _turn(_MARKERS, dot.color), color=color, markersize=6.5, zorder=3
     )
     point.set_gid(TOOLTIP + tooltip)
 
@@ -337,7 +337,7 @@ def _label_points(
 
     Args:
         axes: The axes, with final limits and scales.
-        points: Label, colour, x and y of each.
+        points: Label, color, x and y of each.
         beside: Write to the right of the axes, as curves' ends are labelled, not at the point.
     """
     figure, spec = axes.figure, axes.get_subplotspec()
@@ -346,9 +346,9 @@ def _label_points(
     letter, line = 0.1 * columns / width, 0.065
     axes.autoscale_view()  # transLimits does not trigger it
     to_axes = axes.transScale + axes.transLimits
-    found = [(label, colour, *to_axes.transform((x, y))) for label, colour, x, y in points]
+    found = [(label, color, *to_axes.transform((x, y))) for label, color, x, y in points]
     taken: list[tuple[float, float, float]] = []
-    for label, colour, x, y in sorted(found, key=lambda one: one[3]):
+    for label, color, x, y in sorted(found, key=lambda one: one[3]):
         size = letter * len(label)
         left = 1.02 if beside else x + 0.02 if x + size < 1.02 else x - size - 0.02
         at = y if beside else y + 0.035
@@ -357,7 +357,7 @@ def _label_points(
         taken.append((left, at, left + size))
         axes.annotate(
             label, (x, y), (left, at), xycoords="axes fraction", textcoords="axes fraction",
-            color=colour_of(colour), fontsize=8.5, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour_of(colour), "alpha": 0.3,
+            color=color_of(color), fontsize=8.5, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color_of(color), "alpha": 0.3,
                         "linewidth": 0.8, "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip

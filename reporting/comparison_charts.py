@@ -1,6 +1,6 @@
 """Choose the charts of a comparison.
 
-Every group has the colour of its kind, and its own marker and line, in all of them.
+Every group has the color of its kind, and its own marker and line, in all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -113,18 +113,18 @@ def _dots(
     comparison: Comparison, metric: str, positions: Sequence[Estimate | None]
 ) -> dict[int, Dot]:
     """Return the dots of the groups that have both values, by index."""
-    scale, colours = unit_of(metric).scale, _colours(comparison)
+    scale, colors = unit_of(metric).scale, _colors(comparison)
     dots = {}
     for index, (label, x) in enumerate(zip(comparison.labels, positions, strict=True)):
         found = comparison.estimate(index, metric)
         if found is not None and x is not None:
             runs = [scale * one for one in comparison.run_values(index, metric)]
             runs = runs if len(runs) > 1 else []
-            dots[index] = Dot(label, colours[index], found.scaled(scale), runs, x)
+            dots[index] = Dot(label, colors[index], found.scaled(scale), runs, x)
     return dots
 
 
-def _colours(comparison: Comparison) -> list[int]:
+def _colors(comparison: Comparison) -> list[int]:
     """Return each group's position in the repeated palette: its kind, and its place among them."""
     kinds = [group.kind for group in comparison.groups]
     return [kind + len(PALETTE) * kinds[:i].count(kind) for i, kind in enumerate(kinds)]
@@ -133,12 +133,12 @@ def _colours(comparison: Comparison) -> list[int]:
 def _reward_over_kl(comparison: Comparison) -> Iterator[Curves]:
     """Chart the reward that PPO obtained over the KL that it cost."""
     curves = []
-    for run, label, colour in _labelled(comparison, is_ppo):
+    for run, label, color in _labelled(comparison, is_ppo):
         kl, reward = run.curves.get("objective/kl"), run.curves["objective/reward"]
         if kl and kl.steps == reward.steps and len(kl.steps) > 1:
             every = max(1, len(kl.steps) // 40)
             smooth = [running_mean(each.values)[::every].tolist() for each in (kl, reward)]
-            curves.append(Curve(label, Series(*smooth), colour))
+            curves.append(Curve(label, Series(*smooth), color))
     if curves:
         x_label = "KL to the reference, nats per sequence; arrow: end of the training"
         yield Curves("Reward over KL", "score of the rollouts", curves, False, x_label, True)
@@ -161,9 +161,9 @@ def _curves(
 ) -> Iterator[Curves]:
     for title, y_label, metric, from_zero in layout:
         curves = []
-        for run, label, colour in _labelled(comparison, wanted):
+        for run, label, color in _labelled(comparison, wanted):
             if curve := curve_of(metric, run.curves.get(metric)):
-                curves.append(Curve(label, curve, colour))
+                curves.append(Curve(label, curve, color))
         if curves:
             yield Curves(title, y_label, curves, from_zero)
 
@@ -171,8 +171,8 @@ def _curves(
 def _labelled(
     comparison: Comparison, wanted: Callable[[Run], bool]
 ) -> Iterator[tuple[Run, str, int]]:
-    """Yield runs with their group's label, on its first run only, and colour."""
-    for group, colour in zip(comparison.groups, _colours(comparison), strict=True):
+    """Yield runs with their group's label, on its first run only, and color."""
+    for group, color in zip(comparison.groups, _colors(comparison), strict=True):
         for number, run in enumerate(group.runs):
             if wanted(run):
-                yield run, "" if number else group.label, colour
+                yield run, "" if number else group.label, color

@@ -85,7 +85,7 @@ def draw_run(folder: RunFolder) -> None:
         groups = group_rewards(examples)
         values = [value for group in groups.values() for value in group]
         limits = (min(values), max(values))
-        rewards = Histogram("", "reward, by the annotators' judgement", groups, limits)
+        rewards = Histogram("", "reward, by the annotators' judgment", groups, limits)
         save("rewards.png", "rewards of the test completions", rewards)
         what, calibration = "sigmoid(|difference of the rewards|)", calibrate_pairs(examples)
     elif examples and all("probabilities" in row for row in examples):

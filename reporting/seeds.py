@@ -17,7 +17,7 @@ _IGNORED = (
 _SEED = "{seed}"
 
 KINDS = ("prompting", "supervised", "preferences and RL", "reward models", "no model")
-"""Kinds of methods, in the order of tables and charts; each has a colour of the palette."""
+"""Kinds of methods, in the order of tables and charts; each has a color of the palette."""
 
 
 class Group(NamedTuple):

@@ -4,19 +4,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 import train
-from lightning_modules import DPO, LoRA, PPOPolicy
+from lightning_modules import DPO, Adapter, LoRA, PPOPolicy
 from lightning_modules.backbones import load_backbone
 from lightning_modules.policies.adapters import attach_adapter, use_adapter
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
 from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo.reward_terms import FunctionReward
+from lightning_modules.summarization import SummarizationModule
 from tests.batches import loader, make_batch, make_trainer, settle
 from tests.test_modules import ADAPTERS, DECODING, adamw
 
@@ -103,6 +106,37 @@ def test_training_changes_the_text_and_adapter_off_gives_the_backbones(
     torch.testing.assert_close(logits(module.model, t5), trained_logits)
 
 
+KINDS = {
+    "IA3": peft.IA3Config(),
+    "VeRA": peft.VeraConfig(r=8),
+    "PiSSA": peft.LoraConfig(r=4, init_lora_weights="pissa"),
+    "AdaLoRA": peft.AdaLoraConfig(init_r=6, target_r=2, tinit=1, tfinal=1, deltaT=1, total_step=6),
+    "P-tuning": peft.PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_adapter_trains_and_loads_with_peft_alone(kind: str, t5: str, tmp_path: Path) -> None:
+    module = Adapter(t5, KINDS[kind], optimizer=adamw(0.05), decoding=DECODING)
+    batch = make_batch(t5)
+    make_trainer(tmp_path, max_epochs=6).fit(module, loader(batch))
+    assert not torch.allclose(logits(module.model, t5), logits(load_backbone(t5), t5), atol=1e-3)
+    module.export(tmp_path / "export")
+    # In inference mode PEFT's AdaLoRA fails if labels are passed.
+    plain = PeftModel.from_pretrained(
+        load_backbone(t5), tmp_path / "export", is_trainable=kind == "AdaLoRA"
+    )
+    torch.testing.assert_close(logits(plain, t5), logits(module.model, t5), rtol=1e-4, atol=1e-4)
+    if kind == "AdaLoRA":
+        lost = [m for n, m in module.model.named_parameters() if "lora_E" in n and (m == 0).any()]
+        assert lost  # ranks were taken from some layers
+        own, _ = module.sum_losses(batch)
+        cross_entropy, tokens = SummarizationModule.sum_losses(module, batch)
+        inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "labels")}  # type: ignore[literal-required]
+        assert float(own / tokens) == pytest.approx(float(module.model(**inputs).loss), rel=1e-5)
+        assert own > cross_entropy
+
+
 # The layers -------------------------------------------------------------------------------------
 
 
@@ -133,8 +167,8 @@ def test_targets_that_peft_accepts(targets: Any, count: int, t5: str) -> None:
         ({"target_modules": ".*decoder.*"}, "Target module T5Stack"),
         ({"target_modules": "(q|v"}, "unterminated subpattern"),
         ({"target_modules": []}, "No `target_modules` passed"),
-        ({"r": 0}, "should be a positive integer"),
-        ({"lora_dropout": 1.5}, "dropout probability"),
+        ({"r": 0}, "r must be at least 1, got 0"),
+        ({"lora_dropout": 1.5}, "lora_dropout must be in"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str, t5: str) -> None:

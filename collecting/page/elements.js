@@ -45,7 +45,7 @@ export function makeInstructions(text) {
   return parts;
 }
 
-// A dialogue as turns with coloured speakers. No character is added or left out.
+// A dialogue as turns with colored speakers. No character is added or left out.
 export function makeTurns(dialogue) {
   const speakers = [];
   return dialogue.split("\n").map((line) => {

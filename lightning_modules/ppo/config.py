@@ -28,7 +28,7 @@ class PPOConfig:
         clip: The ratio is clipped to [1 - clip, 1 + clip].
         value_clip: Largest change of a value in one batch before its gradient is cut off.
         value_weight: Weight of the value loss.
-        normalise_scores: Shift and scale scores by the mean and standard deviation of all so far.
+        normalize_scores: Shift and scale scores by the mean and standard deviation of all so far.
         unfinished_penalty: Subtracted from the score of a summary that ends without EOS.
         max_grad_norm: Largest norm of the gradient of all trained weights together.
 
@@ -50,7 +50,7 @@ class PPOConfig:
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
-    normalise_scores: bool = False
+    normalize_scores: bool = False
     unfinished_penalty: float = 0.0
     max_grad_norm: float = 1.0
 

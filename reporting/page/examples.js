@@ -101,7 +101,7 @@ function startExamples() {
     runs.forEach((run, place) => {
       if (!shown.has(place) || run.texts[i] === null) return;
       texts.append(make("div", { "data-run": run.name },
-        make("dt", {}, make("i", { class: `key c${run.colour}` }), run.name,
+        make("dt", {}, make("i", { class: `key c${run.color}` }), run.name,
           make("small", {}, describeScores(run, i))),
         make("dd", {}, ...markText(run.texts[i], run.overlap[i], run.names[i]))));
     });
@@ -143,7 +143,7 @@ function startExamples() {
       choose();
     });
     byId("shown-runs").append(make("label", { class: "check" }, box,
-      make("span", {}, make("i", { class: `key c${run.colour}` }), run.name)));
+      make("span", {}, make("i", { class: `key c${run.color}` }), run.name)));
   });
   for (const control of Object.values(controls)) control.addEventListener("input", choose);
   byId("filters").addEventListener("submit", (event) => event.preventDefault());

@@ -19,7 +19,7 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
     """Collect all test dialogues for which a run has a summary.
 
     Returns:
-        "ids", "dialogues" and "references" by example, and "runs": for each run its name, colour,
+        "ids", "dialogues" and "references" by example, and "runs": for each run its name, color,
         "texts" (null if it has none), "scores" by metric, "overlap" (a 1 or 0 for each word:
         whether a reference has it) and "names" (proper names that the dialogue lacks). The texts
         from before PPO or DPO are a run of their own, unless another run has the same texts.
@@ -38,7 +38,7 @@ def list_examples(comparison: Comparison) -> dict[str, Any]:
         for index, group in enumerate(comparison.groups):
             for run in group.runs:
                 column = _describe(run, end, list(order), known)
-                column |= {"group": index, "colour": group.kind}
+                column |= {"group": index, "color": group.kind}
                 same = any(column["texts"] == other["texts"] for other in columns)
                 if any(text is not None for text in column["texts"]) and not (end and same):
                     columns.append(column)

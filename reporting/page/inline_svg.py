@@ -1,7 +1,7 @@
 """Convert matplotlib's SVG so that it can stand in the page itself.
 
-The page's content security policy forbids inline styles, and its colours follow the reader's choice
-of light or dark: styles become attributes, and colours variables of `style.css`.
+The page's content security policy forbids inline styles, and its colors follow the reader's choice
+of light or dark: styles become attributes, and colors variables of `style.css`.
 """
 
 import re
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reporting.charts import GRID, INK, MUTED, PALETTE, TOOLTIP
 
 _VARIABLES = {
-    **{colour: f"var(--s{index})" for index, colour in enumerate(PALETTE)},
+    **{color: f"var(--s{index})" for index, color in enumerate(PALETTE)},
     INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--rule)",
 }  # fmt: skip
 _DROPPED = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)

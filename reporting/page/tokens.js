@@ -1,4 +1,4 @@
-// The token view: PPO's rollouts, coloured by a quantity of each token.
+// The token view: PPO's rollouts, colored by a quantity of each token.
 
 const difference = (c, t) => c.logprobs[t] - c.ref_logprobs[t];
 // Key, name, columns needed, value of token t, neutral value, explanation.
@@ -90,7 +90,7 @@ function startTokens() {
     render();
   }
 
-  function colourOf(value, plain, reach) {
+  function colorOf(value, plain, reach) {
     if (value === null || Number.isNaN(value)) return "";
     const size = Math.min(Math.abs(value - plain) / reach, 1) * 0.7;
     return value > plain ? `rgb(220 90 0 / ${size.toFixed(3)})` : `rgb(40 110 200 / ${size.toFixed(3)})`;
@@ -100,7 +100,7 @@ function startTokens() {
     const tokens = rollout.tokens.map((token, t) => {
       const span = make("span", { class: "token", "data-token": t }, token);
       const number = value(rollout.columns, t);
-      span.style.backgroundColor = colourOf(number, plain, reach);
+      span.style.backgroundColor = colorOf(number, plain, reach);
       if (key === "ratio" && clip !== null && Math.abs(number - 1) > clip) span.classList.add("clipped");
       span.addEventListener("pointerenter", () => showTip(rollout, t, span));
       span.addEventListener("pointerleave", () => { byId("tip").hidden = true; });

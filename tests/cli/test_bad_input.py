@@ -65,7 +65,7 @@ CASES: dict[str, Bad] = {
     "a mistyped monitor": Bad(f"{LORA} --checkpoint.monitor val/rouge", ("mean val/rougeL",)),
     "no rows in a batch": Bad(f"{LORA} --data.batch_size 0", ("batch_size", "0")),
     "a template without the dialogue": Bad(
-        f"{LORA} --data.prompt Template --data.prompt.template 'Summarise this.'", ("{dialogue}",)
+        f"{LORA} --data.prompt Template --data.prompt.template 'Summarize this.'", ("{dialogue}",)
     ),
     "a text as prompt without the dialogue": Bad(
         f"{LORA} --data.prompt 'Sum up {{{{dialog}}}}'", ("'Sum up {dialog}'", "{dialogue}")

@@ -73,7 +73,8 @@ def test_another_estimator_does_not_inherit_the_whitening_of_gae(
 
 def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
-        "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward", "soft_prompt",
+        "adapter", "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward",
+        "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
         "ddp", "debug", "fsdp", "mini", "minilm", "mlflow", "rollouts", "smollm2", "tensorboard",

@@ -81,7 +81,7 @@ def test_real_steps_leave_out_what_has_no_data(
         assert "did you mean lora" in capsys.readouterr().err
 
 
-def test_judgements_become_rankings_of_two_halves(tmp_path: Path) -> None:
+def test_judgments_become_rankings_of_two_halves(tmp_path: Path) -> None:
     marks = ("consistency", "relevance", "fluency", "coherence")
     rows = [
         {
@@ -93,7 +93,7 @@ def test_judgements_become_rankings_of_two_halves(tmp_path: Path) -> None:
     ]  # fmt: skip
     source = tmp_path / "human_judgment.jsonl"
     source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    real_text.write_judgements(source, tmp_path)
+    real_text.write_judgments(source, tmp_path)
     splits = {
         (half, split): read_answers(tmp_path / half / f"{split}.jsonl")
         for half in "ab"

@@ -21,7 +21,7 @@ def tiny_ppo(t5: str, roberta: str, tmp_path: Path) -> list[str]:
         "--toxicity.model", "null", "--data.source", str(tmp_path), "--data.batch_size", "4",
         "--data.min_dialogue_chars", "0", "--model.ppo.max_new_tokens", "6",
         "--model.ppo.epochs", "2", "--model.ppo.kl_target", "0.5", "--model.ppo.kl_horizon", "50",
-        "--model.ppo.normalise_scores", "true", "--model.schedule", "linear",
+        "--model.ppo.normalize_scores", "true", "--model.schedule", "linear",
         "--model.optimizer.lr", "0.01", "--model.decoding.max_new_tokens", "6",
         "--trainer.max_epochs", "2", "--trainer.precision", "32-true",
         "--trainer.accelerator", "cpu", "--checkpoint.every_n_train_steps", "1",

@@ -238,7 +238,7 @@ def test_a_checkpoint_has_trained_weights_reference_and_loop_only(
 ) -> None:
     """A new soft prompt's reference was drawn at random, and a test has another seed."""
     path, batch = tmp_path / "state.ckpt", make_batch(t5)
-    ppo = PPOConfig(max_new_tokens=8, kl_target=1.0, kl_horizon=10, normalise_scores=True)
+    ppo = PPOConfig(max_new_tokens=8, kl_target=1.0, kl_horizon=10, normalize_scores=True)
     module, again = (make_kind(kind, ppo=ppo, optimizer=adamw(0.5)) for _ in range(2))
     torch.manual_seed(1)
     trainer = make_trainer(tmp_path, enable_checkpointing=True)

@@ -34,7 +34,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {"samples": 2},
             {"kl_estimator": "k2"},
             {"kl_estimator": "k3"},
-            {"normalise_scores": True},
+            {"normalize_scores": True},
             {"unfinished_penalty": 3.0},
             {"advantage": GAE(gamma=0.5)},
             {"advantage": GAE(lam=0.1)},

@@ -21,7 +21,7 @@ from tests.ppo.kinds import KINDS, adamw, make_policy
 from tests.tiny_run import TinyModule
 from tests.tiny_run import loader as tiny_loader
 
-PPO = PPOConfig(max_new_tokens=40, minibatch_size=4, epochs=2, normalise_scores=True)
+PPO = PPOConfig(max_new_tokens=40, minibatch_size=4, epochs=2, normalize_scores=True)
 CASES: dict[str, dict[str, Any]] = {
     "gae": {"ppo": replace(PPO, kl_target=0.5, kl_horizon=50.0)},
     "grpo": {

@@ -73,7 +73,7 @@ def test_two_ranks_take_the_steps_of_one_on_the_same_rollouts(
     """Uneven shares: a mean over ranks of what are means over tokens would be another."""
     batch = make_batch(t5)
     ppo = PPOConfig(
-        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=0.2, normalise_scores=True,
+        max_new_tokens=12, minibatch_size=6, epochs=1, max_grad_norm=0.2, normalize_scores=True,
         kl_coef=0.5, kl_target=0.1, kl_horizon=10,
     )  # fmt: skip
     settings: dict[str, Any] = {

@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo": {
         "advantage": GRPO(),
         "ppo": {"samples": 3, "kl_estimator": "k2", "kl_in_loss": True, "kl_coef": 0.7,
-                "temperature": 0.7, "microbatch_size": 5, "normalise_scores": True},
+                "temperature": 0.7, "microbatch_size": 5, "normalize_scores": True},
     },
 }  # fmt: skip
 
@@ -111,7 +111,7 @@ class SlowStep:
         texts = [row.text for row in self.rows]
         pairs = zip(count_letters(texts), count_kinds(texts), strict=True)
         scores = [0.5 * letters - kinds for letters, kinds in pairs]
-        if c.normalise_scores:
+        if c.normalize_scores:
             mean = sum(scores) / len(scores)
             std = (sum((s - mean) ** 2 for s in scores) / len(scores)) ** 0.5
             scores = [(s - mean) / std for s in scores]

@@ -115,7 +115,7 @@ def write_rollouts(path: Path, batches: Sequence[int] = (0, 5, 9), rows: int = 3
             lines.append(
                 {
                     "batch": batch, "id": f"train_{batch}_{row}", "prompt_index": row,
-                    "prompt": "Summarise: <b>Ann</b>", "prompt_tokens": [3, 1],
+                    "prompt": "Summarize: <b>Ann</b>", "prompt_tokens": [3, 1],
                     "response": "Ann asks.", "response_tokens": [5, 6, 7, 1],
                     "response_pieces": ["\u2581Ann", "\u2581asks", ".", "</s>"],
                     "finished": True, "terms": {"reward_model": 1.0}, "score": 1.5 + row,

@@ -19,7 +19,7 @@ from reporting.charts import (
     Dots,
     Scatter,
     Series,
-    colour_of,
+    color_of,
     curve_of,
     running_mean,
     save_charts,
@@ -89,8 +89,8 @@ def test_methods_are_grouped_by_kind_and_the_best_one_is_bold(tmp_path: Path) ->
     dots = {name: [d for d in chart.dots if isinstance(d, Dot)] for name, chart in charts.items()}
     assert [dot.label for dot in dots["ROUGE-1"] if dot.bold] == ["b"]
     assert [dot.label for dot in dots["toxicity"] if dot.bold] == ["a"]
-    a, b, ppo_colour = (colour_of(dot.colour) for dot in dots["ROUGE-1"])
-    assert a == b != ppo_colour
+    a, b, ppo_color = (color_of(dot.color) for dot in dots["ROUGE-1"])
+    assert a == b != ppo_color
     assert "lower is better" in charts["toxicity"].x_label
 
 

@@ -101,7 +101,7 @@ def expect(runs: Path, cell: dict[str, str]) -> Estimate:
 
 
 def judge(cell: dict[str, str], ends: tuple[float, float]) -> list[str]:
-    """The class that colours a difference: whether it is clear of 0, and for better or worse."""
+    """The class that colors a difference: whether it is clear of 0, and for better or worse."""
     better = -1 if cell["data-metric"] == "toxicity" else 1
     if cell["data-of"] == "value" or ends[0] <= 0 <= ends[1]:
         return []

@@ -214,7 +214,7 @@ def test_words_and_names_are_marked_and_texts_are_only_texts(page: Page) -> None
     assert page.locator("#examples img").count() == 0
 
 
-def test_the_token_view_colours_tokens_and_shows_their_numbers(page: Page) -> None:
+def test_the_token_view_colors_tokens_and_shows_their_numbers(page: Page) -> None:
     page.goto(f"{page.url}#tokens")
     expect(page.locator("#rollout-batch")).to_have_value("2")  # the last of three
     first = page.locator("#rollout-list article").first
@@ -222,10 +222,10 @@ def test_the_token_view_colours_tokens_and_shows_their_numbers(page: Page) -> No
     # By hand: -1 + 1.5, -0.5 + 0.5, -0.25 + 0.75, -2 + 1, whose sum is 0.
     expect(first.locator("h3 small")).to_contain_text("score 1.5000 · KL 0.0000 nats · 4 tokens")
 
-    def colours() -> list[str]:
+    def colors() -> list[str]:
         return first.locator(".token").evaluate_all("all => all.map(e => e.style.backgroundColor)")
 
-    kl = colours()
+    kl = colors()
     assert kl[0] == kl[2]
     assert kl[0].startswith("rgba(220, 90, 0")
     assert kl[3].startswith("rgba(40, 110, 200")
@@ -247,7 +247,7 @@ def test_the_token_view_colours_tokens_and_shows_their_numbers(page: Page) -> No
     for measure in ("ratios", "advantage", "value"):
         label = "ratio π / π_old" if measure == "ratios" else measure
         page.locator("#measure").select_option(label=label)
-        assert colours() != kl
+        assert colors() != kl
     page.locator("#measure").select_option(label="ratio π / π_old")
     assert first.locator(".token.clipped").count() == 4  # e^0.3 is beyond 1 + 0.2
     page.locator("#rollout-sort").select_option("score")
@@ -271,17 +271,17 @@ def test_nothing_is_wider_than_the_screen(chromium: Browser, report: str, width:
 
 
 def test_light_dark_and_paper(page: Page) -> None:
-    def colours() -> tuple[str, str]:
+    def colors() -> tuple[str, str]:
         """Those of the paper and of a chart's dot."""
         dot = page.locator("svg use").first.evaluate("e => getComputedStyle(e).fill")
         return page.evaluate("getComputedStyle(document.body).backgroundColor"), dot
 
     page.emulate_media(color_scheme="light")
-    light = colours()
+    light = colors()
     page.emulate_media(color_scheme="dark")
-    assert all(one != other for one, other in zip(colours(), light, strict=True))
+    assert all(one != other for one, other in zip(colors(), light, strict=True))
     page.locator("#theme").click()
-    assert colours() == light
+    assert colors() == light
     page.emulate_media(media="print", color_scheme="dark")
     for name in ("overview", "training", "runs"):
         expect(page.locator(f"section#{name}")).to_be_visible()

@@ -124,7 +124,7 @@ def test_dialogsum_with_three_summaries_a_row(tmp_path: Path, ending: str) -> No
 
 
 def test_dialogsum_with_a_row_for_each_reference(tmp_path: Path) -> None:
-    # The Hub's form; the lines of one dialogue need not be neighbours.
+    # The Hub's form; the lines of one dialogue need not be neighbors.
     rows = [
         {"id": f"test_{i}_{k}", "dialogue": f"#Person1#: {i}", "summary": text, "topic": "t"}
         for k, text in ((1, "a dog"), (2, "nothing"))
