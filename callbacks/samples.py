@@ -49,7 +49,8 @@ class SampleTexts(RowCollector):
         # A resumed run may repeat a validation.
         others = [row for row in map(json.loads, lines) if not place.items() <= row.items()]
         write_lines(path, [*others, *(place | row for row in rows)])
-        console, title = rich.get_console(), f"{stage} samples at step {trainer.global_step}"
+        where = f" at step {trainer.global_step}" if stage == "val" else ""
+        console, title = rich.get_console(), f"{stage} samples{where}"
         if console.is_terminal:
             console.print(make_table(rows, title))
         else:
