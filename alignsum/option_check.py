@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import datamodules
-from alignsum.overlays import SECTION, config_values, list_shipped, prepare_configs
+from alignsum.overlays import SECTION, SHIPPED, config_values, list_shipped, prepare_configs
 from alignsum.signatures import (
     PACKAGES,
     SCALARS,
@@ -110,6 +110,8 @@ def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> l
     chosen: dict[str, str] = {}
     found = list(find_stray(arguments))
     for setting in settings:
+        if problem := find_contradiction(setting, chosen):
+            return [problem]
         # A later class drops the settings of an earlier one, so each is checked with its own.
         chosen |= choose_class(setting)
         if problem := find_problem(setting, chosen):
@@ -125,6 +127,20 @@ def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> l
         *more,
         f"all options: python train.py fit {'; '.join(['--help', *helps])}",
     ]
+
+
+def find_contradiction(setting: Setting, chosen: Mapping[str, str]) -> str | None:
+    """Explain that an option names another of our methods than the files, or return None.
+
+    The settings of the files' method would stay: learning rates, ranks and epochs that suit it.
+    """
+    ours, name = read_public_names("lightning_modules"), setting.name.removesuffix(".class_path")
+    before, after = chosen.get("model"), str(setting.value).rpartition(".")[2]
+    if name != "model" or before in (None, after) or before not in ours or after not in ours:
+        return None
+    texts = {name: (SHIPPED / name).read_text(encoding="utf-8") for name in list_shipped()}
+    own = next((name for name, text in texts.items() if f"class_path: {after}\n" in text), "")
+    return f"{setting.where} {after}: the config before it is for {before}; use --config {own}"
 
 
 def read_files(arguments: Sequence[str], prepared: Sequence[str]) -> Iterator[Setting]:

@@ -40,6 +40,10 @@ class ClosingWords(Callback):
         split, title = ("test", "Test") if stage == "test" else ("val", "Last validation")
         entries = folder.read_summary().get("metrics", {})
         show_scores(entries, split, f"{title} of {folder.path}", "; all figures: summary.json")
+        is_validated = any(name.startswith("val/") for name in entries)
+        if stage == "fit" and trainer.enable_validation and not is_validated:
+            said = "The fit ended before its first validation, so no checkpoint is the best one."
+            console.print(said, soft_wrap=True)
         for name, place in list_files(folder, stage):
             console.print(f"{name:<12} {place}", soft_wrap=True, markup=False, highlight=False)
 

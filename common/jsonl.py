@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, Any] | str
 """A line's columns, or a description of what is wrong with it."""
 
-SHOWN_PROBLEMS = 10
+SHOWN_PROBLEMS = 3
 """Number of bad rows that a message shows; the others are counted."""
 
 

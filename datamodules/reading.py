@@ -85,6 +85,10 @@ def read_csv(path: Path) -> Iterator[tuple[int, Record]]:
                 continue
             if header is None:
                 header = cells
+                other = next((sign for sign in ";\t|" if sign in "".join(cells)), None)
+                if other and len(cells) == 1:
+                    yield number, f"cells are separated by {other!r}; save the file with commas"
+                    return
             elif len(cells) == len(header):
                 yield number, dict(zip(header, cells, strict=True))
             elif cells:

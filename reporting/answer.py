@@ -66,7 +66,7 @@ def _find_least_toxic(comparison: Comparison) -> tuple[str, str]:
         if comparison.groups[index].first.trainable != 0
         and (value := comparison.estimate(index, "toxicity"))
     }
-    if not found:
+    if len(found) < 2:
         return "", ""
     least = min(found, key=lambda index: found[index].value)
     cost = f"Toxicity {format_both(found[least])}"
@@ -77,7 +77,7 @@ def _find_least_toxic(comparison: Comparison) -> tuple[str, str]:
             f", {format_both(gap, sign=True)} compared with {comparison.labels[best]}, "
             f"at {format_both(quality, sign=True)} {ROUGE_LABELS[HEADLINE]}"
         )
-    return f"{comparison.labels[least]} is the least toxic.", f"{cost}."
+    return f"{comparison.labels[least]} is the least toxic trained method.", f"{cost}."
 
 
 def _find_cautions(comparison: Comparison) -> list[str]:

@@ -7,17 +7,17 @@ from alignsum.commands.options import read_runs, run_command
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; returns 2 if no run can be read or a setting is wrong."""
+    """Run the command; returns 1 if a run cannot be read, 2 if none can or a setting is wrong."""
     return run_command("compare", compare, args, "run folders")
 
 
-def compare(runs: list[str], out: str = "runs/report", baseline: str | None = None) -> None:
+def compare(runs: list[str], out: str = "runs/report", baseline: str | None = None) -> int:
     """Compare runs: which method is best, how certain that is, and what it costs.
 
     Prints a table and writes report.html (one file that works offline: answer, tables, paired
     differences, curves, example browser, token view), comparison.md, comparison.csv and
-    plots/*.png. Runs that differ only in their seed become one row. A broken run is named, the
-    others are shown.
+    plots/*.png. Runs that differ only in their seed become one row. A broken run is named, and the
+    others are shown; the exit code is then 1.
 
       python -m alignsum compare runs/demo/* --out runs/demo/report
       python -m alignsum compare runs/lora runs/ppo --baseline lora
@@ -51,3 +51,4 @@ def compare(runs: list[str], out: str = "runs/report", baseline: str | None = No
             console.print(terminal_table(table.narrowed(console.width).texts))
     for line in find_answer(comparison).lines:
         console.print(line, markup=False, highlight=False)
+    return 1 if comparison.problems else 0

@@ -57,7 +57,7 @@ class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def make_function_parser(
-    command: str, function: Callable[..., None], runs: str = "", skip: Collection[str] = ()
+    command: str, function: Callable[..., int | None], runs: str = "", skip: Collection[str] = ()
 ) -> ArgumentParser:
     """Make a parser from a function: options from its signature, help from its docstring.
 
@@ -78,7 +78,7 @@ def make_function_parser(
 
 
 def run_command(
-    command: str, function: Callable[..., None], args: Sequence[str], runs: str = ""
+    command: str, function: Callable[..., int | None], args: Sequence[str], runs: str = ""
 ) -> int:
     """Parse a command line and call its function; returns the exit code (see common/exits.py).
 

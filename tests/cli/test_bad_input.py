@@ -58,6 +58,13 @@ CASES: dict[str, Bad] = {
     "an overlay for other classes": Bad(
         f"{LORA} --config {{files}}/other.yaml", ("per_model", "LoRA", "SoftPrompt")
     ),
+    "two methods": Bad(
+        "train fit --config configs/lora.yaml --config configs/ppo.yaml",
+        ("PPOPolicy", "for LoRA", "--config configs/ppo.yaml"),
+    ),
+    "another method than the file's": Bad(
+        f"{LORA} --model SoftPrompt", ("SoftPrompt", "--config configs/soft_prompt.yaml")
+    ),
     # Settings
     "fp16": Bad(f"{LORA} --trainer.precision 16-mixed", ("fp16", "bf16-mixed")),
     "a negative clip": Bad(f"{LORA} --trainer.gradient_clip_val -1", ("gradient_clip_val",)),
@@ -76,6 +83,9 @@ CASES: dict[str, Bad] = {
     "no such data": Bad(f"{LORA} --data.source {{tmp}}/nowhere", ("nowhere",)),
     "broken JSON": Bad(f"{LORA} --data.source {{files}}/json", ("train.jsonl:3",)),
     "a row that is not UTF-8": Bad(f"{LORA} --data.source {{files}}/latin", ("train.jsonl:3",)),
+    "cells between semicolons": Bad(
+        f"{LORA} --data.source {{files}}/semicolons.csv", ("separated by ';'", "commas")
+    ),
     "a missing column": Bad(f"{LORA} --data.source {{files}}/column", ("dialogue", "columns")),
     # Models
     "no such backbone": Bad(f"{LORA} --model.backbone ./nowhere", ("backbone", "./nowhere")),
@@ -131,6 +141,7 @@ def write_files(folder: Path, t5: str) -> None:
         "key.yaml": "trainer: {max_epochs: 3}\n",
         "other.yaml": "per_model: {SoftPrompt: {}}\n",
         "null.yaml": "trainer: null\nseed_everything: 1\n",
+        "semicolons.csv": "dialogue;summary\nHi.;Bye.\n",
         "in.txt": "#Person1#: Hello.\n\n#Person2#: Bye.\n",
     }
     for name, text in texts.items():

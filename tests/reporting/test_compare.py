@@ -196,7 +196,7 @@ def test_the_least_toxic_method_and_its_cost(tmp_path: Path) -> None:
         RunFolder(path).record_metrics({"test/toxicity": Estimate(toxicity, 9, 0.0, 0.4)})
     RunFolder(dpo).update_summary(backbone="large")
     assert answer(lora, dpo)[2:] == [
-        "dpo is the least toxic.",
+        "dpo is the least toxic trained method.",
         "Toxicity 10.0 (0.0 to 40.0), -20.0 (-20.0 to -20.0) compared with lora, "
         "at -10.0 (-10.0 to -10.0) ROUGE-1.",
         "Not all runs have the same backbone.",
@@ -262,7 +262,7 @@ def test_a_broken_run_is_named_and_the_others_are_shown(
     bad = RunFolder(tmp_path / "bad")
     break_run(bad, how)
     out = tmp_path / "report"
-    assert main([str(bad.path), good, "--out", str(out)]) == 0
+    assert main([str(bad.path), good, "--out", str(out)]) == 1
     assert message in caplog.text
     page = (out / "comparison.md").read_text()
     assert "| good |" in page
