@@ -18,6 +18,7 @@ def default_callbacks(
     generates: bool = True,
     checkpointing: bool = True,
     progress_bar: bool = True,
+    quiet: bool = True,
     command: Sequence[str] | None = None,
 ) -> list[Any]:
     """Build the callbacks of a run; ``train.py`` uses them too.
@@ -28,6 +29,8 @@ def default_callbacks(
             or a classifier does not.
         checkpointing: Whether to keep checkpoints; False for ``enable_checkpointing=False``.
         progress_bar: Whether to show progress; False for ``enable_progress_bar=False``.
+        quiet: Whether to hide what Lightning, transformers and PEFT report about themselves: tips,
+            deprecations, progress bars of loading.
         command: The command line to record in summary.json; None takes the process's own.
 
     Returns:
@@ -49,10 +52,13 @@ def default_callbacks(
     from callbacks.summary import SummaryCallback
     from callbacks.text_metric import PredictionWriter
     from callbacks.text_statistics import TextStatisticsCallback
+    from common.exits import quieten_models
 
     def missing(*kinds: type) -> list[Any]:
         return [kind() for kind in kinds if not any(isinstance(each, kind) for each in own)]
 
+    if quiet:
+        quieten_models()
     callbacks = [*missing(GracefulStop, StepAxis), *own]
     if generates:
         metrics = (RougeCallback, FaithfulnessCallback, TextStatisticsCallback)

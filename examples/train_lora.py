@@ -27,8 +27,9 @@ def main(backbone: str, source: str, run_dir: str, max_steps: int) -> str:
     data = DialogSumDataModule(source, tokenizer=backbone, batch_size=32)
     trainer = Trainer(
         default_root_dir=run_dir,
+        max_epochs=10,
         max_steps=max_steps,
-        accelerator="auto",
+        enable_model_summary=False,
         use_distributed_sampler=False,  # the datamodule shards batches itself
         logger=RunCSVLogger(run_dir),
         callbacks=default_callbacks([ToxicityCallback("mini")]),

@@ -24,5 +24,8 @@ def test_the_python_example_trains_tests_and_reloads_its_export(tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    # No advertisement, progress bar of loading, or deprecation inside of another library.
+    noise = ("Tip:", "Loading weights", "LeafSpec", "FutureWarning", "Total FLOPs", "TPU available")
+    assert not [words for words in noise if words in done.stdout + done.stderr]
     assert "test/rouge1: " in done.stdout and "test/toxicity: " in done.stdout
     assert (tmp_path / "run" / "export" / "adapter_model.safetensors").is_file()
