@@ -87,8 +87,7 @@ class Curves(NamedTuple):
             if self.directed:
                 axes.plot(steps[-1:], shown[-1:], marker=">", color=color, markersize=8)
         axes.set(xlabel=self.x_label, ylabel=self.y_label)
-        if not self.directed:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=not self.directed))
         _limit_y(axes, self.from_zero)
         _label_points(axes, [end for end in ends if end[0]], beside=True)
 
@@ -313,7 +312,8 @@ def _limit_y(axes: Axes, from_zero: bool) -> None:
     if high - low < least:
         axes.set_ylim(middle - least, middle + least)
     if from_zero:
-        axes.set_ylim(bottom=min(0.0, low))
+        bottom = min(0.0, low)
+        axes.set_ylim(bottom, high + 0.04 * (high - bottom))  # not through the highest marker
 
 
 def _draw_dot(axes: Axes, dot: Dot, x: Estimate, y: Estimate) -> None:

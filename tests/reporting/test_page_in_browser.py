@@ -267,6 +267,17 @@ def test_nothing_is_wider_than_the_screen(chromium: Browser, report: str, width:
             hidden = box.evaluate("e => e.scrollWidth > e.clientWidth + 1")
             hint = box.locator("xpath=preceding-sibling::p[contains(@class, 'hint')]")
             assert hint.locator("visible=true").count() == int(hidden)
+    # No option of a command is broken into two lines, however narrow the column.
+    heights = page.locator(".commands dd").first.evaluate(
+        "e => { e.style.width = '6em'; return [...e.querySelectorAll('span')]"
+        ".filter(word => word.textContent.startsWith('--')).map(word => word.offsetHeight); }"
+    )
+    assert 0 < max(heights) < 24
+    # References fill the row, so that summaries stand side by side below them.
+    page.goto(f"{report}#examples")
+    texts = page.locator("#example-list .texts").first
+    reference = texts.locator(".reference").first.evaluate("e => e.offsetWidth")
+    assert reference == texts.evaluate("e => e.clientWidth")
     page.close()
 
 
