@@ -3,6 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_modules.backbones import train_all
 from lightning_modules.summarization import SummarizationModule
 
 
@@ -15,4 +16,5 @@ class FullFT(SummarizationModule):
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Train all of the backbone."""
-        return backbone.requires_grad_(True)
+        train_all(backbone)
+        return backbone

@@ -7,7 +7,9 @@ from lightning_modules.backbones.encoder_decoder import EncoderDecoder
 from lightning_modules.backbones.families import (
     context_modules,
     find_soft_prompt_problem,
+    other_modalities,
     task_type,
+    train_all,
     wrap_model,
 )
 from lightning_modules.backbones.interface import (
@@ -33,6 +35,6 @@ __all__ = [
     "Backbone", "Context", "DecoderOnly", "Decoding", "EncoderDecoder", "Prompts", "Samples",
     "Sampling", "TokenScores", "checkpoint_activations", "context_modules", "find_model_type",
     "find_noise", "find_precision_problem", "find_soft_prompt_problem", "head_is_tied",
-    "load_backbone", "load_weights", "record_head", "set_dropout", "sketch_backbone", "task_type",
-    "wrap_model",
+    "load_backbone", "load_weights", "other_modalities", "record_head", "set_dropout",
+    "sketch_backbone", "task_type", "train_all", "wrap_model",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from datamodules.batching import IGNORED_LABEL
 from lightning_modules.backbones.decoding import Decoding
@@ -72,8 +72,7 @@ class DecoderOnly(Backbone):
     @property
     def reader(self) -> nn.Module:
         """The decoder without its output head."""
-        decoder: nn.Module = self.base.get_decoder()
-        return decoder
+        return find_decoder(self.base)
 
     def read(self, prompts: Prompts) -> Prefix:
         """Read each prompt once, and keep its keys and values for all of its responses."""
@@ -167,8 +166,10 @@ class DecoderOnly(Backbone):
         if "past_key_values" not in signature(self.base.forward).parameters:
             return False
         layers = DynamicCache(config=self.base.config).layers
-        if not all(isinstance(layer, DynamicLayer) for layer in layers):
-            return False
+        for layer in layers:
+            # A layer may have another memory beside its keys and values (Falcon H1).
+            if not isinstance(layer, DynamicLayer) or isinstance(layer, LinearAttentionLayer):
+                return False
         device = self.base.device
         tokens = torch.tensor([[self.eos_id, self.pad_id, self.eos_id]], device=device)
         prompts = Prompts(tokens.expand(2, -1), torch.tensor([[1, 1, 0], [1, 1, 1]], device=device))
@@ -264,8 +265,27 @@ class DecoderOnly(Backbone):
         )
 
     @cached_property
+    @torch.no_grad()
     def _takes_positions(self) -> bool:
-        return "position_ids" in signature(self.base.forward).parameters
+        """Whether it accepts positions and counts them from 0, unlike RoBERTa."""
+        if "position_ids" not in signature(self.base.forward).parameters:
+            return False
+        tokens = torch.full((1, 3), self.eos_id, device=self.base.device)
+        positions = torch.arange(3, device=tokens.device)[None]
+        training = self.base.training
+        self.base.eval()
+        own = self.base(input_ids=tokens, use_cache=False).logits
+        given = self.base(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        self.base.train(training)
+        return torch.allclose(own, given, rtol=1e-3, atol=1e-3)
+
+
+def find_decoder(model: Any) -> nn.Module:
+    """Return a decoder-only model without its output head."""
+    embedding, parts = model.get_input_embeddings(), model.children()
+    found: nn.Module = model.get_decoder()
+    # transformers does not find it in Llama 4; it is the part that embeds the tokens.
+    return found if found is not model else next(p for p in parts if embedding in p.modules())
 
 
 class _Decoder:

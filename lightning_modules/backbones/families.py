@@ -7,9 +7,11 @@ import torch
 from peft import PeftModel, TaskType
 from torch import nn
 
-from lightning_modules.backbones.decoder_only import DecoderOnly
+from lightning_modules.backbones.decoder_only import DecoderOnly, find_decoder
 from lightning_modules.backbones.encoder_decoder import EncoderDecoder
 from lightning_modules.backbones.interface import Backbone
+
+_OTHER_INPUTS = {"pixel_values", "pixel_values_videos", "input_features", "input_values"}
 
 
 def wrap_model(model: Any, tokenizer: Any) -> Backbone:
@@ -37,6 +39,26 @@ def context_modules(model: Any) -> tuple[nn.Module, ...]:
     return model.get_encoder(), model.get_input_embeddings()
 
 
+def other_modalities(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts that read images or sounds, as in T5Gemma 2, by name.
+
+    Text never passes through them, so that they have nothing to learn here.
+    """
+    return {
+        name: part
+        for name, part in model.named_modules()
+        if (name and getattr(part, "main_input_name", "input_ids") in _OTHER_INPUTS)
+        or name.endswith("multi_modal_projector")
+    }
+
+
+def train_all(model: Any) -> None:
+    """Train every weight that text passes through."""
+    model.requires_grad_(True)
+    for part in other_modalities(model).values():
+        part.requires_grad_(False)
+
+
 def find_soft_prompt_problem(model: Any) -> str | None:
     """Explain why a soft prompt cannot precede a model's embedded input, or return None.
 
@@ -44,7 +66,7 @@ def find_soft_prompt_problem(model: Any) -> str | None:
     sqrt(d) in the encoder only when it receives token ids, so that all of a prompt would reach such
     a model too small. FSMT's encoder accepts no input without token ids.
     """
-    reader = model.get_encoder() if model.config.is_encoder_decoder else model.get_decoder()
+    reader = model.get_encoder() if model.config.is_encoder_decoder else find_decoder(model)
     if signature(reader.forward).parameters["input_ids"].default is Parameter.empty:
         return "it does not accept embedded input, which PEFT passes to it"
     if not _reads_embeddings_like_ids(model, reader):

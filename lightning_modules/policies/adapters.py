@@ -27,6 +27,7 @@ from common.hub import is_gone, reading, resolve_model, warn_of_move
 from lightning_modules.backbones import (
     Backbone,
     find_soft_prompt_problem,
+    other_modalities,
     record_head,
     sketch_backbone,
     task_type,
@@ -61,7 +62,7 @@ def attach_adapter(backbone: PreTrainedModel, config: PeftConfig) -> PeftModel:
         backbone: The model to adapt; its weights are frozen in place.
         config: Kind and settings of the adapter. Without ``target_modules`` it adapts PEFT's
             default layers of the architecture or, where PEFT has none for a LoRA, the query and
-            value projections.
+            value projections; without layers of such names, all linear layers but the head.
 
     Raises:
         ValueError: If a setting is out of range, or a target matches no layer.
@@ -86,7 +87,9 @@ def attach_adapter(backbone: PreTrainedModel, config: PeftConfig) -> PeftModel:
     if isinstance(config, LoraConfig) and targets is None:
         usual = (set(pair) for pair in QUERY_AND_VALUE if layers.issuperset(pair))
         known = backbone.config.model_type in LORA_TARGETS
-        config.target_modules = None if known else next(usual, None)
+        config.target_modules = None if known else next(usual, "all-linear")
+    if (others := other_modalities(backbone)) and hasattr(config, "exclude_modules"):
+        config.exclude_modules = rf"({'|'.join(map(re.escape, others))})\..*"
     try:
         model = get_peft_model(backbone, config, adapter_name=POLICY)
     except (ValueError, re.error) as error:

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, PromptTuningConfig
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_modules.backbones import context_modules
+from lightning_modules.backbones import context_modules, train_all
 from lightning_modules.policies.adapters import (
     attach_adapter,
     copy_as_reference,
@@ -189,7 +189,7 @@ class FullPolicy(PolicyKind):
     ) -> tuple[nn.Module, nn.Module | None]:
         """Unfreeze the backbone and copy the reference."""
         model: Any = backbone
-        model.requires_grad_(True)
+        train_all(model)
         shared: dict[int, Any] = {}
         if not self.train_encoder:
             for part in context_modules(model):

@@ -48,12 +48,41 @@ DECODERS: dict[str, Callable[[], Any]] = {
     "mixtral": decoder("Mixtral", num_key_value_heads=2, num_local_experts=4),
     "bloom": decoder("Bloom", n_layer=2, n_head=4),
     "mamba": decoder("Mamba", state_size=4),
+    "phi3": decoder("Phi3", num_key_value_heads=2),
+    "gpt-oss": decoder(
+        "GptOss", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+        sliding_window=4,
+    ),
+    "gemma3n": decoder(
+        "Gemma3nText", num_key_value_heads=2, head_dim=8, vocab_size_per_layer_input=3 + len(BYTES),
+        hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0, altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0, 0.0], **SLIDING,
+    ),
+    "deepseek-v3": decoder(
+        "DeepseekV3", n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1,
+        moe_intermediate_size=16, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=8,
+        qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=1,
+    ),
+    "llama4": decoder(
+        "Llama4Text", num_key_value_heads=2, head_dim=8, num_local_experts=2,
+        intermediate_size_mlp=48, attention_chunk_size=8,
+    ),
+    "falcon-h1": decoder(
+        "FalconH1", num_key_value_heads=2, head_dim=8, mamba_d_ssm=64, mamba_n_heads=8,
+        mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=4,
+    ),
+    "lfm2": decoder(
+        "Lfm2", num_key_value_heads=2, layer_types=["conv", "full_attention"], block_ff_dim=48,
+        block_multiple_of=8,
+    ),
+    "roberta": decoder("Roberta", is_decoder=True),
     "rwkv": decoder("Rwkv", attention_hidden_size=32, context_length=128),
 }  # fmt: skip
-"""Positions learned, rotary, partly rotary and by distance; windows; a memory of another kind."""
+"""Positions learned, rotary, partly rotary and by distance; windows;
+latent keys; layers that share embeddings; a memory of another kind, alone or beside keys."""
 
-WITHOUT_CACHE = {"mamba", "rwkv"}
-"""Those whose memory is not keys and values."""
+WITHOUT_CACHE = {"mamba", "rwkv", "falcon-h1", "lfm2", "roberta"}
+"""Those whose memory is not keys and values, or whose positions do not follow the mask."""
 
 
 CHAT = (

@@ -94,8 +94,54 @@ def bert2bert() -> Any:
     return hf.EncoderDecoderModel(config=config)
 
 
-def bigbird() -> Any:
-    return bart("BigBirdPegasus", pad_token_id=0, eos_token_id=1, decoder_start_token_id=2)()
+def roberta2gpt2() -> Any:
+    part = {"vocab_size": VOCABULARY, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    encoder = hf.RobertaConfig(
+        **part, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        initializer_range=0.2,
+    )  # fmt: skip
+    decoder = hf.GPT2Config(**part, n_embd=32, n_head=4, n_layer=2, initializer_range=0.2)
+    config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 1
+    return hf.EncoderDecoderModel(config=config)
+
+
+def t5gemma2() -> Any:
+    """With a vision tower, which text does not pass through."""
+    part = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4,
+        "query_pre_attn_scalar": 8, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": 1,
+        "bos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    encoder = {
+        "text_config": dict(part), "vision_config": vision, "mm_tokens_per_image": 1,
+        "boi_token_index": 60, "eoi_token_index": 61, "image_token_index": 62,
+    }  # fmt: skip
+    config = hf.T5Gemma2Config(
+        encoder=encoder, decoder=dict(part), image_token_index=62, dropout_rate=0.1,
+        initializer_range=0.3,
+    )  # fmt: skip
+    return hf.T5Gemma2ForConditionalGeneration(config)
+
+
+def seamless() -> Any:
+    config = hf.SeamlessM4TConfig(
+        **{k: v for k, v in BART.items() if k not in ("d_model", "dropout", "init_std")},
+        hidden_size=32, speech_encoder_layers=1, speech_encoder_attention_heads=4,
+        speech_encoder_intermediate_size=48, t2u_encoder_layers=1, t2u_decoder_layers=1,
+        initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    return hf.SeamlessM4TForTextToText(config)
+
+
+BIGBIRD = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2}
 
 
 class Architecture(NamedTuple):
@@ -138,7 +184,11 @@ ARCHITECTURES = {
     "pegasus-x": Architecture(
         bart("PegasusX", scale_embedding=True, block_size=8, num_global_tokens=4)
     ),
-    "bigbird-pegasus": Architecture(bigbird),
+    "bigbird-pegasus": Architecture(bart("BigBirdPegasus", **BIGBIRD)),
+    "bigbird-sparse": Architecture(
+        bart("BigBirdPegasus", attention_type="block_sparse", block_size=2, num_random_blocks=1,
+             **BIGBIRD)
+    ),
     "marian": Architecture(
         bart("Marian", "MTModel", scale_embedding=True, pad_token_id=0, eos_token_id=1,
              decoder_start_token_id=0, decoder_vocab_size=VOCABULARY, forced_eos_token_id=1)
@@ -151,7 +201,10 @@ ARCHITECTURES = {
     "mvp": Architecture(bart("Mvp"), 1, 2),
     "fsmt": Architecture(fsmt, 1, 2),
     "bert2bert": Architecture(bert2bert),
+    "roberta2gpt2": Architecture(roberta2gpt2),
+    "seamless": Architecture(seamless),
     "t5gemma": Architecture(t5gemma),
+    "t5gemma2": Architecture(t5gemma2),
 }  # fmt: skip
 
 

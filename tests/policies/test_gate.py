@@ -310,6 +310,24 @@ def test_a_deliberate_fault_stops_the_run(
         check(take(model, t5), FP32)
 
 
+@pytest.mark.parametrize("kind", [LoRAPolicy(r=4), FullPolicy()], ids=["lora", "full"])
+def test_text_trains_nothing_that_reads_images(kind: Any) -> None:
+    """Every trained weight of T5Gemma 2 gets a gradient, as DDP demands."""
+    model, tokenizer = build("t5gemma2")
+    policy, _ = kind.attach(model, None)
+    if isinstance(kind, LoRAPolicy):
+        move_lora(policy)
+    backbone = EncoderDecoder(policy, tokenizer)
+    ids, mask = make_prompts(backbone.pad_id)
+    loss, _ = backbone.token_loss({"input_ids": ids, "attention_mask": mask, "labels": ids})
+    loss.backward()
+    trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    assert any("encoder" in name for name in trained)
+    without = [n for n, p in trained.items() if p.grad is None]
+    assert not without
+    assert not any("vision_tower" in name or "projector" in name for name in trained)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_soft_prompt_is_right_or_refused_on_every_architecture(name: str) -> None:
     model, tokenizer = build(name)
