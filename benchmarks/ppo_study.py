@@ -6,7 +6,7 @@
 Each part is a sweep file, configs/sweeps/ppo_<part>.yaml. The supervised starts are those of
 `make demo` (seed 42), trained here if they are missing, so seeds differ in PPO alone. The same call
 continues an interrupted study. After each seed, runs/ppo_study/report has the table and plots of
-all runs so far. Results: docs/ppo_study.md.
+all runs so far.
 """
 
 import argparse
