@@ -20,6 +20,7 @@ from lightning_modules.acceleration import accelerate
 from lightning_modules.backbones import (
     Backbone,
     checkpoint_activations,
+    find_frozen_problem,
     find_model_type,
     find_precision_problem,
     load_backbone,
@@ -68,6 +69,8 @@ class BaseModule(L.LightningModule):
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, one more forward pass, the same gradients.
         acceleration: Replace slow parts of the models on a CPU; see :mod:`~.acceleration`.
+        frozen_bf16: Keep the backbone in bf16 and the adapter in fp32, with ``bf16-mixed``: half
+            the memory of the weights.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -97,6 +100,7 @@ class BaseModule(L.LightningModule):
         dropout: float | None = None,
         gradient_checkpointing: bool = False,
         acceleration: bool = True,
+        frozen_bf16: bool = False,
     ) -> None:
         super().__init__()
         if dropout is not None and not 0 <= dropout < 1:
@@ -110,6 +114,7 @@ class BaseModule(L.LightningModule):
         self.dropout = dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.acceleration = acceleration
+        self.frozen_bf16 = frozen_bf16
         # A checkpoint holds what is trained and nothing else: see on_save_checkpoint.
         self.strict_loading = False
         self.model: Any = None
@@ -132,6 +137,9 @@ class BaseModule(L.LightningModule):
         return [
             missing,
             find_precision_problem(trainer.precision, model_type),
+            find_frozen_problem(trainer.precision, strategy)
+            if init_args.get("frozen_bf16")
+            else None,
             find_strategy_problem(strategy),
         ]
 
@@ -160,6 +168,10 @@ class BaseModule(L.LightningModule):
             or find_rows_problem(self.trainer)
         ):
             raise ValueError(problem)
+        strategy = self.trainer.strategy
+        problem = find_frozen_problem(self.trainer.precision, strategy)
+        if self.frozen_bf16 and problem:
+            raise ValueError(problem)
         self.seed = torch.initial_seed()
 
     def configure_model(self) -> None:
@@ -174,7 +186,16 @@ class BaseModule(L.LightningModule):
     def load_model(self) -> None:
         """Load the tokenizer and the backbone, and attach what is trained."""
         self.tokenizer = hub.load_tokenizer(self.backbone_name, self.kind)
-        self.model = self.attach(self.load_backbone())
+        backbone = self.load_backbone()
+        if self.frozen_bf16:
+            for weight in backbone.parameters():  # buffers, such as rotary frequencies, stay
+                weight.data = weight.data.to(torch.bfloat16)
+        self.model = self.attach(backbone)
+        if any(weight.dtype != torch.float32 for _, weight in self.trained_parameters()):
+            raise ValueError(
+                f"model.frozen_bf16: {type(self).__name__} trains weights of the backbone, and in "
+                "bf16 an update of 1e-5 rounds to nothing; leave it false, or train an adapter"
+            )
         if self.acceleration:
             accelerate(self)
         if self.kind == "seq2seq":

@@ -13,11 +13,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 import train
-from lightning_modules import DPO, Adapter, LoRA, PPOPolicy
+from lightning_modules import DPO, Adapter, FullFT, LoRA, PPOPolicy
 from lightning_modules.backbones import load_backbone
 from lightning_modules.policies.adapters import attach_adapter, use_adapter
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
 from lightning_modules.policies.lora import LoRASettings
+from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.reward_terms import FunctionReward
 from lightning_modules.summarization import SummarizationModule
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -174,6 +175,61 @@ def test_targets_that_peft_accepts(targets: Any, count: int, t5: str) -> None:
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str, t5: str) -> None:
     with pytest.raises(ValueError, match=message):
         settle(LoRA(backbone=t5, **settings))
+
+
+# A frozen backbone in bf16 ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "soft_prompt"])
+def test_a_frozen_backbone_in_bf16_has_an_adapter_in_fp32(
+    name: str, t5: str, tmp_path: Path
+) -> None:
+    """The loss is that of an fp32 backbone within rounding; the adapter trains and exports."""
+    batch, losses = make_batch(t5), []
+    for frozen_bf16 in (False, True):
+        rate = adamw(0.3 if name == "soft_prompt" else 0.01)
+        module = ADAPTERS[name](t5, optimizer=rate, frozen_bf16=frozen_bf16, dropout=0.0)
+        trainer = make_trainer(tmp_path, precision="bf16-mixed", max_epochs=3)
+        trainer.fit(module, loader(batch))
+        losses.append(float(trainer.callback_metrics["train/loss"]))
+    trained = {n for n, _ in module.trained_parameters()}
+    for n, weight in module.named_parameters():
+        assert weight.dtype == (torch.float32 if n in trained else torch.bfloat16), n
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    module.export(tmp_path / "export")
+    plain = PeftModel.from_pretrained(load_backbone(t5), tmp_path / "export")
+    torch.testing.assert_close(
+        logits(plain, t5), logits(module.model.float(), t5), rtol=0.05, atol=0.05
+    )
+
+
+@pytest.mark.parametrize("policy", [LoRAPolicy(r=4), SoftPromptPolicy(5)], ids=["lora", "prompt"])
+def test_ppo_on_a_backbone_in_bf16_passes_the_gate(policy: Any, t5: str, tmp_path: Path) -> None:
+    module = PPOPolicy(
+        t5, policy=policy, reward_model=None, extra_rewards=REWARD, frozen_bf16=True,
+        ppo=PPOConfig(max_new_tokens=8, epochs=2, minibatch_size=4), optimizer=adamw(0.01),
+    )  # fmt: skip
+    trainer = make_trainer(tmp_path, precision="bf16-mixed", max_epochs=2)
+    trainer.fit(module, loader(make_batch(t5)))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")  # hashes the reference
+    for name, weight in module.model.named_parameters():
+        is_adapter = ".default" in name or ".reference" in name
+        assert weight.dtype == (torch.float32 if is_adapter else torch.bfloat16), name
+
+
+@pytest.mark.parametrize(
+    ("make", "precision", "message"),
+    [
+        (LoRA, "32-true", "set trainer.precision to 'bf16-mixed'"),
+        (FullFT, "bf16-mixed", "trains weights of the backbone"),
+    ],
+)
+def test_a_backbone_in_bf16_is_refused(
+    make: Any, precision: Any, message: str, t5: str, tmp_path: Path
+) -> None:
+    module = make(backbone=t5, frozen_bf16=True)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, precision=precision).fit(module, loader(make_batch(t5)))
 
 
 # The command line -------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from lightning_modules.backbones.interface import (
 )
 from lightning_modules.backbones.loading import (
     checkpoint_activations,
+    find_frozen_problem,
     find_model_type,
     find_precision_problem,
     head_is_tied,
@@ -33,7 +34,8 @@ from lightning_modules.backbones.loading import (
 
 __all__ = [
     "Backbone", "Context", "DecoderOnly", "Decoding", "EncoderDecoder", "Prompts", "Samples",
-    "Sampling", "TokenScores", "checkpoint_activations", "context_modules", "find_model_type",
+    "Sampling", "TokenScores", "checkpoint_activations", "context_modules",
+    "find_frozen_problem", "find_model_type",
     "find_noise", "find_precision_problem", "find_soft_prompt_problem", "head_is_tied",
     "load_backbone", "load_weights", "other_modalities", "record_head", "set_dropout",
     "sketch_backbone", "task_type", "train_all", "wrap_model",

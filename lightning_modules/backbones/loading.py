@@ -47,6 +47,15 @@ def find_precision_problem(precision: str | int | None, model_type: str = "t5") 
     return None
 
 
+def find_frozen_problem(precision: str | int | None, strategy: Any) -> str | None:
+    """Explain why a frozen backbone cannot be kept in bf16 in a run, or return None."""
+    if str(precision) != "bf16-mixed":
+        return f"model.frozen_bf16: set trainer.precision to 'bf16-mixed' (it is {precision!r})"
+    if "fsdp" in str(strategy).lower() or "Sharded" in type(strategy).__name__:
+        return "model.frozen_bf16: FSDP shards weights of one type only; use DDP or one device"
+    return None
+
+
 def find_model_type(name: str, kind: Kind = "seq2seq") -> str:
     """Return the ``model_type`` of a backbone from its config alone."""
     config = AutoConfig.from_pretrained(resolve_model(name, kind), trust_remote_code=False)

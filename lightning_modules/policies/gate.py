@@ -258,5 +258,5 @@ def fingerprint(model: Any, reference: Any) -> str:
             digest.update(name.encode())
             # A copy: FSDP could no longer free a gathered weight whose memory numpy shares.
             copy = full(weights).detach().to("cpu", copy=True)
-            digest.update(copy.contiguous().numpy().data)
+            digest.update(copy.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
