@@ -133,10 +133,10 @@ class BaseModule(L.LightningModule):
         name = hub.resolve_model(init_args.backbone, cls.kind)
         strategy = getattr(trainer.strategy, "class_path", trainer.strategy)
         missing = hub.find_model_problem(name, "backbone", cls.kind)
-        model_type = "t5" if missing else find_model_type(name, cls.kind)
+        known = () if missing else (find_model_type(name, cls.kind),)
         return [
             missing,
-            find_precision_problem(trainer.precision, model_type),
+            find_precision_problem(trainer.precision, *known),
             find_frozen_problem(trainer.precision, strategy)
             if init_args.get("frozen_bf16")
             else None,

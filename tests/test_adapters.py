@@ -1,5 +1,6 @@
 """LoRA, DoRA and rsLoRA: their maths, the layers they adapt, and going on from an earlier one."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import train
 from lightning_modules import DPO, Adapter, FullFT, LoRA, PPOPolicy
 from lightning_modules.backbones import load_backbone
-from lightning_modules.policies.adapters import attach_adapter, use_adapter
+from lightning_modules.policies.adapters import attach_adapter, find_config_problem, use_adapter
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
 from lightning_modules.policies.lora import LoRASettings
 from lightning_modules.ppo.config import PPOConfig
@@ -136,6 +137,23 @@ def test_any_adapter_trains_and_loads_with_peft_alone(kind: str, t5: str, tmp_pa
         inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "labels")}  # type: ignore[literal-required]
         assert float(own / tokens) == pytest.approx(float(module.model(**inputs).loss), rel=1e-5)
         assert own > cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.PrefixTuningConfig(num_virtual_tokens=4), "PrefixTuningConfig .* only the decoder"),
+        (peft.MultitaskPromptTuningConfig(num_virtual_tokens=4), "no task ids"),
+        (peft.IA3Config(target_modules=["query"], feedforward_modules=[]), "names end in .*wi_0"),
+    ],
+)
+def test_an_adapter_that_cannot_be_trained_is_refused(
+    config: peft.PeftConfig, message: str, t5: str
+) -> None:
+    """Both where the module is built, and before anything is loaded."""
+    with pytest.raises(ValueError, match=message):
+        settle(Adapter(backbone=t5, config=config))
+    assert re.search(message, str(find_config_problem(config, t5)))
 
 
 # The layers -------------------------------------------------------------------------------------

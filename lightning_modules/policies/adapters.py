@@ -42,6 +42,13 @@ REFERENCE = "reference"
 QUERY_AND_VALUE = (("q", "v"), ("q_proj", "v_proj"), ("query", "value"))
 """Usual names of the projections that a LoRA adapts by default (Hu et al. 2021, table 5)."""
 
+_UNSUPPORTED = {
+    PeftType.PREFIX_TUNING: "in an encoder-decoder it reaches only the decoder (peft#1188)",
+    PeftType.MULTITASK_PROMPT_TUNING: "batches have no task ids",
+    PeftType.CPT: "it needs labels within the prompt",
+}
+"""Kinds of adapters that would train something else than they say, each with the reason."""
+
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Count the trained parameters and all parameters; a shared one counts once."""
@@ -69,8 +76,8 @@ def attach_adapter(backbone: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """
     config = copy.copy(config)
     config.task_type = task_type(backbone)
-    if config.peft_type == PeftType.PREFIX_TUNING:
-        raise ValueError("PEFT's prefix tuning does not reach the encoder; use a soft prompt")
+    if why := _UNSUPPORTED.get(config.peft_type):
+        raise ValueError(f"{type(config).__name__} is not supported: {why}; use a soft prompt")
     if config.is_prompt_learning:
         embedding = backbone.get_input_embeddings().weight
         if not embedding.is_meta and (why := find_soft_prompt_problem(backbone)):
@@ -118,7 +125,7 @@ def find_config_problem(config: PeftConfig, backbone: str) -> str | None:
     if isinstance(trial, LoraConfig):
         trial.init_lora_weights = True  # others decompose the backbone's weights
     try:
-        if not trial.is_prompt_learning:
+        if trial.peft_type in _UNSUPPORTED or not trial.is_prompt_learning:
             # PEFT draws the trial's weights; the run must not depend on whether it was tried.
             with torch.random.fork_rng(devices=[]):
                 attach_adapter(sketch_backbone(backbone), trial)
