@@ -56,7 +56,7 @@ def make_policy(name: str, kind: Any = LORA) -> tuple[Any, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", sorted(DECODERS.keys() - WITHOUT_CACHE))
 def test_a_right_policy_passes_the_gate(name: str, kind: str) -> None:
-    # The routers of Llama 4 are linear layers that return a tuple, which no LoRA can.
+    # Its forward pass fails with a LoRA on all linear layers.
     chosen = LoRAPolicy(r=4) if (name, kind) == ("llama4", "lora") else KINDS[kind]
     if (name, kind) == ("gemma3n", "soft prompt"):  # looks its token ids up in every layer
         with pytest.raises(ValueError, match="treats embedded input"):
