@@ -114,8 +114,9 @@ class RunFolder:
 
     def update_summary(self, **fields: Any) -> None:
         """Set top-level fields of summary.json and keep the others."""
-        merged = dict.fromkeys(_FIRST_FIELDS) | self.read_summary() | fields
-        merged = {k: v for k, v in merged.items() if v is not None or k not in _FIRST_FIELDS}
+        known = self.read_summary() | fields
+        first = {name: known[name] for name in _FIRST_FIELDS if name in known}
+        merged = first | known
         write_text(self.summary, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
 
     def record_metrics(
