@@ -65,6 +65,20 @@ def test_rows_come_in_the_order_of_the_input(base: list[str], tmp_path: Path) ->
     assert run(base, tmp_path / "u.jsonl", "--seed", "7") != (tmp_path / "s.jsonl").read_bytes()
 
 
+def test_without_an_output_the_summaries_are_printed(
+    t5: str, dialogues: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--batch_size", "2", "--max_new_tokens", "6", "--device", "cpu"]
+    assert predict.main([t5, str(dialogues), *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    predict.main([t5, str(dialogues), *options, "--output", str(tmp_path / "o.jsonl")])
+    assert printed == [row["prediction"] for row in read(tmp_path / "o.jsonl")]
+    for files in ([], [str(dialogues), "--input", str(dialogues)]):
+        with pytest.raises(SystemExit, match="2"):
+            predict.main([t5, *files])
+    assert "name one file of dialogues" in capsys.readouterr().err
+
+
 def fork(task: Callable[[], object]) -> int | None:
     """Run a task in a child process; return its exit code, negative for a signal."""
     child = multiprocessing.get_context("fork").Process(target=task)

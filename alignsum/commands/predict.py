@@ -1,15 +1,17 @@
 """Summarize the dialogues of a file with the model that a run exported.
 
-    python -m alignsum predict runs/lora --input dialogues.jsonl --output summaries.jsonl
-    python -m alignsum predict runs/lora --input chats.txt --output summaries.jsonl --num_beams 4
+    python -m alignsum predict runs/lora chats.txt
+    python -m alignsum predict runs/lora chats.jsonl --output summaries.jsonl --num_beams 4
 
 The prompt, few-shot examples, lengths, precision and decoding of the run's test are the defaults.
-The output has a line for each dialogue, in the order of the input. If the command is interrupted,
-run it again: it continues after the last complete line.
+The summaries are printed, or written to a file with a line for each dialogue, in the order of the
+input. If a command with --output is interrupted, run it again: it continues after the last complete
+line.
 """
 
 import itertools
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,8 +53,9 @@ def make_parser() -> CommandParser:
         prog="python -m alignsum predict", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("run", help="run folder, its export, or a model in Hugging Face format")
-    parser.add_argument("--input", required=True, help=".jsonl, .csv, or .txt with blank lines")
-    parser.add_argument("--output", required=True, help="JSON lines to write: id, prediction")
+    parser.add_argument("file", nargs="?", help="dialogues: .jsonl, .csv, .txt with blank lines")
+    parser.add_argument("--input", type=str | None, help="the same, as an option")
+    parser.add_argument("--output", type=str | None, help="JSON lines to write: id, prediction")
     parser.add_argument("--overwrite", type=bool, default=False, help="replace another output")
     parser.add_argument("--dialogue_column", type=str, default="dialogue")
     parser.add_argument("--id_column", type=str, default="id")
@@ -67,7 +70,11 @@ def make_parser() -> CommandParser:
 
 def main(args: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
-    settings = make_parser().parse_args(args)
+    parser = make_parser()
+    settings = parser.parse_args(args)
+    if (settings.file is None) == (settings.input is None):
+        parser.error("name one file of dialogues: RUN FILE, or RUN --input FILE")
+    settings.input = settings.input or settings.file
     start_log()
 
     def work() -> None:
@@ -78,7 +85,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def predict(settings: Namespace) -> None:
-    """Summarize a file of dialogues, or continue with it.
+    """Summarize a file of dialogues, or continue with it; without an output, print the summaries.
 
     Raises:
         ValueError: If something is missing or invalid, or if the output was written with other
@@ -90,6 +97,12 @@ def predict(settings: Namespace) -> None:
     job = exported_run.read_exported_run(settings.run, given, settings.backbone)
     device = exported_run.find_device(settings.device)
     rows = read_dialogues(settings)
+    if settings.output is None:
+        generate, size = exported_run.load_generator(job, device), job.batch_size
+        for start in range(0, len(rows), size):
+            texts = generate(rows[start : start + size], (settings.seed, start))
+            sys.stdout.write("".join(f"{text}\n" for text in texts))
+        return
     output = Path(settings.output).expanduser()
     if output.is_dir() or output.resolve() == Path(settings.input).expanduser().resolve():
         raise ValueError(f"output: {output} is a folder or the input; name another file")
