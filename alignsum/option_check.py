@@ -60,6 +60,12 @@ OTHER_NAMES = {
 }  # fmt: skip
 """Names that other tools use, and ours."""
 
+LEAST = {
+    "r": 1, "batch_size": 1, "eval_batch_size": 1, "shots": 0, "max_new_tokens": 1,
+    "minibatch_size": 1, "kl_coef": 0, "lr": 0, "weight_decay": 0, "eps": 0,
+}  # fmt: skip
+"""Lowest values of the numbers that people mistype most; constructors check all numbers."""
+
 DATA = [name for name in datamodules.__all__ if name.endswith("DataModule")]
 
 MOST = 3
@@ -241,8 +247,6 @@ def follow(
     parameter, path = parameters[name], f"{path}.{name}"
     kinds = [each for each in parameter.types if each in read_classes()]
     if "OptimizerCallable" in parameter.types and below in (["lr"], ["weight_decay"], ["eps"]):
-        if is_number(str(setting.value)) and float(setting.value) < 0:
-            return f"{setting.where} must not be negative, got {setting.value}"
         return find_value_problem(setting, Parameter(frozenset({"float"}), (), "1e-4"))
     if below and below != ["class_path"]:
         if not kinds or below[0] == "dict_kwargs":
@@ -296,6 +300,9 @@ def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
         or ("int" in types and is_number(text) and float(text).is_integer())
         or ("float" in types and is_number(text))
     )
+    least = LEAST.get(setting.name.rpartition(".")[2], float("-inf"))
+    if fits and is_number(text) and float(text) < least:
+        return f"{setting.where} must be {least} or more, got {text}"
     if fits:
         return None
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}

@@ -240,8 +240,8 @@ def find_adapter_problem(
     if resolve_model(trained_on) != wanted and not is_gone(trained_on):
         return (
             f"adapter: {folder!r} was trained on {trained_on!r}, and the backbone here is "
-            f"{wanted!r}. If it is the same model, write that place as base_model_name_or_path "
-            f"into {str(Path(folder, 'adapter_config.json'))!r}"
+            f"{wanted!r}; choose --model.backbone {trained_on}, or, if the same model has moved, "
+            f"set base_model_name_or_path in {str(Path(folder, 'adapter_config.json'))!r}"
         )
     given = {name: _sorted(value) for name, value in settings.items() if value is not None}
     own = {name: _sorted(config.get(name, False)) for name in given}
