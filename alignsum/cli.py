@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 # Before anything else that may spell the type Optional[Union[float, int]]: Python caches the first
@@ -17,14 +16,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that `class_path: LoRA` is enough in a config.
 import lightning_modules
+from alignsum.folder_check import choose_folder
 from alignsum.option_errors import explain
 from alignsum.overlays import first_config
 from alignsum.run_rules import (
     choose_weights,
-    find_folder_problems,
     find_login_problem,
     find_monitor_problem,
-    find_trainer_problems,
     warn_of_minibatches,
 )
 from callbacks import default_callbacks
@@ -42,7 +40,7 @@ from callbacks.toxicity import ToxicityCallback
 from common import hub
 from common.exits import AlignsumError
 from common.imports import import_object
-from common.run_folder import RunFolder, expand
+from common.run_folder import expand
 from datamodules import *  # noqa: F403 - imports every class, unlike `import datamodules`
 from lightning_modules.base import BaseModule
 
@@ -168,19 +166,15 @@ class AlignsumCLI(LightningCLI):
         settings.weights_only = True  # Lightning would unpickle a local checkpoint, and run code
         if self.subcommand in ("test", "validate"):
             settings.verbose = False  # our own table shows the scores
-        for option in ("run_dir", "resume", "ckpt_path"):
-            if settings.get(option) == "":
-                raise AlignsumError(f"--{option} is empty; is a variable of your shell not set?")
+        for option in ("resume", "ckpt_path"):
             if settings.get(option):
                 settings[option] = str(expand(settings[option]))
         config = first_config(self.arguments)
-        name = config.stem if config else settings.model.class_path.rsplit(".", 1)[-1].lower()
-        folder = RunFolder(settings.run_dir or Path("runs") / name)
+        folder = choose_folder(settings.run_dir, config, settings.model.class_path)
         settings.run_dir = str(folder.path)
         settings.trainer.default_root_dir = str(folder.path)
         settings.checkpoint.dirpath = str(folder.checkpoints)
-        problems = find_folder_problems(self.subcommand, settings, folder)
-        problems += choose_weights(self.subcommand, settings, folder, self.model_type)
+        problems = choose_weights(self.subcommand, settings, folder, self.model_type)
         problems += self.find_setting_problems()
         warn_of_minibatches(settings)
         if len(problems) == 1:
@@ -195,7 +189,6 @@ class AlignsumCLI(LightningCLI):
         if not hub.reachable():
             hub.use_cache_only()
         problems: list[str | None] = [
-            *find_trainer_problems(settings.trainer),
             find_monitor_problem(self.subcommand, settings, self.model_type),
             find_login_problem([x for x in as_list(settings.trainer.logger) if hasattr(x, "get")]),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),

@@ -63,6 +63,7 @@ OTHER_NAMES = {
 LEAST = {
     "r": 1, "batch_size": 1, "eval_batch_size": 1, "shots": 0, "max_new_tokens": 1,
     "minibatch_size": 1, "kl_coef": 0, "lr": 0, "weight_decay": 0, "eps": 0,
+    "accumulate_grad_batches": 1, "gradient_clip_val": 0, "check_val_every_n_epoch": 1,
 }  # fmt: skip
 """Lowest values of the numbers that people mistype most; constructors check all numbers."""
 
@@ -92,14 +93,31 @@ def prepare(arguments: Sequence[str]) -> list[str]:
     """
     prepared = prepare_configs(arguments)
     given = [option.partition("=")[0] for option in prepared]
-    asks = any(option.endswith(("help", "print_config")) or option == "-h" for option in given)
-    if not asks and not any(option in ("--config", "-c", "--model") for option in given):
+    has_method = any(option in ("--config", "-c", "--model") for option in given)
+    if not has_method and not only_asks(arguments):
         raise ValueError(
             f"{arguments[0]} needs a method: add --config with one of {', '.join(list_shipped())}"
         )
     if problems := find_option_problems(arguments, prepared):
         raise ValueError("\n".join(problems))
     return prepared
+
+
+def only_asks(arguments: Sequence[str]) -> bool:
+    """Return whether a command line only asks for help or for the settings."""
+    given = [argument.partition("=")[0] for argument in arguments]
+    return any(name.endswith(("help", "print_config")) or name == "-h" for name in given)
+
+
+def read_values(arguments: Sequence[str], prepared: Sequence[str]) -> dict[str, Any]:
+    """Return the last value of each setting by its dotted name; see :func:`find_option_problems`.
+
+    The value of a bare option is True.
+    """
+    values = {setting.name: setting.value for setting in read_files(arguments, prepared)}
+    for name, value, _ in read_options(prepared):
+        values[name] = True if value is None else yaml.safe_load(value) if value else value
+    return values
 
 
 def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> list[str]:
@@ -218,6 +236,16 @@ def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
     section, _, rest = setting.name.partition(".")
     if setting.value is Missing:
         return f"{setting.where} needs a value"
+    if setting.name == "trainer.fast_dev_run" and yaml.safe_load(str(setting.value)):
+        return (
+            f"{setting.where} writes no checkpoint, log or config; for a few batches of everything "
+            "add --config configs/overlays/debug.yaml"
+        )
+    if setting.name == "trainer.val_check_interval" and str(setting.value) in ("0", "0.0"):
+        return (
+            f"{setting.where} must be above 0; to skip validation set trainer.limit_val_batches "
+            "to 0"
+        )
     if section in ("model", "data"):
         if not rest or rest == "class_path":
             models = read_public_names("lightning_modules")
