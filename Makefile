@@ -12,10 +12,10 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo real test lint types bench assets clean
+.PHONY: help setup demo real test lint types bench lab3 assets clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the locked packages and this one
 
@@ -46,6 +46,9 @@ types: setup
 
 bench: setup ## the measured claims: PPO over five seeds, arms and KL weights
 	$(PY) -m benchmarks.ppo_study
+
+lab3: setup ## TRL's PPO as a course calls it, against this package's, into runs/lab3
+	$(PY) -m benchmarks.lab3 $(ARGS)
 
 assets: setup ## rebuild the miniature's data and models from their seed
 	$(PY) -m tools.mini.corpus --out assets/mini
