@@ -33,10 +33,10 @@ log = logging.getLogger("lab3")
 REQUIREMENTS = ("trl==0.11.4", "transformers==4.46.3", "peft==0.13.2", "rich", "torch==2.13.0")
 
 STARTS = {
-    "r16_qkvo": [],
-    "r32_qv": ["--model.r", "32", "--model.alpha", "32", "--model.target_modules", "[q,v]"],
+    "r16_qkvo": {"r": "16", "alpha": "32", "target_modules": "[q,k,v,o]"},
+    "r32_qv": {"r": "32", "alpha": "32", "target_modules": "[q,v]"},
 }
-"""The supervised LoRAs, by options of train.py: the miniature's, and the lab's shape."""
+"""The supervised LoRAs: the miniature's, and one of the lab's shape."""
 
 SETTINGS = {
     "learning_rate": 3e-4, "init_kl_coef": 1.0, "adap_kl_ctrl": False, "ppo_epochs": 2,
@@ -119,7 +119,7 @@ def make_start(root: Path, name: str) -> None:
         return
     log.info("Fine-tuning the LoRA %s", name)
     configs = ["--config", "configs/lora.yaml", "--config", "configs/overlays/mini.yaml"]
-    more = ["--run_dir", str(folder), "--overwrite", "true", *STARTS[name]]
+    more = ["--run_dir", str(folder), "--overwrite", "true", *lora_options("--model", name)]
     execute([[sys.executable, "train.py", "fit", *configs, *more]], root / "starts" / f"{name}.log")
     copy.mkdir(exist_ok=True)
     shutil.copy(folder / "export" / "adapter_model.safetensors", copy)
@@ -128,6 +128,12 @@ def make_start(root: Path, name: str) -> None:
     known = {field: config[field] for field in fields}
     known |= {"target_modules": sorted(config["target_modules"]), "lora_dropout": 0.05}  # the lab's
     write_text(copy / "adapter_config.json", json.dumps(known, indent=1) + "\n")
+
+
+def lora_options(prefix: str, start: str) -> list[str]:
+    """Return options of train.py for the shape of a LoRA."""
+    pairs = ((f"{prefix}.{name}", value) for name, value in STARTS[start].items())
+    return [word for pair in pairs for word in pair]
 
 
 def train(run: Run, root: Path, python: Path) -> None:
@@ -166,7 +172,8 @@ def train_command(run: Run, steps: int, folder: Path, start: Path) -> list[str]:
     return [
         sys.executable, "train.py", "fit", "--config", "configs/ppo.yaml",
         "--config", "configs/overlays/mini.yaml", "--run_dir", str(folder),
-        "--model.adapter", str(start), "--seed", str(run.seed),
+        "--model.adapter", str(start), *lora_options("--model.policy.init_args", run.start),
+        "--seed", str(run.seed),
         # The classifier alone, as in TRL's runs, without the overlay's ROUGE.
         "--model.extra_rewards", "null", "--model.schedule", "constant",
         "--model.ppo.minibatch_size", str(SETTINGS["mini_batch_size"]), *run.settings,

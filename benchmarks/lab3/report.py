@@ -43,6 +43,9 @@ PUBLISHED = (0.0348, 0.0314)
 SIZES = (5, 8, 11, 16, 25, 40, 60, 100, 160, 300)
 """Numbers of test rows, for detectable effects."""
 
+LAB_EFFECT, OUR_EFFECT = "in the lab", "in the miniature, paired"
+"""Curves of the smallest detectable change."""
+
 LOGGED = {"kl": "objective/kl", "entropy": "objective/entropy", "ratio": "ppo/policy/ratio"}
 
 
@@ -94,12 +97,12 @@ def judge(before: Array, after: Array, n: int, draws: int = 4000) -> Verdicts:
     Args:
         before: Toxicity before PPO, of each run and row [K, N].
         after: After it, in the same order.
-        n: Number of rows in a draw; no row twice.
+        n: Number of rows in a draw, with replacement.
         draws: Number of draws, always the same ones.
     """
     rng = np.random.default_rng(0)
     runs = rng.integers(len(before), size=(draws, 1))
-    rows = rng.random((draws, before.shape[1])).argsort(axis=1)[:, :n]
+    rows = rng.integers(before.shape[1], size=(draws, n))
     one, two = before[runs, rows], after[runs, rows]
     relative, sign = 1 - two.mean(axis=1) / one.mean(axis=1), np.sign(improvement(before, after))
     gain = sign * (one - two)
@@ -179,17 +182,16 @@ def curves_of_power(results: Results, last: int) -> dict[str, list[float]]:
     r = float(np.corrcoef(before.ravel(), after.ravel())[0, 1])
     own = (float(before.mean()), float(before.std()))
     return {
-        "lab": [detectable(*PUBLISHED, n) for n in SIZES],
-        "lab, paired": [detectable(*PUBLISHED, n, 0.5) for n in SIZES],
-        "miniature, paired": [detectable(*own, n, r) for n in SIZES],
-        "found": [judge(before, after, n).found for n in SIZES],
+        LAB_EFFECT: [detectable(*PUBLISHED, n) for n in SIZES],
+        OUR_EFFECT: [detectable(*own, n, r) for n in SIZES],
+        "alignsum's change is found": [judge(before, after, n).found for n in SIZES],
     }
 
 
 def tabulate_power(power: Mapping[str, Sequence[float]]) -> Rows:
-    """Tabulate detectable effects; the last row is how often our runs' effect is found."""
-    rows = [["smallest change found with 80 % power", *map(str, SIZES)]]
-    return rows + [[name, *(f"{each:.0%}" for each in line)] for name, line in power.items()]
+    """Tabulate detectable effects, and how often the effect of our runs is found."""
+    rows = [[name, *(f"{each:.0%}" for each in line)] for name, line in power.items()]
+    return [["test rows", *map(str, SIZES)], *rows]
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -218,13 +220,21 @@ def draw(root: Path, results: Results, arms: Sequence[str], last: int) -> None:
             dots.append(Dot(LABELS[arm], places.get(arm, 4), change, seeds))
         charts.append(Dots(f"{title}, x 100", "change since the start", dots))
     save_charts(root / "outcomes.png", f"After {last} steps: five seeds, 300 dialogues", charts)
+    power = curves_of_power(results, last)
     lines = [
-        Curve(name, Series(SIZES, [100 * each for each in effects]), place)
-        for place, (name, effects) in enumerate(curves_of_power(results, last).items())
-        if name != "found"
+        Curve(name, Series(SIZES, [100 * each for each in power[name]]), place)
+        for name, place in ((LAB_EFFECT, 1), (OUR_EFFECT, 0))
     ]
-    chart = Curves("80 % power, p < 0.05", "% of toxicity before", lines, True, "test rows")
-    save_charts(root / "power.png", "The smallest change that n rows can show", [chart])
+    title = "Smallest change with 80 % power, p < 0.05"
+    charts = [Curves(title, "% of toxicity before", lines, True, "test rows")]
+    lines = []
+    for arm, place in list(places.items())[:3]:
+        before, after = (values(results, arm, "toxicity", step) for step in (0, last))
+        found = [100 * judge(before, after, n).found for n in SIZES]
+        lines.append(Curve(LABELS[arm], Series(SIZES, found), place))
+    title = f"How often the change after {last} steps is found"
+    charts.append(Curves(title, "% of draws, p < 0.05", lines, True, "test rows"))
+    save_charts(root / "power.png", "What n test rows can show; the lab has 11", charts)
 
 
 def write_report(root: Path, folders: Sequence[Path]) -> None:

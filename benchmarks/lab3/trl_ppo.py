@@ -94,31 +94,33 @@ def sample(trainer: PPOTrainer, queries: Tokens, way: str) -> Tokens:
 
 
 @torch.no_grad()
-def check(trainer: PPOTrainer, queries: Tokens) -> str:
-    """Return what the gate of examples/nano_ppo.py finds; docs/lab3.md explains this function."""
+def check(trainer: PPOTrainer, queries: Tokens, sampling: dict[str, Any]) -> dict[str, float]:
+    """Apply the gate of examples/nano_ppo.py to responses to some prompts."""
     more = {"output_scores": True, "return_dict_in_generate": True}
-    outputs = [trainer.generate(query, **SAMPLING, **more) for query in queries]
-    responses = [output.sequences[0] for output in outputs]
+    outputs = [trainer.generate(query, **sampling, **more) for query in queries]
     sampled = [
-        pick(torch.stack(output.scores, dim=1).log_softmax(-1), output.sequences[:, 1:])[0]
+        pick(torch.stack(output.scores, dim=1).log_softmax(dim=-1), output.sequences[:, 1:])[0]
         for output in outputs
     ]
+    responses = [output.sequences[0] for output in outputs]
     inputs = trainer.prepare_model_inputs(queries, responses)
-    policy, rest = trainer.model, (queries, responses, inputs)
-    reference = policy if trainer.is_peft_model else trainer.ref_model
-    logprobs, _, values, mask = trainer.batched_forward_pass(policy, *rest)
-    new_logprobs = trainer.batched_forward_pass(policy, *rest)[0]
+    logprobs, _, values, mask = trainer.batched_forward_pass(
+        trainer.model, queries, responses, inputs
+    )
+    reference = trainer.model if trainer.is_peft_model else trainer.ref_model
     with trainer.optional_peft_ctx():
-        ref_logprobs = trainer.batched_forward_pass(reference, *rest)[0]
-    prompts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        ref_logprobs = trainer.batched_forward_pass(reference, queries, responses, inputs)[0]
+    new_logprobs = trainer.batched_forward_pass(trainer.model, queries, responses, inputs)[0]
     rollout = Rollout(
-        prompts, inputs["decoder_input_ids"][:, 1:], mask.bool(),
-        pad_sequence(sampled, batch_first=True), logprobs, ref_logprobs, values,
-    )  # fmt: skip
-    try:
-        return f"passed: {gate(policy.pretrained_model, rollout, new_logprobs, temperature=1.0)}"
-    except RuntimeError as error:
-        return str(error)
+        prompts={name: inputs[name] for name in ("input_ids", "attention_mask")},
+        responses=inputs["decoder_input_ids"][:, 1:],
+        mask=mask.bool(),
+        sampled_logprobs=pad_sequence(sampled, batch_first=True),
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+    )
+    return gate(trainer.model.pretrained_model, rollout, new_logprobs, temperature=1.0)
 
 
 def main(path: str) -> None:
@@ -134,7 +136,10 @@ def main(path: str) -> None:
         responses = sample(trainer, queries, job["way"])
         if step < 2:
             with torch.random.fork_rng():
-                gates[step] = check(trainer, queries)
+                try:
+                    gates[step] = f"passed: {check(trainer, queries, SAMPLING)}"
+                except RuntimeError as error:
+                    gates[step] = str(error)
         texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
         tokens = judge_tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.no_grad():
