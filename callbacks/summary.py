@@ -131,8 +131,8 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
 
 
 def name_method(pl_module: object) -> str:
-    """Return the module's class name in snake case, e.g. "soft_prompt"."""
-    name = type(pl_module).__name__
+    """Return the module's class name in snake case, e.g. "soft_prompt", or its preference loss."""
+    name = str(getattr(pl_module, "loss_name", type(pl_module).__name__))
     return _METHODS.get(name) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 

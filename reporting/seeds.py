@@ -36,7 +36,8 @@ class Group(NamedTuple):
         """Position of the method's kind in `KINDS`."""
         if not self.first.has_model:
             return 4
-        if self.first.method in ("ppo", "dpo") or "objective/reward" in self.first.curves:
+        aligned = {"objective/reward", "rewards/margin"} & set(self.first.curves)
+        if aligned or self.first.method in ("ppo", "dpo"):
             return 2
         tests = {name for name in self.first.metrics if name.startswith("test/")}
         if tests and tests.isdisjoint(("test/rouge1", "test/toxicity")):

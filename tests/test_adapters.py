@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 import train
-from lightning_modules import DPO, Adapter, FullFT, LoRA, PPOPolicy
+from lightning_modules import Adapter, FullFT, LoRA, PPOPolicy, PreferenceModule
 from lightning_modules.backbones import load_backbone
 from lightning_modules.policies.adapters import attach_adapter, find_config_problem, use_adapter
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
@@ -331,4 +331,4 @@ def test_a_lora_continues_in_its_own_shape_only(t5: str, tmp_path: Path) -> None
             make(backbone=t5, adapter=str(tmp_path), **own)
         settle(make(backbone=t5, adapter=str(tmp_path)))
     with pytest.raises(ValueError, match="is a LORA adapter, not PROMPT_TUNING"):
-        DPO(t5, adapter=str(tmp_path), policy=SoftPromptPolicy())
+        PreferenceModule(t5, adapter=str(tmp_path), policy=SoftPromptPolicy())

@@ -11,7 +11,7 @@ import pytest
 from callbacks.model_card import write_card
 from common import hub
 from common.run_folder import RunFolder
-from lightning_modules import DPO, LoRA
+from lightning_modules import LoRA, PreferenceModule
 from lightning_modules.exports import load_exported
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
 from tests.batches import settle
@@ -49,8 +49,12 @@ def test_a_backbone_that_moved_can_be_named(t5: str, lora_export: Path, tmp_path
 
 STARTS: dict[str, Callable[..., Any]] = {
     "LoRA": lambda backbone, adapter: LoRA(backbone, r=4, alpha=8, adapter=adapter),
-    "LoRAPolicy": lambda backbone, adapter: DPO(backbone, adapter, LoRAPolicy(r=4, alpha=8)),
-    "SoftPromptPolicy": lambda backbone, adapter: DPO(backbone, adapter, SoftPromptPolicy(5)),
+    "LoRAPolicy": lambda backbone, adapter: PreferenceModule(
+        backbone, adapter, LoRAPolicy(r=4, alpha=8)
+    ),
+    "SoftPromptPolicy": lambda backbone, adapter: PreferenceModule(
+        backbone, adapter, SoftPromptPolicy(5)
+    ),
 }
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from lightning_modules import (
-    DPO,
     Classifier,
     FullFT,
     InContext,
     LoRA,
     PPOPolicy,
+    PreferenceModule,
     RewardModel,
     SoftPrompt,
 )
@@ -51,7 +51,7 @@ TABLE: dict[str, tuple[Callable[..., Any], str, int, int]] = {
     ),
     "reward": (lambda _, roberta: RewardModel(roberta), r"model\..*", 25, REWARD),
     "classifier": (lambda _, roberta: Classifier(roberta), r"model\..*", 25, CLASSIFIER),
-    "dpo": (lambda t5, _: DPO(t5, policy=LoRAPolicy(r=4)), LORA, 24, 12 * PAIR),
+    "dpo": (lambda t5, _: PreferenceModule(t5, policy=LoRAPolicy(r=4)), LORA, 24, 12 * PAIR),
     "ppo": (
         lambda t5, roberta: PPOPolicy(t5, roberta, policy=LoRAPolicy(r=4)),
         f"{LORA}|{VALUE_HEAD}", 26, 12 * PAIR + 33,

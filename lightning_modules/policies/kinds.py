@@ -26,13 +26,14 @@ class PolicyKind(ABC):
 
     @abstractmethod
     def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
+        self, backbone: PreTrainedModel, adapter: str | None, needs_reference: bool = True
     ) -> tuple[nn.Module, nn.Module | None]:
         """Build the policy.
 
         Args:
             backbone: The pretrained model; it becomes a part of the policy.
             adapter: Export folder of the adapter to start from; None starts a new one.
+            needs_reference: If false, no second model is made; adapters keep theirs.
 
         Returns:
             The policy, and the reference; None if the reference is one of the policy's adapters.
@@ -62,7 +63,7 @@ class AdapterPolicy(PolicyKind):
         self.config = config
 
     def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
+        self, backbone: PreTrainedModel, adapter: str | None, needs_reference: bool = True
     ) -> tuple[nn.Module, nn.Module | None]:
         """Attach the adapter, and its frozen copy if it needs one."""
         if adapter is None:
@@ -127,10 +128,10 @@ class LoRAPolicy(AdapterPolicy):
         super().__init__(self.lora.config())
 
     def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
+        self, backbone: PreTrainedModel, adapter: str | None, needs_reference: bool = True
     ) -> tuple[nn.Module, nn.Module | None]:
         """Attach the LoRA, and freeze its encoder part if it is not to be trained."""
-        model, reference = super().attach(backbone, adapter)
+        model, reference = super().attach(backbone, adapter, needs_reference)
         if not self.train_encoder:
             for part in context_modules(backbone):
                 part.requires_grad_(False)
@@ -185,7 +186,7 @@ class FullPolicy(PolicyKind):
         self.train_encoder = train_encoder
 
     def attach(
-        self, backbone: PreTrainedModel, adapter: str | None
+        self, backbone: PreTrainedModel, adapter: str | None, needs_reference: bool = True
     ) -> tuple[nn.Module, nn.Module | None]:
         """Unfreeze the backbone and copy the reference."""
         model: Any = backbone
@@ -197,6 +198,8 @@ class FullPolicy(PolicyKind):
                 # deepcopy reuses the objects in this table instead of copying them. FSDP needs the
                 # modules to be shared too; a tied head shares a weight only.
                 shared |= {id(each): each for each in (part, *part.parameters())}
+        if not needs_reference:
+            return model, None
         reference = copy.deepcopy(model, shared)
         return model, reference.requires_grad_(False)
 

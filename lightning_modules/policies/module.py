@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -52,6 +53,7 @@ class PolicyModule(BaseModule):
         self.adapter = None if adapter is None else str(Path(adapter).resolve())
         self.decoding = decoding or Decoding()
         self.reference: nn.Module | None = None
+        self.needs_reference = True
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
@@ -64,7 +66,7 @@ class PolicyModule(BaseModule):
 
     def attach(self, backbone: PreTrainedModel) -> nn.Module:
         """Build the policy and its reference on the backbone."""
-        model, self.reference = self.policy.attach(backbone, self.adapter)
+        model, self.reference = self.policy.attach(backbone, self.adapter, self.needs_reference)
         for each in (model, self.reference):
             if each is not None:
                 set_dropout(each, 0.0)
@@ -90,8 +92,7 @@ class PolicyModule(BaseModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> Any:
         """Generate with the policy, and with the reference for the comparison before and after."""
-        found = evaluate(self, batch, "test")
-        return found | {"predictions_before": self.generate_before(batch, batch_idx)}
+        return evaluate(self, batch, "test") | self.before(batch, batch_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
         """Generate a summary for each dialogue."""
@@ -101,15 +102,17 @@ class PolicyModule(BaseModule):
         """Generate one summary for each row of a batch, with the settings of ``decoding``."""
         return self.backbone.generate(batch, self.decoding)
 
-    def generate_before(self, batch: Batch, batch_idx: int) -> list[str]:
-        """Generate one summary for each row of a test batch with the reference.
+    def before(self, batch: Batch, batch_idx: int) -> dict[str, list[str]]:
+        """Generate one summary for each row of a test batch with the reference, if there is one.
 
         It draws the same random numbers as the policy did, so that sampled texts differ by what was
         learned and not by chance.
         """
+        if self.reference is None and not isinstance(self.model, PeftModel):
+            return {}
         self.on_test_batch_start(batch, batch_idx)
         with self.open_reference() as start:
-            return start.generate(batch, self.decoding)
+            return {"predictions_before": start.generate(batch, self.decoding)}
 
     # What a run leaves --------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Every method works with decoder-only models: the gate, PPO, DPO, exports."""
+"""Every method works with decoder-only models: the gate, PPO, PreferenceModule, exports."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules.dpo import ComparisonBatch
-from lightning_modules import DPO, PPOPolicy
+from lightning_modules import PPOPolicy, PreferenceModule
 from lightning_modules.backbones import (
     Prompts,
     Sampling,
@@ -220,7 +220,7 @@ def make_comparisons(folder: str) -> ComparisonBatch:
 def test_two_steps_of_dpo_lower_its_loss(name: str, checkpointing: bool, tmp_path: Path) -> None:
     folder = save(name, tmp_path / "model")
     module = settle(
-        DPO(
+        PreferenceModule(
             backbone=folder, policy=LORA, gradient_checkpointing=checkpointing,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         )
@@ -239,7 +239,7 @@ def test_two_steps_of_dpo_lower_its_loss(name: str, checkpointing: bool, tmp_pat
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_is_exported_loaded_and_merged(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path / "model")
-    module = settle(DPO(backbone=folder, policy=LORA))
+    module = settle(PreferenceModule(backbone=folder, policy=LORA))
     move_lora(module.model)
     module.export(tmp_path / "export")
     batch = make_batch(folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from lightning_modules import DPO, PPOPolicy
+from lightning_modules import PPOPolicy, PreferenceModule
 from lightning_modules.backbones import Prompts, Sampling, load_backbone, set_dropout
 from lightning_modules.policies.adapters import attach_adapter, reference_backbone
 from lightning_modules.policies.lora import LoRASettings
@@ -22,7 +22,7 @@ from tests.models import wrap
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("method", [PPOPolicy, DPO])
+@pytest.mark.parametrize("method", [PPOPolicy, PreferenceModule])
 def test_at_most_three_classes_stand_before_lightning(method: type) -> None:
     own = [c for c in method.__mro__ if c.__module__.startswith("lightning_modules")]
     assert len(own) <= 3
