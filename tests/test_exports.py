@@ -68,7 +68,7 @@ def test_adapter_continues_on_a_backbone_that_has_moved(
     shutil.copytree(trained_soft_prompt if "Soft" in start else trained_adapter, export)
     name_backbone(export, old)
     old.mkdir()  # it is another model as long as it is there
-    with pytest.raises(ValueError, match=r"was trained on .*old.* write that place as base_model"):
+    with pytest.raises(ValueError, match=r"was trained on .*old.* set base_model_name_or_path in"):
         STARTS[start](str(new), str(export))
     old.rmdir()
     module = STARTS[start](str(new), str(export))

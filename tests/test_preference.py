@@ -167,7 +167,7 @@ def move(module: Any, seed: int = 1) -> None:
         ({"beta": 0.7}, 0, False),
         ({"beta": 0.7, "sft_weight": 0.5}, 0.5, False),
         ({"loss": "robust", "beta": 0.7, "length_normalized": True}, 0, True),
-        ({"loss": "kto", "beta": 0.05}, 0, False),
+        ({"loss": "kto", "beta": 0.5}, 0, False),
         ({"loss": "ipo"}, 0, False),
         ({"loss": "slic", "margin": 0.3}, 1, False),
         ({"loss": "simpo"}, 0, True),

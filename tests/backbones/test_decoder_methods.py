@@ -227,7 +227,7 @@ def test_two_steps_of_dpo_lower_its_loss(name: str, checkpointing: bool, tmp_pat
     )  # fmt: skip
     batch, losses = make_comparisons(folder), []
     for _ in range(2):
-        losses.append(float(module.loss(module.score(batch), batch)))
+        losses.append(float(module.compute_loss(module.score(batch), batch)))
         if len(losses) == 1:
             make_trainer(tmp_path, max_epochs=2).fit(module, loader(batch))  # type: ignore[arg-type]
     assert losses[1] < losses[0]
