@@ -22,6 +22,7 @@ from lightning_modules.ppo import metrics
 from lightning_modules.ppo.advantages import GAE, AdvantageEstimator, Credit, whiten
 from lightning_modules.ppo.config import PPOConfig, find_trainer_problems
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient
+from lightning_modules.ppo.losses import token_weights
 from lightning_modules.ppo.reward_terms import (
     ClassifierReward,
     RewardTerm,
@@ -319,7 +320,9 @@ class PPOPolicy(PolicyModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         rows = torch.cat(parts)
-        tokens = self.sum_over_ranks(experience.rollout.mask[rows].sum())
+        mask, ppo = experience.rollout.mask[rows], self.ppo
+        _, weight = token_weights(mask, ppo.normalizer, ppo.max_new_tokens)
+        weight = self.sum_over_ranks(weight)
         total = torch.zeros(len(Sums._fields), device=self.device)
         for part in parts:
             loss, sums, found = self.as_forward(
@@ -327,8 +330,8 @@ class PPOPolicy(PolicyModule):
                     minibatch_loss, self.backbone, self.value_head, experience.rows(part), self.ppo
                 )
             )
-            # DDP averages over ranks: times ranks, over all tokens, is the mean over all.
-            self.manual_backward(loss * self.trainer.world_size / tokens)
+            # DDP averages over ranks: times ranks, over the total weight, is the mean over all.
+            self.manual_backward(loss * self.trainer.world_size / weight)
             total += torch.stack(sums)
             logprobs[part, : found.shape[1]] = found
         means = Sums(*self.sum_over_ranks(total))

@@ -1,4 +1,4 @@
-"""Advantage estimators: GAE, RLOO and GRPO."""
+"""Advantage estimators: GAE, RLOO, GRPO and REINFORCE++."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -75,6 +75,32 @@ class GAE(AdvantageEstimator):
     def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
         """Estimate token by token; ``samples`` has no effect."""
         return Credit(*gae(rewards, values, mask, self.gamma, self.lam))
+
+
+class ReinforcePlusPlus(AdvantageEstimator):
+    """Discounted rewards to go, normalized over the batch, without a value head or groups.
+
+    Hu 2025, "REINFORCE++", arXiv 2501.03262: A_t = sum_{s >= t} gamma^(s - t) r_s, with the KL in
+    the rewards.
+
+    Args:
+        gamma: Discount.
+        normalize: Scale the advantages of a batch to mean 0 and variance 1.
+
+    Raises:
+        ValueError: If gamma is not in [0, 1].
+    """
+
+    def __init__(self, gamma: float = 1.0, normalize: bool = True) -> None:
+        super().__init__(normalize)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"ReinforcePlusPlus: gamma must be in [0, 1], got {gamma}")
+        self.gamma = gamma
+
+    def __call__(self, rewards: Tensor, values: Tensor, mask: Tensor, samples: int) -> Credit:
+        """Sum the rewards from each token on: GAE with lambda 1 and values of 0."""
+        advantages, _ = gae(rewards, torch.zeros_like(rewards), mask, self.gamma, 1.0)
+        return Credit(advantages * mask, None)
 
 
 class GroupEstimator(AdvantageEstimator):

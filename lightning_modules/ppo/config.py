@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_modules.ppo.losses import Normalizer
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -25,7 +27,13 @@ class PPOConfig:
         minibatch_size: Rollouts in one optimizer step, on each rank.
         microbatch_size: Rollouts in one forward and backward pass; None is a whole minibatch. It
             bounds the memory and changes no result.
+        objective: ``ppo``, ``gspo`` (one ratio for a response; its clip is about 3e-4) or ``cispo``
+            (clips the weight, not the objective); see :func:`~.losses.policy_loss`.
+        normalizer: What the loss of a minibatch is divided by: ``tokens`` (DAPO), ``sequences``
+            (GRPO, GSPO) or ``max_tokens`` (Dr. GRPO); see :func:`~.losses.token_weights`.
         clip: The ratio is clipped to [1 - clip, 1 + clip].
+        clip_high: Upper bound in place of ``clip`` (DAPO's clip-higher); None is ``clip``.
+        dual_clip: Bounds the loss of negative advantages at this ratio, above 1; None does not.
         value_clip: Largest change of a value in one batch before its gradient is cut off.
         value_weight: Weight of the value loss.
         normalize_scores: Shift and scale scores by the mean and standard deviation of all so far.
@@ -47,7 +55,11 @@ class PPOConfig:
     epochs: int = 4
     minibatch_size: int = 4
     microbatch_size: int | None = None
+    objective: Literal["ppo", "gspo", "cispo"] = "ppo"
+    normalizer: Normalizer = "tokens"
     clip: float = 0.2
+    clip_high: float | None = None
+    dual_clip: float | None = None
     value_clip: float = 0.2
     value_weight: float = 0.1
     normalize_scores: bool = False
@@ -57,7 +69,8 @@ class PPOConfig:
     def __post_init__(self) -> None:
         above_zero = (
             "samples", "max_new_tokens", "temperature", "kl_target", "kl_horizon", "epochs",
-            "minibatch_size", "microbatch_size", "clip", "value_clip", "max_grad_norm",
+            "minibatch_size", "microbatch_size", "clip", "clip_high", "value_clip",
+            "max_grad_norm",
         )  # fmt: skip
         problems = [
             f"{name} must be above 0, got {getattr(self, name)}"
@@ -73,6 +86,10 @@ class PPOConfig:
             problems.append(
                 f"kl_in_loss needs kl_estimator k2, not {self.kl_estimator}: as a loss k2 has the "
                 "KL's gradient, k1 has none on average and k3 that of another divergence"
+            )
+        if self.dual_clip is not None and (self.dual_clip <= 1 or self.objective == "cispo"):
+            problems.append(
+                f"dual_clip must be above 1, got {self.dual_clip}, and has no effect with cispo"
             )
         if self.kl_target is not None and self.kl_coef == 0:
             problems.append(

@@ -71,16 +71,17 @@ def rollout_metrics(
 
 
 def update_metrics(minibatches: Sequence[Sums]) -> dict[str, Tensor]:
-    """Divide the sums of a batch's minibatches, over all ranks, by their tokens."""
+    """Divide the sums of a batch's minibatches, over all ranks, by their tokens or weights."""
     total = Sums(*torch.stack([torch.stack(each) for each in minibatches]).sum(dim=0))
     means = Sums(*(each / total.tokens for each in total))
+    losses = Sums(*(each / total.weight for each in total))
     return {
-        "ppo/policy/loss": means.loss,
+        "ppo/policy/loss": losses.loss,
         "ppo/policy/ratio": means.ratio,
         "ppo/policy/clipfrac": means.clipped,
         "ppo/policy/approxkl": means.approx_kl,
-        "ppo/policy/kl_loss": means.kl_loss,
-        "ppo/val/loss": means.value_loss,
+        "ppo/policy/kl_loss": losses.kl_loss,
+        "ppo/val/loss": losses.value_loss,
     }
 
 

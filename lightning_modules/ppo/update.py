@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.backbones import Backbone
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.kl import k2
-from lightning_modules.ppo.losses import policy_loss, value_loss
+from lightning_modules.ppo.losses import policy_loss, token_weights, value_loss
 from lightning_modules.ppo.rollout import Rollout
 from lightning_modules.ppo.value_head import ValueHead
 
@@ -43,7 +43,8 @@ class Sums(NamedTuple):
 
     loss: the clipped objective. ratio: pi / pi_old. clipped: tokens whose clipped branch was taken.
     approx_kl: k2 between old and new policy. value_loss. kl_loss: k2 between policy and reference,
-    where it is in the loss. tokens.
+    where it is in the loss. tokens. weight: what the three losses are divided by, the others by
+    tokens.
     """
 
     loss: Float[Tensor, ""]
@@ -53,6 +54,7 @@ class Sums(NamedTuple):
     value_loss: Float[Tensor, ""]
     kl_loss: Float[Tensor, ""]
     tokens: Float[Tensor, ""]
+    weight: Float[Tensor, ""]
 
 
 class Cut(NamedTuple):
@@ -113,7 +115,7 @@ def minibatch_loss(
         config: Settings.
 
     Returns:
-        The sum of all losses with gradient, to be divided by the minibatch's tokens over all ranks;
+        The sum of all losses with gradient, to be divided by the minibatch's weight over all ranks;
         the sums by name; and log pi(y_t) without gradient.
     """
     rollout, mask = part.rollout, part.rollout.mask
@@ -121,14 +123,18 @@ def minibatch_loss(
     new = backbone.score(
         context.rows(rollout.owner), rollout.responses, mask, config.temperature, value_head
     )
-    policy = policy_loss(new.logprobs, rollout.logprobs, part.advantages, mask, config.clip)
+    weights, total = token_weights(mask, config.normalizer, config.max_new_tokens)
+    policy = policy_loss(
+        new.logprobs, rollout.logprobs, part.advantages, mask, config.clip, config.clip_high,
+        config.dual_clip, config.objective, weights,
+    )  # fmt: skip
     loss = policy.loss
     value = kl = torch.zeros_like(loss)
     if part.returns is not None:
-        value = value_loss(new.values, rollout.values, part.returns, mask, config.value_clip)
+        value = value_loss(new.values, rollout.values, part.returns, weights, config.value_clip)
         loss = loss + config.value_weight * value
     if part.beta:
-        kl = (k2(new.logprobs, rollout.ref_logprobs) * mask).sum()
+        kl = (k2(new.logprobs, rollout.ref_logprobs) * weights).sum()
         loss = loss + part.beta * kl
-    sums = [each.detach().float() for each in (*policy, value, kl, mask.sum())]
+    sums = [each.detach().float() for each in (*policy, value, kl, mask.sum(), total)]
     return loss, Sums(*sums), new.logprobs.detach()

@@ -1,9 +1,15 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from lightning_modules.ppo.losses import explained_variance, policy_loss, value_loss
+from lightning_modules.ppo.losses import (
+    explained_variance,
+    policy_loss,
+    token_weights,
+    value_loss,
+)
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 
@@ -27,6 +33,56 @@ def test_policy_loss_by_hand(ratio: float, advantage: float, loss: float, clippe
     assert result.clipped.item() == clipped
     assert result.ratio.item() == pytest.approx(ratio)
     assert result.approx_kl.item() == pytest.approx(0.5 * math.log(ratio) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "settings", "loss", "clipped"),
+    [
+        (1.3, 2.0, {"clip_high": 0.28}, -2.56, 1),  # clipped at 1.28, not at 1.2
+        (1.25, 2.0, {"clip_high": 0.28}, -2.5, 0),
+        (0.5, -2.0, {"clip_high": 0.28}, 1.6, 1),  # the lower bound is that of `clip`
+        (5.0, -2.0, {"dual_clip": 3.0}, 6.0, 1),  # 10 without the second clip
+        (5.0, 2.0, {"dual_clip": 3.0}, -2.4, 1),  # positive advantages are clipped once
+        (1.5, 2.0, {"objective": "cispo"}, -2.4 * math.log(1.5), 1),
+        (1.5, -2.0, {"objective": "cispo"}, 2.4 * math.log(1.5), 1),
+    ],
+)
+def test_other_objectives_by_hand(
+    ratio: float, advantage: float, settings: Any, loss: float, clipped: int
+) -> None:
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    advantages = torch.tensor([[advantage]])
+    result = policy_loss(logprobs, torch.zeros(1, 1), advantages, ONE, **settings)
+    assert result.loss.item() == pytest.approx(loss)
+    assert result.clipped.item() == clipped
+    result.loss.backward()
+    assert logprobs.grad is not None
+    if settings.get("objective") == "cispo":  # a clipped token keeps the gradient of its weight
+        assert logprobs.grad.item() == pytest.approx(-1.2 * advantage)
+
+
+def test_a_response_has_one_ratio_with_gspo() -> None:
+    # Ratios 1.5 and 0.6: their geometric mean is sqrt(0.9), and the padding has no part.
+    logprobs = torch.tensor([[math.log(1.5), math.log(0.6), 9.0]])
+    mask = torch.tensor([[True, True, False]])
+    result = policy_loss(logprobs, torch.zeros(1, 3), torch.ones(1, 3), mask, 0.2, objective="gspo")
+    assert result.loss.item() == pytest.approx(-2 * math.sqrt(0.9))
+    assert result.ratio.item() == pytest.approx(2 * math.sqrt(0.9))
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "weights", "total"),
+    [
+        ("tokens", [[1, 0, 0], [1, 1, 1]], 4),
+        ("sequences", [[1, 0, 0], [1 / 3, 1 / 3, 1 / 3]], 2),
+        ("max_tokens", [[1, 0, 0], [1, 1, 1]], 20),
+    ],
+)
+def test_the_weights_of_tokens_by_hand(normalizer: Any, weights: Any, total: float) -> None:
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    found = token_weights(mask, normalizer, max_new_tokens=10)
+    torch.testing.assert_close(found[0], torch.tensor(weights, dtype=torch.float32))
+    assert found[1].item() == pytest.approx(total)
 
 
 def test_a_clipped_token_has_no_gradient() -> None:

@@ -55,15 +55,15 @@ def test_what_ppo_is_after_by_hand() -> None:
     )  # fmt: skip
 
 
-def test_losses_are_means_over_the_tokens_of_all_minibatches() -> None:
+def test_update_metrics_are_means_over_the_weights_or_tokens_of_all_minibatches() -> None:
     steps = torch.tensor(
-        [[-8.0, 3.4, 1.0, 0.3, 1.0, 0.8, 3.0], [0.0, 1.0, 0.0, 0.1, 1.0, 0.0, 1.0]]
+        [[-8.0, 3.4, 1.0, 0.3, 1.0, 0.8, 3.0, 6.0], [0.0, 1.0, 0.0, 0.1, 1.0, 0.0, 1.0, 2.0]]
     )
     found = metrics.update_metrics([Sums(*step) for step in steps])
     assert {name: float(value) for name, value in found.items()} == pytest.approx(
         {
-            "ppo/policy/loss": -2.0, "ppo/policy/ratio": 1.1, "ppo/policy/clipfrac": 0.25,
-            "ppo/policy/approxkl": 0.1, "ppo/policy/kl_loss": 0.2, "ppo/val/loss": 0.5,
+            "ppo/policy/loss": -1.0, "ppo/policy/ratio": 1.1, "ppo/policy/clipfrac": 0.25,
+            "ppo/policy/approxkl": 0.1, "ppo/policy/kl_loss": 0.1, "ppo/val/loss": 0.25,
         }
     )  # fmt: skip
 

@@ -74,9 +74,9 @@ def test_learning_rate_zero_keeps_ratio_and_kl_at_their_start(
 ) -> None:
     seen: list[float] = []
 
-    def spy(logprobs: Any, old: Any, advantages: Any, mask: Any, clip: float) -> Any:
+    def spy(logprobs: Any, old: Any, advantages: Any, mask: Any, *more: Any) -> Any:
         seen.append(float((logprobs - old).abs()[mask].max()))
-        return losses.policy_loss(logprobs, old, advantages, mask, clip)
+        return losses.policy_loss(logprobs, old, advantages, mask, *more)
 
     monkeypatch.setattr(update_module, "policy_loss", spy)
     trainer, batch = make_trainer(tmp_path, precision=precision), make_batch(t5)

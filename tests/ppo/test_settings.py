@@ -11,7 +11,7 @@ import torch
 
 from lightning_modules import PPOPolicy
 from lightning_modules.policies.kinds import LoRAPolicy, SoftPromptPolicy
-from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
+from lightning_modules.ppo.advantages import GAE, GRPO, RLOO, ReinforcePlusPlus
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.reward_terms import ClassifierReward, FunctionReward
 from tests.batches import loader, make_batch, make_trainer, settle
@@ -43,6 +43,12 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
             {"reward_label": "hate"},
             {"extra_rewards": {"words": FunctionReward(LETTERS)}},
             {"clip": 1e-5},
+            {"clip_high": 1e-5},
+            {"dual_clip": 1.001},
+            {"objective": "gspo"},
+            {"objective": "cispo"},
+            {"normalizer": "sequences"},
+            {"advantage": ReinforcePlusPlus()},
             {"value_clip": 1e-5},
             {"value_weight": 5.0},
             {"max_grad_norm": 1e-4},
@@ -60,6 +66,8 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kl_estimator": "k2"}, {"kl_in_loss": True}),
     ({"kl_target": 0.1}, {"kl_horizon": 10.0}),
     ({"samples": 2}, {"advantage": RLOO()}),
+    ({"advantage": ReinforcePlusPlus()}, {"advantage": ReinforcePlusPlus(gamma=0.5)}),
+    ({"advantage": ReinforcePlusPlus()}, {"advantage": ReinforcePlusPlus(normalize=False)}),
     ({"samples": 2, "advantage": RLOO()}, {"advantage": RLOO(normalize=True)}),
     ({"samples": 2, "advantage": RLOO()}, {"advantage": GRPO()}),
     ({"samples": 2, "advantage": GRPO()}, {"advantage": GRPO(scale=False)}),
@@ -133,6 +141,8 @@ def outcome(
         ({"kl_in_loss": True}, "kl_in_loss needs kl_estimator k2"),
         ({"microbatch_size": 0}, "microbatch_size must be above 0"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "kl_target changes nothing with kl_coef 0"),
+        ({"dual_clip": 1.0}, "dual_clip must be above 1, got 1.0"),
+        ({"dual_clip": 3.0, "objective": "cispo"}, "has no effect with cispo"),
         ({"unfinished_penalty": -1.0}, "unfinished_penalty must be 0 or more"),
     ],
 )

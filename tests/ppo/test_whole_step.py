@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_modules import PPOPolicy
 from lightning_modules.policies.kinds import LoRAPolicy
-from lightning_modules.ppo.advantages import GAE, GRPO, RLOO
+from lightning_modules.ppo.advantages import GAE, GRPO, RLOO, ReinforcePlusPlus
 from lightning_modules.ppo.config import PPOConfig
 from lightning_modules.ppo.reward_terms import FunctionReward
 from tests.backbones.decoders import save
@@ -22,6 +22,7 @@ from tests.batches import loader, make_batch, make_trainer, settle
 from tests.models import move_lora
 
 RATE, VALUE_RATE, EPOCHS = 0.5, 0.05, 2
+ZERO = torch.zeros(())
 
 
 def count_letters(predictions: list[str], *_: Any) -> list[float]:
@@ -49,6 +50,31 @@ CASES: dict[str, dict[str, Any]] = {
         "advantage": GRPO(),
         "ppo": {"samples": 3, "kl_estimator": "k2", "kl_in_loss": True, "kl_coef": 0.7,
                 "temperature": 0.7, "microbatch_size": 5, "normalize_scores": True},
+    },
+    "dapo": {
+        "advantage": GRPO(),
+        "ppo": {"samples": 3, "clip": 0.01, "clip_high": 0.05, "microbatch_size": 5},
+    },
+    "dr_grpo": {
+        "advantage": GRPO(scale=False),
+        "ppo": {"samples": 3, "clip": 0.02, "normalizer": "max_tokens", "microbatch_size": 5},
+    },
+    "gspo": {
+        "advantage": GRPO(),
+        "ppo": {"samples": 3, "clip": 0.01, "objective": "gspo", "normalizer": "sequences",
+                "microbatch_size": 5},
+    },
+    "cispo": {
+        "advantage": GRPO(),
+        "ppo": {"samples": 3, "clip": 0.02, "clip_high": 0.01, "objective": "cispo"},
+    },
+    "reinforce++": {
+        "advantage": ReinforcePlusPlus(gamma=0.9),
+        "ppo": {"clip": 0.02, "kl_coef": 0.3, "dual_clip": 1.01},
+    },
+    "gae over sequences": {
+        "advantage": GAE(gamma=0.9, lam=0.8),
+        "ppo": {"value_weight": 0.4, "normalizer": "sequences", "microbatch_size": 5},
     },
 }  # fmt: skip
 
@@ -144,26 +170,39 @@ class SlowStep:
                     running = r + 0.9 * after - v + 0.9 * 0.8 * running
                     own.insert(0, running)
                     after = v
+            elif isinstance(self.advantage, ReinforcePlusPlus):
+                own = [
+                    sum(0.9**s * r for s, r in enumerate(rewards[i][t:]))
+                    for t in range(len(rewards[i]))
+                ]
             else:
                 totals = [sum(rewards[j]) for j in range(i // k * k, i // k * k + k)]
                 others = (sum(totals) - totals[i % k]) / (k - 1)
                 value = totals[i % k] - others
                 if isinstance(self.advantage, GRPO):
-                    std = torch.tensor(totals).std().item()
-                    value = (totals[i % k] - sum(totals) / k) / (std + 1e-4)
+                    std = torch.tensor(totals).std().item() + 1e-4 if self.advantage.scale else 1.0
+                    value = (totals[i % k] - sum(totals) / k) / std
                 own = [value] * len(row.tokens)
             advantages.append(own)
             returns.append([a + v for a, v in zip(own, row.old_values, strict=True)])
         return whiten(advantages) if self.advantage.whiten else advantages, returns
 
     def loss(self, advantages: list[list[float]], returns: list[list[float]]) -> Tensor:
-        c, total = self.config, torch.zeros(())
+        c, sums = self.config, []
         for row, own, target in zip(self.rows, advantages, returns, strict=True):
             new, values = read(self.module, row.prompt, row.tokens)
-            for t in range(len(row.tokens)):
+            n, total = len(row.tokens), torch.zeros(())
+            for t in range(n):
                 ratio = (new[t] - row.old[t]).exp()
-                near = ratio.clamp(1 - c.clip, 1 + c.clip)
-                total = total - torch.minimum(own[t] * ratio, own[t] * near)
+                if c.objective == "gspo":
+                    ratio = torch.stack([new[s] - row.old[s] for s in range(n)]).mean().exp()
+                near = ratio.clamp(1 - c.clip, 1 + (c.clip_high or c.clip))
+                gain = torch.minimum(own[t] * ratio, own[t] * near)
+                if c.dual_clip and own[t] < 0:
+                    gain = torch.maximum(gain, torch.tensor(c.dual_clip * own[t]))
+                if c.objective == "cispo":
+                    gain = near.item() * own[t] * new[t]
+                total = total - gain
                 if self.module.value_head is not None:
                     moved = (values[t] - row.old_values[t]).clamp(-c.value_clip, c.value_clip)
                     worse = torch.maximum(
@@ -172,7 +211,12 @@ class SlowStep:
                     total = total + c.value_weight * worse / 2
                 if c.kl_in_loss:
                     total = total + c.kl_coef * (new[t] - row.reference[t]) ** 2 / 2
-        return total / sum(len(row.tokens) for row in self.rows)
+            sums.append(total)
+        lengths = [len(row.tokens) for row in self.rows]
+        if c.normalizer == "sequences":
+            return sum((s / n for s, n in zip(sums, lengths, strict=True)), ZERO) / len(sums)
+        total = sum(sums, ZERO)
+        return total / (8 * len(sums) if c.normalizer == "max_tokens" else sum(lengths))
 
     def learn(self) -> None:
         credit = self.credit()
