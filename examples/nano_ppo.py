@@ -280,13 +280,19 @@ def update(
 
 @torch.no_grad()
 def gate(
-    model: Any, rollout: Rollout, new_logprobs: Tensor, temperature: float, tolerance: float = 1e-3
+    model: Any,
+    rollout: Rollout,
+    new_logprobs: Tensor,
+    temperature: float,
+    credit: tuple[Tensor, Tensor, Tensor] | None = None,
+    tolerance: float = 1e-3,
 ) -> dict[str, float]:
     """Check the first rollout of a PPO implementation, this one or yours, before its first update.
 
     `model` is the policy, any encoder-decoder of transformers, with or without PEFT; `new_logprobs`
-    [B, T] is log pi(y_t) in the first forward pass of the update; `tolerance` is in nats. Returns
-    the largest deviation that each check found, and raises a RuntimeError if one is too large.
+    [B, T] is log pi(y_t) in the first forward pass of the update; `credit` is scores [B], rewards
+    and whitened advantages [B, T]; `tolerance` is in nats. Returns the largest deviation that each
+    check found, and raises a RuntimeError if one is too large.
     """
     eos, start = model.config.eos_token_id, model.config.decoder_start_token_id
     mask, truth = torch.zeros_like(rollout.mask), torch.zeros_like(rollout.logprobs)
@@ -307,6 +313,13 @@ def gate(
     }
     found = {name: each[mask].abs().max().item() for name, each in differences.items()}
     found["wrongly masked tokens"] = float((rollout.mask != mask).sum())
+    if credit is not None:
+        # With a KL of 0, the score on the last token is the only reward.
+        scores, rewards, advantages = credit[0], credit[1].clone(), credit[2][mask]
+        rewards[torch.arange(len(scores)), mask.sum(dim=1) - 1] -= scores
+        found["rewards but for the score on the last token"] = rewards.abs().max().item()
+        off = advantages.mean().abs() + (advantages.std(unbiased=False) - 1).abs()
+        found["whitened advantages: |mean| + |std - 1|"] = off.item()
     report = "\n".join(f"  {name:<48}{value:9.1e}" for name, value in found.items())
     if not all(value <= tolerance for value in found.values()):
         raise RuntimeError(f"the gate before the first update failed:\n{report}")
@@ -321,16 +334,17 @@ def train_ppo(policy: Policy, judge: Judge, rows: Rows, settings: Settings) -> N
     schedule = LinearLR(optimizer, 1.0, 0.0, settings.steps)
     for step in range(settings.steps):
         rollout = roll_out(policy, random.sample(rows, settings.batch_size), settings)
-        if step == 0:
-            new_logprobs, _ = score(policy, *rollout[:2], settings.temperature)
-            print("gate:", gate(policy.model, rollout, new_logprobs, settings.temperature))
-            print("step   reward   KL (nats)   toxicity x 100   ratio")
         texts = policy.tokenizer.batch_decode(rollout.responses, skip_special_tokens=True)
         scores, toxicity = judge(texts)
         kl = (rollout.logprobs - rollout.ref_logprobs) * rollout.mask
         rewards = shape_rewards(scores, kl, rollout.mask, settings.kl_coef)
         advantages, returns = gae(rewards, rollout.values, rollout.mask, settings)
         advantages = whiten(advantages, rollout.mask)
+        if step == 0:
+            new_logprobs, _ = score(policy, *rollout[:2], settings.temperature)
+            checked = (rollout, new_logprobs, settings.temperature, (scores, rewards, advantages))
+            print("gate:", gate(policy.model, *checked))
+            print("step   reward   KL (nats)   toxicity x 100   ratio")
         ratio = update(policy, optimizer, rollout, advantages, returns, settings)["ratio"]
         schedule.step()
         figures = f"{scores.mean():9.2f} {kl.sum(dim=1).mean():11.2f} {100 * toxicity.mean():16.1f}"
