@@ -20,6 +20,7 @@ COMMANDS = {
     "frontier": "plot reward against KL over the runs of a sweep",
     "predict": "summarize the dialogues of a file with a trained run",
     "merge": "merge a LoRA adapter into its backbone",
+    "push": "upload a run's export with its model card to the Hugging Face hub",
     "plan": "predict the peak memory of a run from its configuration",
     "rank": "collect people's rankings of completions",
     "sweep": "run a config over many settings",

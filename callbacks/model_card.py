@@ -1,13 +1,19 @@
 """The model card of an export: where it comes from, how good it is, how to load it."""
 
 import json
+import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from callbacks.closing import describe_units, tabulate_scores
 from common.run_folder import RunFolder, write_text
 from reporting.markdown import markdown_table
+from reporting.numbers import ROUGE_LABELS
 
 _CLASSES = {
     "SEQ_2_SEQ_LM": "peft.AutoPeftModelForSeq2SeqLM",
@@ -18,6 +24,8 @@ _CLASSES = {
 """What loads an export, by PEFT's task or the end of an architecture's name."""
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
 MOVED = (
     "The backbone is a local model, whose absolute path is `base_model_name_or_path` in "
     "adapter_config.json, so that the lines above work from any folder. If it has moved, write its "
@@ -25,44 +33,119 @@ MOVED = (
 )
 
 
+LIMITS = (
+    "Summaries can state what the dialogue does not say. Toxicity is a classifier's opinion, not "
+    "people's. The scores hold for dialogues like those named above, in their language. The "
+    "licenses of the backbone and of the data apply; DialogSum's is CC BY-NC-SA 4.0."
+)
+
+
 def write_card(folder: RunFolder) -> None:
-    """Write ``export/README.md`` from summary.json, instead of PEFT's empty template."""
-    summary = folder.read_summary()
+    """Write ``export/README.md`` in the hub's format, instead of PEFT's empty template."""
+    write_text(folder.export / "README.md", make_card(folder, str(folder.export)))
+
+
+def make_card(folder: RunFolder, place: str) -> str:
+    """Make the card from summary.json and config.yaml: metadata for the hub, then text.
+
+    Args:
+        folder: The run.
+        place: Where the export can be loaded from: a folder, or a repository of the hub.
+    """
+    summary, config = folder.read_summary(), folder.read_config()
     method, backbone = summary.get("method", "unknown"), summary.get("backbone", "unknown")
-    header = {"library_name": "transformers", "tags": ["alignsum", method]}
-    is_local = backbone == "mini" or Path(backbone).is_dir()
-    if not is_local:
-        header["base_model"] = backbone
-    if is_adapter := (folder.export / "adapter_config.json").exists():
-        header["library_name"] = "peft"
     entries = summary.get("metrics", {})
-    is_tested = any(name.startswith("test/") for name in entries)
-    rows = tabulate_scores(entries, "test" if is_tested else "val")
-    split = "Test" if is_tested else "Last validation, perhaps of later weights than these"
-    table = markdown_table(rows, ("metric",))
+    dump = partial(yaml.safe_dump, sort_keys=False)
+    split = "test" if any(name.startswith("test/") for name in entries) else "val"
+    rows = tabulate_scores(entries, split)
+    title = "Test" if split == "test" else "Last validation, perhaps of later weights than these"
+    is_adapter = (folder.export / "adapter_config.json").exists()
+    is_local = backbone == "mini" or Path(backbone).is_dir()
+    settings = {name: (config.get(name) or {}).get("init_args") or {} for name in ("model", "data")}
+    settings["trainer"] = {
+        name: (config.get("trainer") or {}).get(name)
+        for name in ("max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
+    }
     package, _, name = find_class(folder).rpartition(".")
-    lines = [
-        f"---\n{yaml.safe_dump(header)}---",
+    scores = [f"{title} ({describe_units(rows)}):", markdown_table(rows, ("metric",))]
+    scores = scores if len(rows) > 1 else []
+    if gate := summary.get("gate"):
+        kl = f"{gate['kl']:.2g}"
+        scores.append(f"Before the first update the policy's KL to its reference was {kl} nats.")
+    versions = summary.get("versions") or {}
+    parts = [
+        f"---\n{make_metadata(folder, method, None if is_local else backbone, split)}\n---",
         f"# {method} on {backbone}",
         f"Trained by alignsum: `{summary.get('command')}`",
-        *describe_data(folder),
-        *([f"{split} ({describe_units(rows)}):", table] if len(rows) > 1 else []),
-        "```python",
-        f"from transformers import AutoTokenizer\nfrom {package} import {name}\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder.export}")\n'
-        f'model = {name}.from_pretrained("{folder.export}")\n```',
+        *describe_data(settings["data"]),
+        *(
+            [f"{title} ({describe_units(rows)}):", markdown_table(rows, ("metric",))]
+            * (len(rows) > 1)
+        ),
+        *(
+            [f"Before the first update the policy's KL to its reference was {gate['kl']:.2g} nats."]
+            if gate
+            else []
+        ),
+        "## Use",
+        f"```python\nfrom transformers import AutoTokenizer\nfrom {package} import {name}\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
+        f'model = {name}.from_pretrained("{place}")\n```',
+        *([MOVED] if is_adapter and is_local else []),
+        "## Settings",
+        f"<details>\n\n```yaml\n{dump(drop_empty(settings))}```\n</details>",
+        f"Versions: {', '.join(f'{package} {number}' for package, number in versions.items())}.",
+        "## Limitations",
+        LIMITS,
     ]
-    if is_adapter and is_local:
-        lines.append(MOVED)
-    write_text(folder.export / "README.md", "\n\n".join(lines).replace("python\n\n", "python\n"))
+    return "\n\n".join(parts) + "\n"
 
 
-def describe_data(folder: RunFolder) -> list[str]:
-    """Return a line with source and prompt of the training data; none without a config.yaml."""
+def make_metadata(folder: RunFolder, method: str, base_model: str | None, split: str) -> str:
+    """Return the hub's metadata of a run as YAML: model, data, and scores as fractions of 1."""
     data = (folder.read_config().get("data") or {}).get("init_args") or {}
+    source = str(data.get("dialogues") or data.get("source") or "unknown")
+    is_hub = bool(_HUB_ID.fullmatch(source)) and not Path(source).exists()
+    results = [
+        EvalResult(
+            task_type="summarization", dataset_type=source if is_hub else "local",
+            dataset_name=Path(source).name,
+            dataset_split="test" if split == "test" else "validation",
+            metric_type=name.partition("/")[2], metric_value=round(entry["value"], 4),
+        )
+        for name, entry in folder.read_summary().get("metrics", {}).items()
+        if name in (f"{split}/{key}" for key in (*ROUGE_LABELS, "toxicity", "accuracy", "f1"))
+    ]  # fmt: skip
+    card = ModelCardData(
+        base_model=base_model,
+        datasets=[source] if is_hub else None,
+        library_name="peft" if (folder.export / "adapter_config.json").exists() else "transformers",
+        license="cc-by-nc-sa-4.0" if "dialogsum" in source.lower() else "other",
+        metrics=sorted({result.metric_type for result in results}) or None,
+        pipeline_tag="text-classification" if find_class(folder).endswith("SequenceClassification")
+        else "summarization",
+        tags=["alignsum", method],
+        model_name=method if results else None,
+        eval_results=results or None,
+    )  # fmt: skip
+    return str(card.to_yaml())
+
+
+def describe_data(data: Mapping[str, Any]) -> list[str]:
+    """Return a line with source and prompt of the training data; none without a config.yaml."""
     shown = {name: data.get(name) for name in ("source", "dialogues", "prompt")}
     words = [f"{name} `{json.dumps(value)}`" for name, value in shown.items() if value]
     return [f"Data: {', '.join(words)}"] if words else []
+
+
+def drop_empty(settings: Any) -> Any:
+    """Leave out settings without a value."""
+    if isinstance(settings, list):
+        return [drop_empty(each) for each in settings]
+    if not isinstance(settings, dict):
+        return settings
+    kept = {name: drop_empty(value) for name, value in settings.items()}
+    return {name: value for name, value in kept.items() if value not in (None, {}, [])}
 
 
 def find_class(folder: RunFolder) -> str:

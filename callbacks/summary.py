@@ -120,6 +120,7 @@ class SummaryCallback(Callback):
 def describe_run(pl_module: Any) -> dict[str, Any]:
     """Describe a run: versions, seed, backbone, method, parameters."""
     trainable, total = pl_module.count_parameters()
+    gate = getattr(pl_module, "gate_figures", None)
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
         "versions": find_versions(),
@@ -127,6 +128,7 @@ def describe_run(pl_module: Any) -> dict[str, Any]:
         "backbone": pl_module.backbone_name,
         "method": name_method(pl_module),
         "parameters": {"trainable": trainable, "total": total},
+        **({} if gate is None else {"gate": gate._asdict()}),
     }
 
 

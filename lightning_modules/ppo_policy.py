@@ -208,11 +208,11 @@ class PPOPolicy(PolicyModule):
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         with self.gathered():
             if not self.gate_passed:
-                found = pass_gate(
+                self.gate_figures = pass_gate(
                     self.backbone, self.open_reference, prompts, self.sampling,
                     self.ppo.minibatch_size, self.is_exact,
                 )  # fmt: skip
-                logger.info("%s", found.in_words())
+                logger.info("%s", self.gate_figures.in_words())
                 self.gate_passed = True
             return roll_out(
                 self.backbone, self.open_reference, prompts, self.sampling, self.value_head,

@@ -145,6 +145,7 @@ class PreferenceModule(PolicyModule):
                 f"reference differ by {difference:.3g} nats on a token (at most "
                 f"{START_TOLERANCE:g}), and the mask differs from y1..EOS in {errors} places"
             )
+        self.gate_figures = found
         logger.info("%s", found.in_words())
 
     def sum_losses(self, batch: ComparisonBatch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from datamodules.batching import Batch
 from lightning_modules.backbones import Backbone, Decoding, set_dropout
 from lightning_modules.base import BaseModule
 from lightning_modules.policies.adapters import REFERENCE, count_parameters, reference_backbone
-from lightning_modules.policies.gate import fingerprint
+from lightning_modules.policies.gate import GateFigures, fingerprint
 from lightning_modules.policies.kinds import PolicyKind
 from lightning_modules.summarization import evaluate
 
@@ -54,6 +54,7 @@ class PolicyModule(BaseModule):
         self.decoding = decoding or Decoding()
         self.reference: nn.Module | None = None
         self.needs_reference = True
+        self.gate_figures: GateFigures | None = None  # of this process; a resumed run has none
 
     @classmethod
     def find_problems(cls, init_args: Any, trainer: Any) -> list[str | None]:
