@@ -19,6 +19,7 @@ COMMANDS = {
     "toxicity": "compare the toxicity of a run's summaries before and after training",
     "frontier": "plot reward against KL over the runs of a sweep",
     "predict": "summarize the dialogues of a file with a trained run",
+    "play": "compare runs on a dialogue of your own, in a browser",
     "merge": "merge a LoRA adapter into its backbone",
     "push": "upload a run's export with its model card to the Hugging Face hub",
     "plan": "predict the peak memory of a run from its configuration",

@@ -22,6 +22,8 @@ LONGEST_NAME = 64
 class OutdatedError(ValueError):
     """An answer about completions that are not shown any more."""
 
+    status = 409
+
 
 class Assignments:
     """Assigns samples to annotators in the order of the file, and reads their answers.

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+from transformers.generation import BaseStreamer
 
 from datamodules.batching import IGNORED_LABEL
 from lightning_modules.backbones.decoding import Decoding
@@ -121,7 +122,9 @@ class DecoderOnly(Backbone):
         return F.cross_entropy(logits.float(), labels[places], reduction="sum"), places.sum()
 
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Any], decoding: Decoding) -> list[str]:
+    def generate(
+        self, batch: Mapping[str, Any], decoding: Decoding, streamer: BaseStreamer | None = None
+    ) -> list[str]:
         """Generate one text for each row of a batch by the model's own ``generate``.
 
         Prompts are left-padded, with positions from the mask. See :meth:`Backbone.generate` for
@@ -139,6 +142,7 @@ class DecoderOnly(Backbone):
         tokens = self.base.generate(
             **{name: inputs}, attention_mask=mask, eos_token_id=self.eos_id,
             pad_token_id=self.pad_id, **decoding.arguments(),
+            **({} if streamer is None else {"streamer": streamer}),
         )  # fmt: skip
         # Given embeddings, it returns the new tokens only.
         return self.decode(tokens[:, inputs.shape[1] :] if name == "input_ids" else tokens)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.generation import BaseStreamer
 
 from lightning_modules.backbones.decoding import Decoding
 
@@ -181,17 +182,21 @@ class Backbone(ABC):
         return responses, mask
 
     @torch.no_grad()
-    def generate(self, batch: Mapping[str, Any], decoding: Decoding) -> list[str]:
+    def generate(
+        self, batch: Mapping[str, Any], decoding: Decoding, streamer: BaseStreamer | None = None
+    ) -> list[str]:
         """Generate one text for each row of a batch by the model's own ``generate``.
 
         The settings of ``decoding`` override the model's generation config. What else that config
-        prescribes, such as ``forced_bos_token_id`` or ``suppress_tokens``, stays in effect.
+        prescribes, such as ``forced_bos_token_id`` or ``suppress_tokens``, stays in effect. A
+        streamer of transformers gets the tokens of a single row as they come, without beams.
         """
         tokens = self.model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             **self.generation_arguments,
             **decoding.arguments(),
+            **({} if streamer is None else {"streamer": streamer}),  # beams refuse even None
         )
         return self.decode(tokens)
 

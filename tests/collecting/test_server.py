@@ -13,7 +13,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from alignsum.commands import rank
 from collecting.assignments import Assignments
-from collecting.server import LARGEST_REQUEST, PAGE, make_app
+from collecting.server import PAGE, make_app
+from collecting.web import LARGEST_REQUEST
 from tests.collecting.samples import (
     ServerProcess,
     make_answer,
