@@ -47,8 +47,9 @@ types: setup
 bench: setup ## the measured claims: PPO over five seeds, arms and KL weights
 	$(PY) -m benchmarks.ppo_study
 
-lab3: setup ## TRL's PPO as a course calls it, against this package's, into runs/lab3
+lab3: setup ## TRL's PPO as a course calls it against ours, and what each silent error costs
 	$(PY) -m benchmarks.lab3 $(ARGS)
+	$(PY) -m benchmarks.lab3.faults
 
 assets: setup ## rebuild the miniature's data and models from their seed
 	$(PY) -m tools.mini.corpus --out assets/mini

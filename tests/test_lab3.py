@@ -1,6 +1,7 @@
 """Lab 3's statistics, worked out by hand, and what its runs read and write."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from benchmarks.lab3 import __main__ as lab3
 from benchmarks.lab3 import report
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_eleven_rows_need_an_effect_that_is_larger_than_all_toxicity() -> None:
@@ -38,11 +41,17 @@ def test_the_steps_of_our_runs_are_those_of_the_longest(tmp_path: Path) -> None:
     assert gates == {"0": "passed the gate: KL to the reference 0"}
 
 
-def test_every_arm_runs_with_every_seed_and_once_with_the_labs_lora() -> None:
-    runs = lab3.plan(seeds=2, steps=50)
+def test_every_arm_runs_with_every_seed_and_the_main_ones_with_the_labs_lora() -> None:
+    runs = lab3.plan(seeds=2, steps=50, chosen=list(lab3.ARMS))
     assert len({run.name for run in runs}) == len(runs) == 1 + 4 + 2 * len(lab3.ARMS)
     assert {run.arm for run in runs if run.start == "r32_qv"} == set(report.CHECKED)
     assert {run.arm for run in runs} == set(report.LABELS)
+
+
+def test_the_page_shows_the_function_that_runs() -> None:
+    code = (ROOT / "benchmarks" / "lab3" / "trl_ppo.py").read_text("utf-8")
+    function = re.search(r"@torch\.no_grad\(\)\ndef check\(.*?\n\n\n", code, re.DOTALL)
+    assert function and function[0].strip() in (ROOT / "docs" / "lab3.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Run lab 3 of the course in several ways over five seeds, and compare what comes out.
 
     python -m benchmarks.lab3                                # `make lab3`: into runs/lab3
+    python -m benchmarks.lab3 --arms lab_fast ours_gae       # two more arms
     python -m benchmarks.lab3 --steps 10 --root runs/short   # a short form
 
 TRL 0.11.4 needs older libraries, so it gets an environment of its own in ROOT/trl. Each run is a
@@ -57,6 +58,9 @@ ARMS: dict[str, tuple[str, Any]] = {
 }
 """What is run over all seeds: the way, and settings of TRL's PPOConfig or options of train.py."""
 
+MAIN = ("lab", "careful", "ours_rloo")
+"""Arms that run by default, and whose first steps are checked with a second LoRA."""
+
 SHORT = 10
 """Steps that the lab takes; policies are measured after them as well as at the end."""
 
@@ -86,14 +90,15 @@ class Run(NamedTuple):
         return f"{self.arm}-{self.start}-seed{self.seed}"
 
 
-def plan(seeds: int, steps: int) -> list[Run]:
+def plan(seeds: int, steps: int, chosen: Sequence[str] = MAIN) -> list[Run]:
     """List the runs: first those of which only the first steps matter, then the arms."""
     first = [Run("forced", "forced", "r16_qkvo", 1, SHORT, {})]
-    for arm, way, settings in [("forced", "forced", {}), *((a, *ARMS[a]) for a in list(ARMS)[:3])]:
+    for arm, way, settings in [("forced", "forced", {}), *((a, *ARMS[a]) for a in MAIN)]:
         first.append(Run(arm, way, "r32_qv", 1, 1, settings))
     arms = [
         Run(arm, way, "r16_qkvo", seed, steps, settings)
         for arm, (way, settings) in ARMS.items()
+        if arm in chosen
         for seed in range(1, seeds + 1)
     ]
     return first + arms
@@ -202,9 +207,15 @@ def execute(commands: Sequence[Sequence[str]], path: Path) -> None:
                 raise SystemExit(f"lab3: a command failed with {done.returncode}; see {path}")
 
 
+def is_finished(run: Run, root: Path) -> bool:
+    """Return whether a run has a result, with the same number of steps and settings."""
+    path = root / run.name / "result.json"
+    return path.exists() and Run(**json.loads(path.read_text("utf-8"))["run"]) == run
+
+
 def train_all(runs: Sequence[Run], root: Path, python: Path, workers: int) -> None:
     """Train what has no result yet, and log progress and the time left."""
-    todo = [run for run in runs if not (root / run.name / "result.json").exists()]
+    todo = [run for run in runs if not is_finished(run, root)]
     log.info("%d of %d runs are finished", len(runs) - len(todo), len(runs))
     # A run costs about as much as 20 steps even if it takes none; one prompt at a time doubles it.
     work = {run.name: (run.steps + 20) * (2 if run.way == "lab" else 1) for run in todo}
@@ -227,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/lab3"))
     parser.add_argument("--steps", type=int, default=200, help="of PPO, an even number from 10")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
-    parser.add_argument("--only", nargs="+", choices=ARMS, help="these arms, without a report")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=MAIN)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     options = parser.parse_args(arguments)
     if options.steps < SHORT or options.steps % 2 or options.seeds < 1:
@@ -237,12 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     python = make_environment(root)
     for name in STARTS:
         make_start(root, name)
-    runs = plan(options.seeds, options.steps)
-    chosen = [run for run in runs if not options.only or run.arm in options.only]
-    train_all(chosen, root, python, options.workers)
-    if not options.only:
-        report.write_report(root, [root / run.name for run in runs])
-        log.info("Results are in %s", root / "tables.md")
+    train_all(plan(options.seeds, options.steps, options.arms), root, python, options.workers)
+    every = plan(options.seeds, options.steps, list(ARMS))
+    report.write_report(root, [root / run.name for run in every if is_finished(run, root)])
+    log.info("Results are in %s", root / "tables.md")
 
 
 if __name__ == "__main__":
