@@ -138,8 +138,8 @@ def simpo(pairs: Pairs, beta: float = 2.0, margin: float = 1.0) -> Float[Tensor,
 def cpo(pairs: Pairs, beta: float = 0.1) -> Float[Tensor, " P"]:
     """Compute -log sigmoid(beta (log pi(y_w) - log pi(y_l))).
 
-    Xu et al. 2024, "Contrastive Preference Optimization", arXiv 2401.08417, equation 4; its second
-    term is ``sft_weight``.
+    Xu et al. 2024, "Contrastive Preference Optimization", arXiv 2401.08417; the second
+    term of its loss is ``sft_weight``.
     """
     return -F.logsigmoid(beta * (pairs.chosen - pairs.rejected))
 
@@ -157,7 +157,7 @@ def orpo(pairs: Pairs, beta: float = 0.1) -> Float[Tensor, " P"]:
 def kto(pairs: Pairs, beta: float = 0.1) -> Float[Tensor, " P"]:
     """Compute 1 - sigmoid(beta (r - z_0)) and 1 - sigmoid(beta (z_0 - r)), and their mean.
 
-    Ethayarajh et al. 2024, "KTO", arXiv 2402.01306, equation 8, with both of its weights 1. r is
+    Ethayarajh et al. 2024, "KTO", arXiv 2402.01306, with both of its weights 1. r is
     log pi / pi_ref of a completion; the preferred one counts as desirable, the other as not, and
     neither is compared with the other.
     """

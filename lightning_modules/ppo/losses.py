@@ -39,7 +39,7 @@ def token_weights(
     Args:
         mask: True at y1..EOS.
         normalizer: ``tokens`` is a mean over all tokens (DAPO, Yu et al. 2025, arXiv 2503.14476,
-            equation 12); ``sequences`` a mean over the responses' own means, in which the tokens of
+            section 3.3); ``sequences`` a mean over the responses' own means, in which the tokens of
             a long response count less (GRPO); ``max_tokens`` a sum divided by the number of
             responses times the longest possible one, which no length influences (Dr. GRPO, Liu et
             al. 2025, arXiv 2503.20783).
@@ -75,9 +75,9 @@ def policy_loss(
         mask: True at y1..EOS.
         clip: The ratio is clipped to [1 - clip, 1 + clip].
         clip_high: Upper bound in place of ``clip``, "clip-higher" (DAPO, Yu et al. 2025, arXiv
-            2503.14476, equation 10).
+            2503.14476, section 3.1).
         dual_clip: Bounds the loss of a negative advantage by -A dual_clip (Ye et al. 2020, arXiv
-            1912.09729, equation 5).
+            1912.09729).
         objective: ``ppo``. ``gspo`` has one ratio for a response, the geometric mean of its tokens'
             (Zheng et al. 2025, arXiv 2507.18071, equations 5 and 7). ``cispo`` clips the weight
             of REINFORCE in place of the objective, so that every token keeps a gradient:
