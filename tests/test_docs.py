@@ -107,3 +107,15 @@ def test_links_lead_somewhere(page: Path) -> None:
         and not (page.parent / link.partition("#")[0]).exists()
     ]
     assert not dead
+
+
+def test_functions_and_tests_that_pages_name_exist() -> None:
+    """A page names them as `file::name`, below the package, the repository, or tests/."""
+    found = 0
+    for page in PAGES:
+        for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+            paths = [ROOT / each / file for each in ("", "lightning_modules", "tests")]
+            text = next((p.read_text("utf-8") for p in paths if p.is_file()), "")
+            assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), (page.name, file, name)
+            found += 1
+    assert found > 40
