@@ -17,7 +17,8 @@ commands
   test        evaluate on the test split; writes predictions.jsonl
   predict     write predictions.jsonl
 
-methods       in_context full_ft lora soft_prompt classifier reward dpo ppo   (configs/*.yaml)
+methods       in_context full_ft lora soft_prompt classifier reward dpo ppo best_of_n
+              (configs/*.yaml)
 datasets      dialogsum samsum xsum cnn_dailymail       (configs/data/*.yaml)
 overlays      mini (offline, on two CPU cores), debug, ddp, fsdp, wandb, rollouts, ...
 

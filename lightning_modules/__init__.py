@@ -1,6 +1,7 @@
 """The methods, as interchangeable LightningModules."""
 
 from lightning_modules.adapter import Adapter
+from lightning_modules.best_of_n import BestOfN
 from lightning_modules.classifier import Classifier
 from lightning_modules.full_ft import FullFT
 from lightning_modules.in_context import InContext
@@ -12,6 +13,7 @@ from lightning_modules.soft_prompt import SoftPrompt
 
 __all__ = [
     "Adapter",
+    "BestOfN",
     "Classifier",
     "FullFT",
     "InContext",

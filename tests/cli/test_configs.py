@@ -73,8 +73,8 @@ def test_another_estimator_does_not_inherit_the_whitening_of_gae(
 
 def test_the_shipped_files_are_found() -> None:
     assert {file.stem for file in CONFIGS} == {
-        "adapter", "classifier", "dpo", "full_ft", "in_context", "lora", "ppo", "reward",
-        "soft_prompt",
+        "adapter", "best_of_n", "classifier", "dpo", "full_ft", "in_context", "lora", "ppo",
+        "reward", "soft_prompt",
     }  # fmt: skip
     assert {file.stem for file in OVERLAYS} == {
         "ddp", "debug", "fsdp", "mini", "minilm", "mlflow", "rollouts", "smollm2", "tensorboard",
@@ -131,7 +131,7 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
         "--trainer.limit_test_batches", "1", "--data.batch_size", "4",
         "--trainer.log_every_n_steps", "1",
     ]  # fmt: skip
-    if config.stem != "in_context":
+    if config.stem not in ("in_context", "best_of_n"):
         settings += ["--trainer.max_epochs", "1"]
     if config.stem in ("ppo", "dpo"):
         settings += ["--trainer.val_check_interval", "1.0"]
@@ -163,11 +163,11 @@ def test_every_mini_config_runs_through_fit_and_test(config: Path, tmp_path: Pat
         assert names >= {f"test/{name}" for name in (*CHECKS, *STATISTICS)}
         assert isinstance(folder.read_predictions()[0]["unknown_names"], list)
         assert summary["metrics"]["test/rouge1"]["n"] == 4
-    if config.stem in ("ppo", "dpo"):
+    if config.stem in ("ppo", "dpo", "best_of_n"):
         assert names >= {f"test/toxicity_{k}" for k in ("before", "after", "change")}
     if config.stem == "dpo":
         assert names >= {f"test/{k}" for k in ("loss", "accuracy", "margin")}
-    if config.stem != "in_context":
+    if config.stem not in ("in_context", "best_of_n"):
         assert (folder.checkpoints / "best.ckpt").is_file() == (config.stem != "ppo")
         assert (folder.checkpoints / "last.ckpt").exists()
 
