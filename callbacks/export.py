@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 
 from callbacks.model_card import write_card
 from common import hub
@@ -22,7 +23,8 @@ class ExportCallback(Callback):
 
     The module keeps the exported weights, so that a test in the same process tests the export. A
     test writes `export/` only if it is missing. The folder is renamed into place when complete, and
-    one of an earlier part of the run is deleted last.
+    one of an earlier part of the run is deleted last. With a logger of Weights & Biases it becomes
+    an artifact too.
     """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,6 +64,10 @@ class ExportCallback(Callback):
             folder.update_summary(**about)
         write_card(folder)
         log.info("Exported %s to %s", source, folder.export)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                name = f"{folder.path.name}-export"
+                logger.experiment.log_artifact(str(folder.export), name=name, type="model")
 
 
 def load_best(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
