@@ -1,7 +1,7 @@
 """Run lab 3 of the course in several ways over five seeds, and compare what comes out.
 
     python -m benchmarks.lab3                                # `make lab3`: into runs/lab3
-    python -m benchmarks.lab3 --arms lab_fast ours_gae       # two more arms
+    python -m benchmarks.lab3 --arms ours_gae                # one more arm
     python -m benchmarks.lab3 --steps 10 --root runs/short   # a short form
 
 TRL 0.11.4 needs older libraries, so it gets an environment of its own in ROOT/trl. Each run is a
@@ -54,7 +54,6 @@ ARMS: dict[str, tuple[str, Any]] = {
     "careful": ("careful", SETTINGS),
     "ours_rloo": ("ours", RLOO),
     "ours_gae": ("ours", GAE),
-    "lab_fast": ("lab", {"learning_rate": SETTINGS["learning_rate"]}),
 }
 """What is run over all seeds: the way, and settings of TRL's PPOConfig or options of train.py."""
 

@@ -23,9 +23,8 @@ Rows = list[list[str]]
 
 LABELS = {
     "lab": "the lab's way",
-    "lab_fast": "the lab's way, learning rate x 21",
     "careful": "TRL, with care",
-    "ours_gae": "alignsum, GAE as TRL",
+    "ours_gae": "alignsum, GAE",
     "ours_rloo": "alignsum, RLOO",
     "forced": "the lab's way, reference forced",
 }
