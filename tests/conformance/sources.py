@@ -1,7 +1,8 @@
 """Functions of other libraries, taken from the sources in their wheels.
 
 Only the named functions are compiled, in a namespace of torch and of what else they need, so that
-libraries with clashing requirements need not be installed, and their code runs unchanged.
+libraries with clashing requirements need not be installed, and their code runs as it is, without
+decorators and annotations.
 """
 
 import ast
@@ -19,7 +20,8 @@ from torch.nn import functional
 CACHE = Path(__file__).parents[2] / ".conformance"
 
 WHEELS = {
-    "trl": "trl==0.11.4",  # the last with PPO for encoder-decoders, ORPO, CPO and KTO in one place
+    "trl": "trl==0.11.4",  # PPO for encoder-decoders, DPO's variants, CPO, ORPO and KTO
+    "trl-now": "trl==1.16.0",  # without PPO; CPO and ORPO are experimental
     "verl": "verl==0.9.1",
     "torchtune": "torchtune==0.6.1",
     "openrlhf": "openrlhf==0.11.2",
@@ -36,9 +38,9 @@ def find_sources(library: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"{WHEELS[library]} cannot be downloaded: {done.stderr.strip()[-200:]}")
-        wheel = next(CACHE.glob(f"{library}-*.whl"))
+        wheel = next(CACHE.glob(f"{WHEELS[library].replace('==', '-')}-*.whl"))
         zipfile.ZipFile(wheel).extractall(folder)
-    return next(path.parent for path in folder.rglob(f"{library}/__init__.py"))
+    return next(path.parent for path in folder.rglob(f"{library.partition('-')[0]}/__init__.py"))
 
 
 def take(library: str, file: str, *names: str, **known: Any) -> Any:

@@ -75,15 +75,14 @@ def test_rewards() -> None:
 
 @pytest.mark.parametrize("name", ["k1", "k2", "k3"])
 def test_kl_estimators(name: str) -> None:
-    ours = ESTIMATORS[name](OLD, REF).clamp(max=10)  # type: ignore[index]
-    same(verl("kl_penalty_forward")(OLD, REF, name), ours)
-    find = take("openrlhf", "models/utils.py", "compute_approx_kl")
-    same(find(OLD, REF, kl_estimator=name), ours)
-    # By definition: both clip an estimate to 10 nats, which biases it; ours is not clipped.
-    if name != "k1":
-        far = torch.tensor([[-30.0]])
-        assert float(ESTIMATORS[name](far, torch.zeros(1, 1))) > 400  # type: ignore[index]
-        assert float(find(far, torch.zeros(1, 1), kl_estimator=name)) == 10
+    of_verl = verl("kl_penalty_forward")
+    of_openrlhf = take("openrlhf", "models/utils.py", "compute_approx_kl")
+    far = torch.tensor([[-30.0, 30.0]])
+    for new, ref in ((OLD, REF), (far, torch.zeros(1, 2))):
+        ours = ESTIMATORS[name](new, ref)  # type: ignore[index]
+        # By definition: a limited estimate is biased; ours has no limit.
+        same(of_openrlhf(new, ref, kl_estimator=name), ours.clamp(-10, 10))
+        same(of_verl(new, ref, name), ours.clamp(max=10) if name == "k3" else ours)
 
 
 # Advantages ---------------------------------------------------------------------------------------
@@ -104,6 +103,11 @@ def test_gae() -> None:
     theirs, their_returns = find(REWARDS, OLD_VALUES, REAL, 0.9, 0.8)
     same(their_returns, returns, MASK)
     same(theirs, verl_tools().masked_whiten(advantages, REAL), MASK)
+    find = take("torchtune", "rlhf/rewards.py", "masked_mean", "masked_var", "whiten",
+                "estimate_advantages")  # fmt: skip
+    theirs, their_returns = find(OLD_VALUES * REAL, REWARDS, 0.9, 0.8, MASK)
+    same(their_returns, returns, MASK)
+    same(theirs - advantages[MASK].mean(), white(advantages, REAL), MASK)  # see below
     find = take("openrlhf", "trainer/ppo_utils/experience_maker.py",
                 "RemoteExperienceMaker.get_advantages_and_returns")  # fmt: skip
     theirs, their_returns = find(None, OLD_VALUES, REWARDS, REAL, 0.9, 0.8)
@@ -120,7 +124,7 @@ def test_whitening_differs_by_bessels_correction() -> None:
 
 
 def test_torchtune_adds_the_mean_that_it_subtracted() -> None:
-    """By mistake: `shift_mean=True` is documented as shifting to mean 0, and adds the mean back."""
+    """By mistake: it inverts the condition of TRL's function, from which it says it is taken."""
     find = take("torchtune", "rlhf/rewards.py", "masked_mean", "masked_var", "whiten")
     shifted = ADVANTAGES + 5
     theirs = find(shifted, MASK)
@@ -243,15 +247,21 @@ def test_losses_of_dpos_relatives(name: str) -> None:
 
 
 def test_losses_without_a_reference_and_kto() -> None:
-    own = SimpleNamespace(accelerator=DEVICE, beta=2.0, label_smoothing=0.0, simpo_gamma=1.0)
-    find = take("trl", "trainer/cpo_trainer.py", "CPOTrainer.cpo_loss")
-    for name, kind in (("simpo", "simpo"), ("cpo", "sigmoid")):
-        own.loss_type = kind
-        found = find(own, PAIRS.chosen, PAIRS.rejected)[0]
-        same(found, LOSSES[name].compute(PAIRS, beta=2.0))
-    find = take("trl", "trainer/orpo_trainer.py", "ORPOTrainer.odds_ratio_loss")
-    own.beta = 0.1
-    same(-find(own, PAIRS.chosen, PAIRS.rejected)[0], LOSSES["orpo"].compute(PAIRS))
+    own = SimpleNamespace(
+        accelerator=DEVICE, beta=2.0, label_smoothing=0.0, alpha=0.0, simpo_gamma=1.0
+    )
+    for library, folder in (("trl", "trainer"), ("trl-now", "experimental")):
+        cpo, orpo = ("", "") if library == "trl" else ("cpo/", "orpo/")
+        find = take(library, f"{folder}/{cpo}cpo_trainer.py", "CPOTrainer.cpo_loss")
+        own.beta = 2.0
+        for name, kind in (("simpo", "simpo"), ("cpo", "sigmoid")):
+            own.loss_type = kind
+            found = find(own, PAIRS.chosen, PAIRS.rejected)[0]
+            same(found, LOSSES[name].compute(PAIRS, beta=2.0))
+        find = take(library, f"{folder}/{orpo}orpo_trainer.py", "ORPOTrainer.odds_ratio_loss",
+                    log1mexp=lambda x: torch.log1p(-x.exp()))  # fmt: skip
+        own.beta = 0.1
+        same(-find(own, PAIRS.chosen, PAIRS.rejected)[0], LOSSES["orpo"].compute(PAIRS))
     own = SimpleNamespace(
         accelerator=DEVICE, calculate_KL=True, loss_type="kto", beta=0.3, desirable_weight=1.0,
         undesirable_weight=1.0,
