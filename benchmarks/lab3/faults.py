@@ -1,6 +1,6 @@
 """Train with one silent error at a time, and measure what it costs.
 
-    python -m benchmarks.lab3.faults            # into runs/lab3_faults, about 20 minutes
+    python -m benchmarks.lab3.faults            # into runs/lab3_faults, 25 minutes
     python -m benchmarks.lab3.faults --seeds 1 --faults dropout top_k
 
 Each fault is a small edit of the text of examples/nano_ppo.py, which is then run from memory. The
@@ -284,7 +284,12 @@ def write_report(root: Path, seeds: Sequence[int]) -> None:
                 dots[name].append(Dot(label, color, change.scaled(unit.scale), seen))
     write_text(root / "faults.md", f"{markdown_table(found)}\n\n{markdown_table(costs)}\n")
     charts = [
-        Dots(title, "change by the fault", dots[name], unit_of(name).digits)
+        Dots(
+            title,
+            f"change, {'nats' if name == 'kl' else 'x 100'}",
+            dots[name],
+            unit_of(name).digits,
+        )
         for name, title in SHOWN.items()
     ]
     save_charts(root / "faults.png", f"What each silent error costs: {len(seeds)} seeds", charts)
