@@ -101,6 +101,8 @@ class PreferenceModule(PolicyModule):
         )
         self.loss_name, self.loss = loss, LOSSES[loss]
         self.settings = choose_settings(loss, beta, margin, label_smoothing)
+        if length_normalized and self.loss.per_token:
+            raise ValueError(f"length_normalized would have no effect with the loss {loss}")
         self.per_token = length_normalized or self.loss.per_token
         self.sft_weight = self.loss.sft_weight if sft_weight is None else sft_weight
         if not self.sft_weight >= 0:
@@ -164,14 +166,15 @@ class PreferenceModule(PolicyModule):
         prompts = Prompts(batch["input_ids"], batch["attention_mask"])
         responses, mask = self.backbone.strip_prefix(batch["responses"], batch["mask"])
         owner, lengths = batch["owner"], mask.sum(dim=1)
-        # KTO's z_0 is the mean log-ratio of completions to other prompts of the batch.
-        other = (owner + 1) % len(batch["ids"])
+        # KTO's z_0 is the mean log-ratio of completions to other prompts; 0 if there is none.
+        other, needs_kl = (owner + 1) % len(batch["ids"]), self.loss.needs_kl
+        needs_kl = needs_kl and len(batch["ids"]) > 1
         elsewhere: list[Tensor] = []
         if self.needs_reference:
             with torch.no_grad(), self.open_reference() as start:
                 context = start.read(prompts)
                 reference = start.score(context.rows(owner), responses, mask).logprobs
-                if self.loss.needs_kl:
+                if needs_kl:
                     elsewhere.append(start.score(context.rows(other), responses, mask).logprobs)
         if not self.needs_reference or self.backbone.trains_context:
             context = self.backbone.read(prompts)
@@ -180,7 +183,7 @@ class PreferenceModule(PolicyModule):
             reference = torch.zeros_like(policy)
             return Scores(policy.sum(dim=1), reference.sum(dim=1), reference, lengths)
         kl: Tensor | float = 0.0
-        if self.loss.needs_kl:
+        if needs_kl:
             with torch.no_grad():
                 moved = self.backbone.score(context.rows(other), responses, mask).logprobs
             kl = (moved - elsewhere[0]).sum(dim=1).mean().clamp(min=0)

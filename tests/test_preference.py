@@ -219,6 +219,14 @@ def test_what_is_logged_by_hand(t5: str, tmp_path: Path) -> None:
     assert float(found["logps/rejected"]) == pytest.approx((-1 + (-2 - 1 - 1) / 3 - 4) / 3)
 
 
+def test_kto_has_no_kl_without_another_prompt(t5: str, tmp_path: Path) -> None:
+    module = settle(make_module(t5, policy=FullPolicy(), loss="kto"))
+    data = make_data(t5, tmp_path)
+    move(module, seed=5)
+    assert float(module.score(make_batch(data)).kl) > 0
+    assert module.score(data.collate(data.splits["validation"][:1])).kl == 0
+
+
 # The start ----------------------------------------------------------------------------------------
 
 
@@ -284,6 +292,7 @@ def test_given_completions_can_stop_a_run_too(
         ({"sft_weight": -1.0}, "sft_weight must be 0 or more"),
         ({"margin": 1.0}, "margin would have no effect with the loss sigmoid"),
         ({"loss": "slic", "beta": 0.1}, "beta would have no effect with the loss slic"),
+        ({"loss": "simpo", "length_normalized": True}, "length_normalized would have no effect"),
         ({"adapter": "nowhere"}, "is not an exported adapter"),
     ],
 )

@@ -125,6 +125,7 @@ async function summarizeWith(entry, dialogue, mine) {
 }
 
 async function summarize() {
+  if (cards.size === 0) return; // the runs are not known yet
   const dialogue = byId("dialogue").value;
   if (!dialogue.trim()) {
     say("Enter a dialogue first", true);

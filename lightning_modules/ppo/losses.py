@@ -86,11 +86,11 @@ def policy_loss(
     """
     weights = mask.to(logprobs.dtype) if weights is None else weights
     log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0)
-    used = log_ratio
+    used = log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if objective == "gspo":
         used = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp_min(1)
         used = used.expand_as(log_ratio).masked_fill(~mask, 0.0)
-    ratio = used.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    ratio = used.exp()
     near = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     if objective == "cispo":
         losses = -near.detach() * advantages * logprobs.masked_fill(~mask, 0.0)

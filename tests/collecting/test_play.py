@@ -168,6 +168,7 @@ def test_the_page_in_a_browser_by_keyboard_alone(file: AnswerFile, tmp_path: Pat
                 page = browser.new_page(viewport=viewport, color_scheme=scheme)
                 watch = Watch(page)
                 page.goto(ready[0])
+                page.locator(".card").nth(1).wait_for()
                 page.keyboard.press("Tab")  # the example, the text, the button
                 page.keyboard.press("Enter")
                 page.keyboard.press("Control+Enter")
