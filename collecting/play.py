@@ -28,6 +28,11 @@ FOLDER = Path(__file__).parent
 LONGEST = 20_000
 """Characters of a dialogue."""
 
+
+class Stopped(Exception):
+    """Nobody waits for the rest of a summary any more."""
+
+
 Summarize = Callable[[str, str, Callable[[str], None]], Mapping[str, Any]]
 """Summarizes with the run of a name; calls the function with the text so far."""
 
@@ -138,8 +143,6 @@ def make_app(
         is_open = True
 
         def show(text: str) -> None:
-            from collecting.player import Stopped
-
             if not is_open:
                 raise Stopped
             loop.call_soon_threadsafe(lines.put_nowait, {"text": text})
@@ -147,7 +150,10 @@ def make_app(
         def work() -> None:
             try:
                 found = summarize(name, dialogue, show)
-            except ValueError as error:
+            except Stopped:
+                return
+            except Exception as error:  # the page has to say whatever the model raised
+                log.error("%s: %s", name, error)
                 found = {"error": str(error)}
             loop.call_soon_threadsafe(lines.put_nowait, found)
 
@@ -160,6 +166,7 @@ def make_app(
                     await response.write(json.dumps(line).encode() + b"\n")
             finally:
                 is_open = False
+                await asyncio.wait([task])  # the next summary needs the model to itself
         await response.write_eof()
         return response
 

@@ -36,16 +36,12 @@ class Verdict(NamedTuple):
     unknown: list[str]
 
 
-class Stopped(Exception):
-    """Nobody waits for the rest of a summary any more."""
-
-
 class TokenStreamer(BaseStreamer):
     """Pass the text so far on whenever ``generate`` has drawn a token.
 
     Args:
         decode: Turns token ids into text.
-        show: Called with the whole text so far; may raise :class:`Stopped`.
+        show: Called with the whole text so far; may raise :class:`~.play.Stopped`.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], show: Callable[[str], None]) -> None:

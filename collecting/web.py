@@ -36,9 +36,16 @@ def make_guarded_app(allowed_hosts: Collection[str] = ()) -> web.Application:
     """
     own = socket.gethostname().lower()
     names = {"localhost", own, f"{own}.local", *(name.lower() for name in allowed_hosts)}
-    return web.Application(
+    app = web.Application(
         client_max_size=LARGEST_REQUEST, middlewares=[make_guard(names), report_errors]
     )
+    app.on_response_prepare.append(add_headers)
+    return app
+
+
+async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """Add the security headers to a response, streamed or not."""
+    response.headers.update(_HEADERS)
 
 
 async def listen(app: web.Application, host: str, port: int) -> None:
@@ -79,7 +86,7 @@ async def report_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def make_guard(names: Collection[str]) -> Any:
-    """Make the middleware that refuses requests of other sites and adds security headers.
+    """Make the middleware that refuses requests of other sites.
 
     A site that an annotator has open elsewhere could send requests here: they carry its Origin. A
     site whose name resolves to this machine (DNS rebinding) is recognized by the Host header.
@@ -95,7 +102,6 @@ def make_guard(names: Collection[str]) -> Any:
             response = web.json_response({"error": problem}, status=403)
         else:
             response = await handler(request)
-        response.headers.update(_HEADERS)
         return response
 
     return guard

@@ -108,7 +108,10 @@ async function summarizeWith(entry, dialogue, mine) {
   let buffer = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (mine !== generation) return;
+    if (mine !== generation) {
+      reader.cancel();
+      return;
+    }
     if (done) break;
     buffer += value;
     const lines = buffer.split("\n");
@@ -154,6 +157,7 @@ async function summarize() {
     allowVotes(canVote);
     say(canVote ? "Which one is best?" : cards.size > 1 ? "The summaries are the same" : "Done");
   } catch (error) {
+    if (mine !== generation) return;
     for (const entry of cards.values()) entry.card.classList.remove("busy");
     say(`It did not work: ${error.message}`, true);
   }

@@ -36,6 +36,8 @@ VERDICTS: dict[str, Mapping[str, Any]] = {
 def summarize(name: str, dialogue: str, show: Callable[[str], None]) -> Mapping[str, Any]:
     if dialogue == "too long":
         raise ValueError("the prompt does not fit")
+    if dialogue == "no memory":
+        raise RuntimeError("out of memory")
     show(VERDICTS[name]["text"][:3])
     return VERDICTS[name]
 
@@ -62,8 +64,13 @@ def test_summaries_are_streamed_and_votes_are_rankings(file: AnswerFile) -> None
         lines = (await (await client.post("/api/summary", json=sent)).text()).splitlines()
         assert [json.loads(line) for line in lines] == [{"text": "Ann"}, VERDICTS["ppo"]]
         sent["dialogue"] = "too long"
-        lines = (await (await client.post("/api/summary", json=sent)).text()).splitlines()
+        response = await client.post("/api/summary", json=sent)
+        lines = (await response.text()).splitlines()
         assert json.loads(lines[-1]) == {"error": "the prompt does not fit"}
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        sent["dialogue"] = "no memory"
+        lines = (await (await client.post("/api/summary", json=sent)).text()).splitlines()
+        assert json.loads(lines[-1]) == {"error": "out of memory"}
         for best, texts in (("ppo", ["a", "b"]), (None, ["a", "c"])):
             summaries = dict(zip(("lora", "ppo"), texts, strict=True))
             vote = {"dialogue": "Ann: Hi", "summaries": summaries, "best": best}
