@@ -1,6 +1,6 @@
 """Train with one silent error at a time, and measure what it costs.
 
-    python -m benchmarks.lab3.faults            # into runs/lab3_faults, 25 minutes
+    python -m benchmarks.lab3.faults            # into runs/lab3_faults, 44 CPU-minutes
     python -m benchmarks.lab3.faults --seeds 1 --faults dropout top_k
 
 Each fault is a small edit of the text of examples/nano_ppo.py, which is then run from memory. The
