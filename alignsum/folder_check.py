@@ -1,15 +1,13 @@
 """Check what a command reads from and writes to its run folder, before torch is imported."""
 
-import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.exits import is_first_process
 from common.run_folder import RunFolder, expand
-
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 
 def choose_folder(run_dir: Any, config: Path | None, model: str) -> RunFolder:
@@ -35,8 +33,8 @@ def find_folder_problem(command: str, settings: Mapping[str, Any], folder: RunFo
     start = settings.get("ckpt_path")
     if start and not expand(str(start)).exists():
         return f"--ckpt_path {start}: there is no such file"
-    if not is_first_rank():  # rank 0 has looked before it started the others, and may have written
-        return None
+    if not is_first_process():
+        return None  # rank 0 has looked before it started the others, and may have written
     if problem := find_write_problem(folder.path):
         return problem
     if command == "fit":
@@ -81,8 +79,3 @@ def find_input_in(settings: Mapping[str, Any], folder: RunFolder) -> str | None:
         if name and any(expand(str(name)).resolve().is_relative_to(entry) for entry in entries):
             return str(name)
     return None
-
-
-def is_first_rank() -> bool:
-    """Return whether this process is rank 0."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)

@@ -328,11 +328,10 @@ def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
         or ("int" in types and is_number(text) and float(text).is_integer())
         or ("float" in types and is_number(text))
     )
-    least = LEAST.get(setting.name.rpartition(".")[2], float("-inf"))
-    if fits and is_number(text) and float(text) < least:
-        return f"{setting.where} must be {least} or more, got {text}"
     if fits:
-        return None
+        least = LEAST.get(setting.name.rpartition(".")[2])
+        is_low = least is not None and is_number(text) and float(text) < least
+        return f"{setting.where} must be {least} or more, got {text}" if is_low else None
     names = {"int": "a whole number", "float": "a number", "bool": "true or false", "None": "null"}
     wanted = [*choices, *(names[each] for each in sorted(types - {"None"}))]
     example = parameter.default if parameter.default not in ("", "None") else wanted[0]

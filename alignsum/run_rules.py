@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from alignsum.folder_check import is_first_rank
 from callbacks.checkpoint_io import (
     choose_checkpoint,
     describe_checkpoint,
     find_checkpoint_problem,
 )
-from common.exits import suggest
+from common.exits import is_first_process, suggest
 from common.run_folder import RunFolder
 from lightning_modules.base import BaseModule
 from metrics.faithfulness import CHECKS
@@ -72,7 +71,7 @@ def find_login_problem(loggers: Sequence[Any]) -> str | None:
     import wandb  # imported late, because few runs use it
 
     is_online = wandb.setup().settings.mode == "online"
-    if not is_online or not is_first_rank() or wandb.login(prompt=False, verify=False):
+    if not is_online or not is_first_process() or wandb.login(prompt=False, verify=False):
         return None
     return "Weights & Biases has no login: run `wandb login`, or set WANDB_MODE=offline"
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import lightning as L
 
 from callbacks.text_metric import Columns, Row, TextMetricCallback
-from lightning_modules.ppo.reward_terms import ClassifierReward, RewardTerm, Texts
+from lightning_modules.ppo.reward_terms import RewardTerm, Texts
 
 
 class EvaluatorCallback(TextMetricCallback):
@@ -34,8 +34,7 @@ class EvaluatorCallback(TextMetricCallback):
         """
         if problems := [problem for problem in self.evaluator.find_problems() if problem]:
             raise ValueError(f"EvaluatorCallback {self.name}: " + "; ".join(problems))
-        if isinstance(self.evaluator, ClassifierReward):
-            self.evaluator.load()
+        self.evaluator.load()
 
     def score(
         self, pl_module: L.LightningModule, texts: Sequence[str], rows: Sequence[Row]

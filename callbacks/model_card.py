@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,80 +54,93 @@ def make_card(folder: RunFolder, place: str) -> str:
     summary, config = folder.read_summary(), folder.read_config()
     method, backbone = summary.get("method", "unknown"), summary.get("backbone", "unknown")
     entries = summary.get("metrics", {})
-    dump = partial(yaml.safe_dump, sort_keys=False)
     split = "test" if any(name.startswith("test/") for name in entries) else "val"
     rows = tabulate_scores(entries, split)
     title = "Test" if split == "test" else "Last validation, perhaps of later weights than these"
-    is_adapter = (folder.export / "adapter_config.json").exists()
-    is_local = backbone == "mini" or Path(backbone).is_dir()
+    is_adapter, is_local = is_adapter_export(folder), is_local_model(backbone)
     settings = {name: (config.get(name) or {}).get("init_args") or {} for name in ("model", "data")}
     settings["trainer"] = {
         name: (config.get("trainer") or {}).get(name)
         for name in ("max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
     }
     package, _, name = find_class(folder).rpartition(".")
-    scores = [f"{title} ({describe_units(rows)}):", markdown_table(rows, ("metric",))]
-    scores = scores if len(rows) > 1 else []
+    scores = []
+    if len(rows) > 1:
+        scores = [f"{title} ({describe_units(rows)}):", markdown_table(rows, ("metric",))]
     if gate := summary.get("gate"):
         kl = f"{gate['kl']:.2g}"
         scores.append(f"Before the first update the policy's KL to its reference was {kl} nats.")
-    versions = summary.get("versions") or {}
+    versions = (f"{name} {number}" for name, number in (summary.get("versions") or {}).items())
+    metadata = ModelCardData(
+        base_model=None if is_local else backbone,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-classification" if name.endswith("SequenceClassification")
+        else "summarization",
+        tags=["alignsum", method],
+        **describe_results(settings["data"], entries, method, split),
+    ).to_yaml()  # fmt: skip
+    dumped = yaml.safe_dump(drop_empty(settings), sort_keys=False)
     parts = [
-        f"---\n{make_metadata(folder, method, None if is_local else backbone, split)}\n---",
+        f"---\n{metadata}\n---",
         f"# {method} on {backbone}",
         f"Trained by alignsum: `{summary.get('command')}`",
         *describe_data(settings["data"]),
-        *(
-            [f"{title} ({describe_units(rows)}):", markdown_table(rows, ("metric",))]
-            * (len(rows) > 1)
-        ),
-        *(
-            [f"Before the first update the policy's KL to its reference was {gate['kl']:.2g} nats."]
-            if gate
-            else []
-        ),
+        *scores,
         "## Use",
         f"```python\nfrom transformers import AutoTokenizer\nfrom {package} import {name}\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{place}")\n'
         f'model = {name}.from_pretrained("{place}")\n```',
         *([MOVED] if is_adapter and is_local else []),
         "## Settings",
-        f"<details>\n\n```yaml\n{dump(drop_empty(settings))}```\n</details>",
-        f"Versions: {', '.join(f'{package} {number}' for package, number in versions.items())}.",
+        f"<details>\n\n```yaml\n{dumped}```\n</details>",
+        f"Versions: {', '.join(versions)}.",
         "## Limitations",
         LIMITS,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def make_metadata(folder: RunFolder, method: str, base_model: str | None, split: str) -> str:
-    """Return the hub's metadata of a run as YAML: model, data, and scores as fractions of 1."""
-    data = (folder.read_config().get("data") or {}).get("init_args") or {}
+def describe_results(
+    data: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]], method: str, split: str
+) -> dict[str, Any]:
+    """Return the hub's metadata of data, license and scores, which are fractions of 1.
+
+    Args:
+        data: Settings of the datamodule.
+        entries: "metrics" of summary.json.
+        method: The run's method.
+        split: "val" or "test".
+    """
     source = str(data.get("dialogues") or data.get("source") or "unknown")
     is_hub = bool(_HUB_ID.fullmatch(source)) and not Path(source).exists()
+    shown = {f"{split}/{key}": key for key in (*ROUGE_LABELS, "toxicity", "accuracy", "f1")}
     results = [
         EvalResult(
             task_type="summarization", dataset_type=source if is_hub else "local",
             dataset_name=Path(source).name,
             dataset_split="test" if split == "test" else "validation",
-            metric_type=name.partition("/")[2], metric_value=round(entry["value"], 4),
+            metric_type=shown[name], metric_value=round(entry["value"], 4),
         )
-        for name, entry in folder.read_summary().get("metrics", {}).items()
-        if name in (f"{split}/{key}" for key in (*ROUGE_LABELS, "toxicity", "accuracy", "f1"))
+        for name, entry in entries.items()
+        if name in shown
     ]  # fmt: skip
-    card = ModelCardData(
-        base_model=base_model,
-        datasets=[source] if is_hub else None,
-        library_name="peft" if (folder.export / "adapter_config.json").exists() else "transformers",
-        license="cc-by-nc-sa-4.0" if "dialogsum" in source.lower() else "other",
-        metrics=sorted({result.metric_type for result in results}) or None,
-        pipeline_tag="text-classification" if find_class(folder).endswith("SequenceClassification")
-        else "summarization",
-        tags=["alignsum", method],
-        model_name=method if results else None,
-        eval_results=results or None,
-    )  # fmt: skip
-    return str(card.to_yaml())
+    return {
+        "datasets": [source] if is_hub else None,
+        "license": "cc-by-nc-sa-4.0" if "dialogsum" in source.lower() else "other",
+        "metrics": sorted({result.metric_type for result in results}) or None,
+        "model_name": method if results else None,
+        "eval_results": results or None,
+    }
+
+
+def is_adapter_export(folder: RunFolder) -> bool:
+    """Return whether a run exported an adapter."""
+    return (folder.export / "adapter_config.json").exists()
+
+
+def is_local_model(name: str) -> bool:
+    """Return whether a model is on this machine only."""
+    return name == "mini" or Path(name).is_dir()
 
 
 def describe_data(data: Mapping[str, Any]) -> list[str]:

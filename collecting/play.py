@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from collecting.answer_file import AnswerFile
-from collecting.web import listen, make_guarded_app
+from collecting.web import listen, make_guarded_app, read_object
 from common.exits import quieten_models
 from common.run_folder import RunFolder, expand
 from datamodules.rankings import Answer
@@ -134,7 +134,7 @@ def make_app(
 
     async def post_summary(request: web.Request) -> web.StreamResponse:
         """Stream lines of JSON: {"text": all so far}, and at last the whole verdict."""
-        sent = await read_object(request)
+        sent = await read_object(request, "a request")
         name, dialogue = sent.get("run"), read_text(sent, "dialogue")
         if name not in names:
             raise ValueError(f"there is no run {name!r}")
@@ -172,7 +172,7 @@ def make_app(
 
     async def post_vote(request: web.Request) -> web.StreamResponse:
         """Append a vote as a ranking of the runs' summaries."""
-        sent = await read_object(request)
+        sent = await read_object(request, "a vote")
         answer = read_vote(sent, names)
         file.append([answer])
         log.info("A vote is saved; %s has %d", file.path, len(file))
@@ -186,21 +186,6 @@ def make_app(
     app.router.add_static("/shared", FOLDER / "page")
     app.router.add_static("/", FOLDER / "playground")
     return app
-
-
-async def read_object(request: web.Request) -> Mapping[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        HTTPUnsupportedMediaType: If the body is declared as something else.
-        ValueError: If it is no object.
-    """
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(reason="Send application/json")
-    sent: Any = await request.json()
-    if not isinstance(sent, dict):
-        raise ValueError("send a JSON object")
-    return sent
 
 
 def read_text(sent: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,7 @@
 """Summarize one dialogue with a run's model, token by token, and say what is known about each."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from datamodules.reading import Row
 from lightning_modules.backbones import Backbone, Prompts, wrap_model
 from lightning_modules.exported_run import ExportedRun, make_datamodule
 from lightning_modules.exports import find_export_problem, load_exported
-from lightning_modules.policies.adapters import use_adapter
+from lightning_modules.policies.adapters import reference_backbone
 from lightning_modules.reward_scorer import RewardScorer
 from metrics.faithfulness import find_unknown_speakers
 from metrics.names import find_unknown_names
@@ -72,10 +72,9 @@ class Player:
 
     def __init__(self, run: ExportedRun, start: str | None, device: torch.device) -> None:
         model, tokenizer = load_exported(run.export, run.backbone)
-        self.name, self.decoding, self.device = run.name, run.decoding, device
+        self.decoding, self.precision, self.device = run.decoding, run.precision, device
         self.backbone = wrap_model(model.to(device).eval(), tokenizer)
         self.data = make_datamodule(run, tokenizer)
-        self.precision = run.precision
         self.reference: Callable[[], AbstractContextManager[Backbone]] | None = None
         self.reference_name = "none"
         if start is not None:
@@ -86,7 +85,7 @@ class Player:
                 self.reference = lambda: nullcontext(begun)
                 self.reference_name = start
         elif isinstance(model, PeftModel):
-            self.reference = lambda: use_backbone(self.backbone)
+            self.reference = lambda: reference_backbone(self.backbone)
             self.reference_name = "the backbone without the adapter"
 
     @torch.no_grad()
@@ -133,10 +132,3 @@ class Player:
         with self.reference() as start:
             before = start.score(start.read(prompts), responses, mask).logprobs
         return [round(each, 4) for each in (own - before)[0].tolist()]
-
-
-@contextmanager
-def use_backbone(backbone: Backbone) -> Iterator[Backbone]:
-    """Open a block in which an adapter's backbone can be called without it."""
-    with use_adapter(backbone.model, None) as model:
-        yield backbone.with_model(model)

@@ -4,14 +4,13 @@ import asyncio
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
 from collecting.answer_file import AnswerFile
 from collecting.assignments import Assignments, parse_annotator
 from collecting.samples import read_samples
-from collecting.web import listen, make_guarded_app
+from collecting.web import listen, make_guarded_app, read_object
 from common.run_folder import expand
 
 log = logging.getLogger(__name__)
@@ -103,12 +102,8 @@ async def get_task(request: web.Request) -> web.Response:
 
 async def post_answer(request: web.Request) -> web.Response:
     """Save an answer to the disk, then return the next sample."""
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(reason="An answer is application/json")
+    sent = await read_object(request, "an answer")
     assignments = request.app[_ASSIGNMENTS]
-    sent: Any = await request.json()
-    if not isinstance(sent, dict):
-        raise ValueError("an answer is a JSON object")
     annotator = parse_annotator(sent.get("annotator"))
     answer = assignments.read(annotator, sent)
     try:

@@ -74,6 +74,25 @@ async def listen(app: web.Application, host: str, port: int) -> None:
         await runner.cleanup()
 
 
+async def read_object(request: web.Request, what: str) -> dict[str, Any]:
+    """Read the JSON object that a request sends.
+
+    Args:
+        request: The request.
+        what: What it sends, for the errors.
+
+    Raises:
+        HTTPUnsupportedMediaType: If the body is declared as something else.
+        ValueError: If it is no object.
+    """
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(reason=f"{what.capitalize()} is application/json")
+    sent: Any = await request.json()
+    if not isinstance(sent, dict):
+        raise ValueError(f"{what} is a JSON object")
+    return sent
+
+
 @web.middleware
 async def report_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into {"error": text}, which the page shows."""

@@ -1,6 +1,7 @@
 """BestOfN: sample several summaries and keep the best; nothing is trained."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from math import log
 from typing import Any
 
@@ -14,7 +15,6 @@ from lightning_modules.backbones import Decoding, Prompts, Sampling
 from lightning_modules.in_context import InContext
 from lightning_modules.policies.adapters import load_adapter
 from lightning_modules.ppo.reward_terms import (
-    ClassifierReward,
     RewardTerm,
     Texts,
     find_reward_problems,
@@ -84,8 +84,7 @@ class BestOfN(InContext):
         """Attach the adapter, if there is one, and freeze everything."""
         model: Any = backbone if self.adapter is None else load_adapter(backbone, self.adapter)
         for term in self.terms.values():
-            if isinstance(term, ClassifierReward):
-                term.load()
+            term.load()
         return model.requires_grad_(False)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -122,16 +121,9 @@ class BestOfN(InContext):
 def consensus(groups: list[list[str]]) -> Float[Tensor, "P n"]:
     """Return the mean ROUGE-L F1 of each summary with the others of its group."""
     scorer = make_scorer(["rougeL"])
-
-    def agree(one: str, other: str) -> float:
-        return float(scorer.score(other, one)["rougeL"].fmeasure)
-
-    return torch.tensor(
-        [
-            [
-                sum(agree(one, other) for j, other in enumerate(group) if j != i) / (len(group) - 1)
-                for i, one in enumerate(group)
-            ]
-            for group in groups
-        ]
-    )
+    scores = torch.zeros(len(groups), len(groups[0]), dtype=torch.double)
+    for row, group in zip(scores, groups, strict=True):
+        for (i, one), (j, other) in combinations(enumerate(group), 2):
+            # F1 is the same in both directions.
+            row[[i, j]] += scorer.score(one, other)["rougeL"].fmeasure
+    return (scores / (scores.shape[1] - 1)).float()

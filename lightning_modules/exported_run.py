@@ -135,8 +135,7 @@ def load_generator(run: ExportedRun, device: torch.device) -> Generate:
     model, tokenizer = load_exported(run.export, run.backbone)
     backbone = wrap_model(model.to(device), tokenizer)
     data = make_datamodule(run, tokenizer)
-    settings = {k: v for k, v in asdict(run.decoding).items() if v != getattr(Decoding, k)}
-    shown = ", ".join(f"{name} {value}" for name, value in settings.items())
+    shown = ", ".join(f"{name} {value}" for name, value in run.decoding.changes().items())
     log.info("%s on %s, %s, %s", run.export, device, run.precision, shown or "default decoding")
 
     def generate(rows: Sequence[Row], key: Sequence[int]) -> list[str]:

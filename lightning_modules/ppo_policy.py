@@ -24,7 +24,6 @@ from lightning_modules.ppo.config import PPOConfig, find_trainer_problems
 from lightning_modules.ppo.kl import ESTIMATORS, KLCoefficient
 from lightning_modules.ppo.losses import token_weights
 from lightning_modules.ppo.reward_terms import (
-    ClassifierReward,
     RewardTerm,
     Texts,
     find_reward_problems,
@@ -140,8 +139,7 @@ class PPOPolicy(PolicyModule):
             return
         super().configure_model()
         for term in self.terms.values():
-            if isinstance(term, ClassifierReward):
-                term.load()
+            term.load()
 
     def load_model(self) -> None:
         """Load policy and reference, and build the value head."""

@@ -167,33 +167,39 @@ class PreferenceModule(PolicyModule):
         responses, mask = self.backbone.strip_prefix(batch["responses"], batch["mask"])
         owner, lengths = batch["owner"], mask.sum(dim=1)
         # KTO's z_0 is the mean log-ratio of completions to other prompts; 0 if there is none.
-        other, needs_kl = (owner + 1) % len(batch["ids"]), self.loss.needs_kl
-        needs_kl = needs_kl and len(batch["ids"]) > 1
-        elsewhere: list[Tensor] = []
-        if self.needs_reference:
-            with torch.no_grad(), self.open_reference() as start:
-                context = start.read(prompts)
-                reference = start.score(context.rows(owner), responses, mask).logprobs
-                if needs_kl:
-                    elsewhere.append(start.score(context.rows(other), responses, mask).logprobs)
-        if not self.needs_reference or self.backbone.trains_context:
-            context = self.backbone.read(prompts)
-        policy = self.backbone.score(context.rows(owner), responses, mask).logprobs
+        other = (owner + 1) % len(batch["ids"])
+        needs_kl = self.loss.needs_kl and len(batch["ids"]) > 1
+
+        def logprobs(model: Backbone, context: Any, rows: Tensor) -> Tensor:
+            return model.score(context.rows(rows), responses, mask).logprobs
+
         if not self.needs_reference:
-            reference = torch.zeros_like(policy)
-            return Scores(policy.sum(dim=1), reference.sum(dim=1), reference, lengths)
+            policy = logprobs(self.backbone, self.backbone.read(prompts), owner)
+            nothing = torch.zeros_like(policy)
+            return Scores(policy.sum(dim=1), nothing.sum(dim=1), nothing, lengths)
+        with torch.no_grad(), self.open_reference() as start:
+            context = start.read(prompts)
+            reference = logprobs(start, context, owner)
+            moved_reference = logprobs(start, context, other) if needs_kl else None
+        if self.backbone.trains_context:
+            context = self.backbone.read(prompts)
+        policy = logprobs(self.backbone, context, owner)
         kl: Tensor | float = 0.0
-        if needs_kl:
+        if moved_reference is not None:
             with torch.no_grad():
-                moved = self.backbone.score(context.rows(other), responses, mask).logprobs
-            kl = (moved - elsewhere[0]).sum(dim=1).mean().clamp(min=0)
+                moved = logprobs(self.backbone, context, other)
+            kl = (moved - moved_reference).sum(dim=1).mean().clamp(min=0)
         ratios = policy.detach() - reference
         return Scores(policy.sum(dim=1), reference.sum(dim=1), ratios, lengths, kl)
+
+    def sizes(self, scores: Scores) -> Tensor:
+        """Return what log-probabilities are divided by, [N]: tokens, or 1 for sums."""
+        return scores.lengths if self.per_token else torch.ones_like(scores.lengths)
 
     def compute_loss(self, scores: Scores, batch: ComparisonBatch) -> Tensor:
         """Sum the losses of a batch, with weight 1 for each dialogue: a scalar."""
         chosen, rejected = batch["pairs"].unbind(dim=1)
-        sizes = scores.lengths if self.per_token else torch.ones_like(scores.lengths)
+        sizes = self.sizes(scores)
         policy, reference = scores.policy / sizes, scores.reference / sizes
         pairs = Pairs(
             policy[chosen], policy[rejected], reference[chosen], reference[rejected], scores.kl
@@ -213,8 +219,8 @@ class PreferenceModule(PolicyModule):
             learns what to avoid rather than what to say.
         """
         policy = scores.policy.detach()
-        sizes = scores.lengths if self.per_token else 1
-        rewards = self.settings.get("beta", 1.0) * (policy - scores.reference) / sizes
+        ratios = (policy - scores.reference) / self.sizes(scores)
+        rewards = self.settings.get("beta", 1.0) * ratios
         chosen, rejected = batch["pairs"].unbind(dim=1)
         lead = rewards[chosen] - rewards[rejected]
         # A tie counts as half, the expected accuracy of a coin.

@@ -9,7 +9,7 @@ merged model are compared with those of the adapter before anything is written.
 import logging
 from collections.abc import Sequence
 
-from alignsum.commands.options import CommandParser
+from alignsum.commands.options import make_module_parser
 from common.exits import quieten_models, run, start_log
 
 log = logging.getLogger("merge")
@@ -17,9 +17,7 @@ log = logging.getLogger("merge")
 
 def main(args: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
-    parser = CommandParser(
-        prog="python -m alignsum merge", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = make_module_parser("merge", __doc__)
     parser.add_argument("export", help="export folder of a LoRA run, such as runs/lora/export")
     parser.add_argument("--out", required=True, help="folder to write; it must not exist")
     parser.add_argument(

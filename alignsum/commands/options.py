@@ -44,6 +44,13 @@ class CommandParser(ArgumentParser):
         refuse(self, message)
 
 
+def make_module_parser(command: str, text: str | None) -> CommandParser:
+    """Create a parser that is described by the first line of its module's docstring."""
+    return CommandParser(
+        prog=f"python -m alignsum {command}", description=(text or "").partition("\n")[0]
+    )
+
+
 def make_parser(command: str, description: str, example: str = "") -> argparse.ArgumentParser:
     """Create a parser whose help shows an example and keeps line breaks."""
     return PlainParser(

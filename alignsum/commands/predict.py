@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from alignsum.commands.options import CommandParser
+from alignsum.commands.options import CommandParser, make_module_parser
 from common.exits import quieten_models, run, start_log
 from common.jsonl import Record
 from common.resumable import count_done, write_windows
@@ -49,9 +49,7 @@ WINDOW_BATCHES = 16
 
 def make_parser() -> CommandParser:
     """Make the parser of the command line."""
-    parser = CommandParser(
-        prog="python -m alignsum predict", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = make_module_parser("predict", __doc__)
     parser.add_argument("run", help="run folder, its export, or a model in Hugging Face format")
     parser.add_argument("file", nargs="?", help="dialogues: .jsonl, .csv, .txt with blank lines")
     parser.add_argument("--input", type=str | None, help="the same, as an option")

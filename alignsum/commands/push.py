@@ -8,9 +8,9 @@ The token is that of `hf auth login` or of the variable HF_TOKEN. Only `export/`
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from alignsum.commands.options import CommandParser
+from alignsum.commands.options import make_module_parser
 from common import hub
 from common.exits import run, start_log
 from common.run_folder import RunFolder, expand
@@ -20,9 +20,7 @@ log = logging.getLogger("push")
 
 def main(args: Sequence[str]) -> int:
     """Run the command line; returns its exit code."""
-    parser = CommandParser(
-        prog="python -m alignsum push", description=(__doc__ or "").partition("\n")[0]
-    )
+    parser = make_module_parser("push", __doc__)
     parser.add_argument("run", help="run folder")
     parser.add_argument("--to", required=True, help="repository on the hub: user/name")
     parser.add_argument("--private", type=bool, default=False, help="make a new repository private")
@@ -53,21 +51,22 @@ def push(path: str, to: str, private: bool = False) -> None:
         raise ValueError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if not hub.reachable():
         raise ValueError("the hub does not answer; connect, or try again later")
+    from callbacks.model_card import is_adapter_export, is_local_model, make_card  # takes seconds
+
     backbone = str(folder.read_summary().get("backbone"))
-    is_adapter = (folder.export / "adapter_config.json").exists()
-    if is_adapter and (backbone == "mini" or Path(backbone).is_dir()):
+    if is_adapter_export(folder) and is_local_model(backbone):
         log.warning(
             "the adapter's backbone is the local model %s, which others do not have; for a "
             "complete model run `python -m alignsum merge %s --out FOLDER`",
             backbone, folder.export,
         )  # fmt: skip
-    from callbacks.model_card import make_card
-
-    files = (file for file in sorted(folder.export.rglob("*")) if file.is_file())
-    added = [CommitOperationAdd(str(file.relative_to(folder.export)), file) for file in files]
-    card = make_card(folder, to).encode()  # its example loads from the hub
-    added = [each for each in added if each.path_in_repo != "README.md"]
-    added.append(CommitOperationAdd("README.md", card))
+    files: dict[str, Any] = {
+        str(file.relative_to(folder.export)): file
+        for file in sorted(folder.export.rglob("*"))
+        if file.is_file()
+    }
+    files["README.md"] = make_card(folder, to).encode()  # its example loads from the hub
+    added = [CommitOperationAdd(name, content) for name, content in files.items()]
     api = HfApi()
     try:
         url = api.create_repo(to, private=private, exist_ok=True)

@@ -1,9 +1,27 @@
-// Helpers for the document and for what the browser remembers.
+// Helpers for the document, for requests, and for what the browser remembers.
 
 export const byId = (id) => document.getElementById(id);
 
 export function make(tag, properties = {}) {
   return Object.assign(document.createElement(tag), properties);
+}
+
+// A reply of the server to a request with a JSON body or none. Errors have its words and status.
+export async function request(path, body) {
+  const options = body && {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  let reply;
+  try {
+    reply = await fetch(path, options);
+  } catch {
+    throw new Error("the server does not answer");
+  }
+  if (reply.ok) return reply;
+  const content = await reply.json().catch(() => ({ error: `the server says ${reply.status}` }));
+  throw Object.assign(new Error(content.error), { status: reply.status });
 }
 
 // Values kept in this browser. The page works without them, as in a private window.

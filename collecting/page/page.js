@@ -4,7 +4,7 @@
 // draft, so a reload, a crash or a lost connection loses nothing.
 
 import { Cards } from "./cards.js";
-import { byId, makeInstructions, makeTurns, memory } from "./elements.js";
+import { byId, makeInstructions, makeTurns, memory, request } from "./elements.js";
 import { Ranking } from "./ranking.js";
 
 const SCREENS = ["gate", "task", "end", "broken"];
@@ -22,22 +22,7 @@ const cards = new Cards(
 
 // Requests to the server --------------------------------------------------------------------------
 
-async function ask(path, body) {
-  const options = body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  let reply;
-  try {
-    reply = await fetch(path, options);
-  } catch {
-    throw new Error("the server does not answer");
-  }
-  const content = await reply.json().catch(() => ({ error: `the server says ${reply.status}` }));
-  if (!reply.ok) throw Object.assign(new Error(content.error), { status: reply.status });
-  return content;
-}
+const ask = async (path, body) => (await request(path, body)).json();
 
 async function load(id = null) {
   const query = new URLSearchParams({ annotator: state.annotator, ...(id && { id }) });

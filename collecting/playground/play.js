@@ -1,6 +1,6 @@
 // Summaries of one dialogue by several runs, side by side.
 
-import { byId, make } from "/shared/elements.js";
+import { byId, make, request } from "/shared/elements.js";
 
 const EXAMPLE = `#Person1#: Hi, Ingrid. How is it going?
 #Person2#: Hey, Philippa. All is well.
@@ -12,17 +12,6 @@ const EXAMPLE = `#Person1#: Hi, Ingrid. How is it going?
 let cards = new Map();
 let shown = ""; // the dialogue that the summaries belong to
 let generation = 0; // a later click makes an earlier one's answers void
-
-async function ask(path, body) {
-  const options = body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  const response = await fetch(path, options || {});
-  if (!response.ok) throw new Error((await response.json()).error);
-  return response;
-}
 
 function say(text, isWrong = false) {
   byId("status").textContent = text;
@@ -103,7 +92,7 @@ function showVerdict(entry, verdict) {
 }
 
 async function summarizeWith(entry, dialogue, mine) {
-  const response = await ask("/api/summary", { run: entry.run.name, dialogue });
+  const response = await request("/api/summary", { run: entry.run.name, dialogue });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   for (;;) {
@@ -171,7 +160,7 @@ function allowVotes(isAllowed) {
 async function vote(best) {
   const summaries = Object.fromEntries([...cards].map(([name, entry]) => [name, entry.text]));
   try {
-    const response = await ask("/api/vote", { dialogue: shown, summaries, best });
+    const response = await request("/api/vote", { dialogue: shown, summaries, best });
     count((await response.json()).votes);
     for (const [name, entry] of cards) entry.card.classList.toggle("chosen", name === best);
     allowVotes(false);
@@ -206,7 +195,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 try {
-  const found = await (await ask("/api/runs")).json();
+  const found = await (await request("/api/runs")).json();
   found.runs.forEach(addCard);
   count(found.votes);
   byId("cards").classList.add("colored");

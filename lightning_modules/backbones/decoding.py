@@ -68,7 +68,11 @@ class Decoding:
 
     def _changed(self, names: Sequence[str]) -> str:
         """Name the settings that differ from their defaults."""
-        return ", ".join(name for name in names if getattr(self, name) != getattr(Decoding, name))
+        return ", ".join(name for name in names if name in self.changes())
+
+    def changes(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults."""
+        return {name: x for name, x in asdict(self).items() if x != getattr(Decoding, name)}
 
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for ``generate``, all of them explicit.

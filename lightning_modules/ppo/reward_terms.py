@@ -38,6 +38,10 @@ class RewardTerm(ABC):
         """List configuration problems before anything is loaded; None is no problem."""
         return []
 
+    def load(self) -> object:
+        """Load what the term scores with, before any work; by default there is nothing."""
+        return None
+
     @abstractmethod
     def score(self, texts: Texts, device: torch.device) -> Float[Tensor, " B"]:
         """Score each summary, before the weight: fp32 [B]."""

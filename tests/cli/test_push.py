@@ -1,6 +1,5 @@
 """The push command against a stand-in for the hub's API, and the card it uploads."""
 
-import asyncio
 import base64
 import json
 import os
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -21,6 +19,7 @@ from huggingface_hub import ModelCard
 
 from callbacks.model_card import make_card
 from common.run_folder import RunFolder
+from tests.serving import serve_in_thread
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,27 +67,10 @@ def stand_in() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             return web.json_response({"commitUrl": url, "commitOid": "1"})
         return web.json_response({"warnings": [], "errors": []})
 
-    loop = asyncio.new_event_loop()
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-
-    async def start() -> int:
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return int(runner.addresses[0][1])
-
-    port = loop.run_until_complete(start())
-    thread = Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{port}", calls
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
+    with serve_in_thread(app) as address:
+        yield address, calls
 
 
 def push(folder: Path, home: Path, address: str, *more: str, user: str = "test") -> Any:

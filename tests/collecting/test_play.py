@@ -4,12 +4,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import torch
-from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from collecting.answer_file import AnswerFile
@@ -22,6 +20,7 @@ from lightning_modules.reward_scorer import RewardScorer
 from tests.backbones.decoders import save
 from tests.browser import Watch, open_chromium
 from tests.collecting.samples import read_lines
+from tests.serving import serve_in_thread
 
 RUNS = [{"name": "lora", "reference": "none"}, {"name": "ppo", "reference": "runs/lora/export"}]
 HOSTILE = "<img src=x onerror=alert(1)> Bob"
@@ -156,44 +155,27 @@ def test_what_cannot_work_is_said_before_models_are_loaded(
 @pytest.mark.browser
 def test_the_page_in_a_browser_by_keyboard_alone(file: AnswerFile, tmp_path: Path) -> None:
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    loop, ready = asyncio.new_event_loop(), []
-
-    async def start() -> web.AppRunner:
-        runner = web.AppRunner(make_app(RUNS, summarize, file))
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        ready.append(f"http://127.0.0.1:{runner.addresses[0][1]}/")
-        return runner
-
-    runner = loop.run_until_complete(start())
-    thread = Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        with open_chromium() as browser:
-            for width, scheme in ((1280, "light"), (390, "dark")):
-                viewport = {"width": width, "height": 844}
-                page = browser.new_page(viewport=viewport, color_scheme=scheme)
-                watch = Watch(page)
-                page.goto(ready[0])
-                page.locator(".card").nth(1).wait_for()
-                page.keyboard.press("Tab")  # the example, the text, the button
-                page.keyboard.press("Enter")
-                page.keyboard.press("Control+Enter")
-                sync.expect(page.locator("#status")).to_have_text("Which one is best?")
-                cards = page.locator(".card")
-                sync.expect(cards.nth(0).locator(".summary")).to_have_text(HOSTILE)
-                sync.expect(cards.nth(0).locator(".unknown")).to_have_text("Bob")
-                sync.expect(cards.nth(1).locator(".up-3")).to_have_text("Ann")
-                sync.expect(cards.nth(1)).to_contain_text("25.0 %")
-                page.keyboard.press("Tab")
-                page.keyboard.press("2")
-                sync.expect(page.locator("#status")).to_have_text("Saved: ppo is best")
-                assert page.locator("img").count() == 0 and watch.complaints == []
-                assert all(url.startswith(ready[0]) for url in watch.requests)
-                assert page.locator("html").bounding_box()["width"] <= width
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
+    app = make_app(RUNS, summarize, file)
+    with serve_in_thread(app) as address, open_chromium() as browser:
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            viewport = {"width": width, "height": 844}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            watch = Watch(page)
+            page.goto(address)
+            page.locator(".card").nth(1).wait_for()
+            page.keyboard.press("Tab")  # the example, the text, the button
+            page.keyboard.press("Enter")
+            page.keyboard.press("Control+Enter")
+            sync.expect(page.locator("#status")).to_have_text("Which one is best?")
+            cards = page.locator(".card")
+            sync.expect(cards.nth(0).locator(".summary")).to_have_text(HOSTILE)
+            sync.expect(cards.nth(0).locator(".unknown")).to_have_text("Bob")
+            sync.expect(cards.nth(1).locator(".up-3")).to_have_text("Ann")
+            sync.expect(cards.nth(1)).to_contain_text("25.0 %")
+            page.keyboard.press("Tab")
+            page.keyboard.press("2")
+            sync.expect(page.locator("#status")).to_have_text("Saved: ppo is best")
+            assert page.locator("img").count() == 0 and watch.complaints == []
+            assert all(url.startswith(address) for url in watch.requests)
+            assert page.locator("html").bounding_box()["width"] <= width
     assert [row["ranks"] for row in read_lines(file.path)] == [[2, 1], [2, 1]]
