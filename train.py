@@ -68,9 +68,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # Imported late: a mistyped config or --help is answered before torch is imported.
     import logging
 
-    from alignsum.folder_check import choose_folder, find_folder_problem
-    from alignsum.option_check import only_asks, prepare, read_values
+    from alignsum.early_check import choose_folder, find_problem
+    from alignsum.option_check import only_asks, prepare
     from alignsum.overlays import expand_short_options, first_config
+    from alignsum.settings import read_values
     from common import exits
 
     arguments = expand_short_options(sys.argv[1:] if args is None else args)
@@ -95,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         values = read_values(arguments, prepared)
         model = str(values.get("model.class_path") or values.get("model"))
         folder = choose_folder(values.get("run_dir"), first_config(arguments), model)
-        if problem := find_folder_problem(arguments[0], values, folder):
+        if problem := find_problem(arguments[0], values, folder):
             raise ValueError(f"nothing was started: {problem}")
 
     def work() -> None:

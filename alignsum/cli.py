@@ -16,15 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # Imported so that `class_path: LoRA` is enough in a config.
 import lightning_modules
-from alignsum.folder_check import choose_folder
+from alignsum.early_check import choose_folder
 from alignsum.option_errors import explain
 from alignsum.overlays import first_config
-from alignsum.run_rules import (
-    choose_weights,
-    find_login_problem,
-    find_monitor_problem,
-    warn_of_minibatches,
-)
+from alignsum.run_rules import choose_weights, find_login_problem, warn_of_minibatches
 from callbacks import default_callbacks
 from callbacks.checkpoint import RunCheckpoint
 from callbacks.checkpoint_io import AtomicCheckpointIO
@@ -189,7 +184,6 @@ class AlignsumCLI(LightningCLI):
         if not hub.reachable():
             hub.use_cache_only()
         problems: list[str | None] = [
-            find_monitor_problem(self.subcommand, settings, self.model_type),
             find_login_problem([x for x in as_list(settings.trainer.logger) if hasattr(x, "get")]),
             *self.model_type.find_problems(settings.model.init_args, settings.trainer),
             *import_object(settings.data.class_path).find_problems(settings.data.init_args),

@@ -7,12 +7,12 @@ types, and options of Lightning's loggers.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 import yaml
 
 import datamodules
-from alignsum.overlays import SECTION, SHIPPED, config_values, list_shipped, prepare_configs
+from alignsum.overlays import SHIPPED, list_shipped, prepare_configs
+from alignsum.settings import Missing, Setting, read_files, read_options, read_value
 from alignsum.signatures import (
     PACKAGES,
     SCALARS,
@@ -23,6 +23,7 @@ from alignsum.signatures import (
     read_classes,
     read_public_names,
 )
+from datamodules.prompts import Template
 
 SECTIONS = {
     "trainer": "Trainer",
@@ -48,9 +49,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Choices that Lightning's signatures give a private name."""
 
-BARE = ("resume",)
-"""Options that need no value."""
-
 OTHER_NAMES = {
     "output_dir": "--run_dir", "out": "--run_dir", "save_dir": "--run_dir",
     "learning_rate": "--lr", "lr": "--lr", "epochs": "--trainer.max_epochs",
@@ -71,18 +69,6 @@ DATA = [name for name in datamodules.__all__ if name.endswith("DataModule")]
 
 MOST = 3
 """Problems that are shown at once."""
-
-
-class Missing:
-    """Stands for the value of an option that was given none."""
-
-
-class Setting(NamedTuple):
-    """A setting as it was given; where: the option, or the file and the key."""
-
-    name: str
-    value: Any
-    where: str
 
 
 def prepare(arguments: Sequence[str]) -> list[str]:
@@ -107,17 +93,6 @@ def only_asks(arguments: Sequence[str]) -> bool:
     """Return whether a command line only asks for help or for the settings."""
     given = [argument.partition("=")[0] for argument in arguments]
     return any(name.endswith(("help", "print_config")) or name == "-h" for name in given)
-
-
-def read_values(arguments: Sequence[str], prepared: Sequence[str]) -> dict[str, Any]:
-    """Return the last value of each setting by its dotted name; see :func:`find_option_problems`.
-
-    The value of a bare option is True.
-    """
-    values = {setting.name: setting.value for setting in read_files(arguments, prepared)}
-    for name, value, _ in read_options(prepared):
-        values[name] = True if value is None else yaml.safe_load(value) if value else value
-    return values
 
 
 def find_option_problems(arguments: Sequence[str], prepared: Sequence[str]) -> list[str]:
@@ -167,43 +142,6 @@ def find_contradiction(setting: Setting, chosen: Mapping[str, str]) -> str | Non
     return f"{setting.where} {after}: the config before it is for {before}; use --config {own}"
 
 
-def read_files(arguments: Sequence[str], prepared: Sequence[str]) -> Iterator[Setting]:
-    """Yield the settings of the config files."""
-    names = [value for _, value in config_values(arguments)]
-    for name, (_, value) in zip(names, config_values(prepared), strict=True):
-        text = value
-        if "\n" not in value:
-            with open(value, encoding="utf-8") as file:
-                text = file.read()
-        for key, given in flatten(yaml.safe_load(text)):
-            yield Setting(key, given, f"{name}: {key}")
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of each leaf, without ``init_args``."""
-    for key, value in content.items():
-        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
-        if isinstance(value, dict) and value:
-            yield from flatten(value, name)
-        elif key != SECTION:
-            yield name.rstrip("+"), value
-
-
-def read_options(arguments: Sequence[str]) -> Iterator[Setting]:
-    """Yield the settings on the command line; options without a value have None or Missing."""
-    for option, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        if not option.startswith("--") or option == "--":
-            continue
-        option, equals, value = option.partition("=")
-        name = option.removeprefix("--").replace(".init_args", "").rstrip("+")
-        given: Any = value
-        if not equals:
-            is_bare = name in BARE or name.endswith(("help", "print_config"))
-            given = following if not following.startswith("--") else None if is_bare else Missing
-        if name != "config":
-            yield Setting(name, given, f"--{name}")
-
-
 def find_stray(arguments: Sequence[str]) -> Iterator[str]:
     """Explain each argument after the command that is neither an option nor a value."""
     for before, argument in pairwise(arguments):
@@ -246,6 +184,11 @@ def find_problem(setting: Setting, chosen: Mapping[str, str]) -> str | None:
             f"{setting.where} must be above 0; to skip validation set trainer.limit_val_batches "
             "to 0"
         )
+    if setting.name == "data.prompt.template":
+        try:
+            Template(str(setting.value))
+        except ValueError as error:
+            return f"{setting.where}: {error}"
     if section in ("model", "data"):
         if not rest or rest == "class_path":
             models = read_public_names("lightning_modules")
@@ -317,6 +260,9 @@ def find_value_problem(setting: Setting, parameter: Parameter) -> str | None:
     choices = CHOICES.get(setting.name, parameter.choices)
     choices += tuple(each for name in types for each in read_choices().get(name, ()))
     types = frozenset({"None"}) if setting.name in CHOICES else types - read_choices().keys()
+    is_text = types <= SCALARS and "str" in types
+    if not is_text and str(value)[:1] in ("{", "[") and isinstance(read_value(value), str):
+        return f"{setting.where}: {value} is not valid YAML; is a bracket or a quote missing?"
     if isinstance(value, dict | list) or not types <= SCALARS or "str" in types:
         return None
     if value is None or str(value).lower() in ("null", "none"):

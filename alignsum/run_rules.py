@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alignsum.early_check import explain_untrained, find_trained
 from callbacks.checkpoint_io import (
     choose_checkpoint,
     describe_checkpoint,
     find_checkpoint_problem,
 )
-from common.exits import is_first_process, suggest
+from common.exits import is_first_process
 from common.run_folder import RunFolder
 from lightning_modules.base import BaseModule
-from metrics.faithfulness import CHECKS
-from metrics.rouge_scores import KEYS
-from metrics.text_statistics import STATISTICS
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +44,9 @@ def choose_weights(
         return [damage] if damage else []
     if command == "fit":
         return []
-    kept = [folder.checkpoints / f"{name}.ckpt" for name in ("best", "last")]
-    found = next((path for path in kept if path.is_file()), None)
-    if found is not None:
-        settings.ckpt_path = str(found)
-        return []
-    if not model_type.needs_training:
-        return []
-    return [
-        f"there is no trained model in {folder.path} (no {kept[0]}); run `fit` with this --run_dir "
-        "first, or choose a checkpoint with --ckpt_path"
-    ]
+    settings.ckpt_path = find_trained(folder)
+    can_start = settings.ckpt_path or not model_type.needs_training
+    return [] if can_start else [explain_untrained(folder)]
 
 
 def find_login_problem(loggers: Sequence[Any]) -> str | None:
@@ -87,20 +77,3 @@ def warn_of_minibatches(settings: Any) -> None:
             "model.ppo.minibatch_size is %d, but a batch has %d rollouts (data.batch_size x "
             "model.ppo.samples): each epoch is one step", ppo.minibatch_size, rollouts,
         )  # fmt: skip
-
-
-def find_monitor_problem(
-    command: str | None, settings: Any, model_type: type[BaseModule]
-) -> str | None:
-    """Explain that a validation does not log what decides on the best checkpoint."""
-    monitor = settings.checkpoint.monitor
-    is_ours = model_type.__module__.startswith("lightning_modules.")
-    if command != "fit" or not monitor or settings.trainer.callbacks or not is_ours:
-        return None  # callbacks and modules of others log what they like
-    names = ["loss", "accuracy", "f1", "ece", "margin"]
-    if model_type.generates:
-        names += [*KEYS, *CHECKS, *STATISTICS, "toxicity", "toxic_share", "toxicity_std", "reward"]
-    known = [f"val/{name}" for name in names]
-    if monitor in known or not (close := suggest(monitor, known)):
-        return None
-    return f"checkpoint.monitor: no validation logs {monitor}{close}"

@@ -26,11 +26,12 @@ class Parameter(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """A class: its base classes, and the parameters that its own constructor names."""
+    """A class: its base classes, the parameters of its own constructor, and its constants."""
 
     bases: tuple[str, ...]
     parameters: dict[str, Parameter]
     is_dataclass: bool
+    flags: dict[str, bool]
 
 
 @cache
@@ -87,13 +88,18 @@ def read_class(node: ast.ClassDef) -> Signature:
     decorators = " ".join(ast.unparse(each) for each in node.decorator_list)
     bases = tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases)
     parameters: dict[str, Parameter] = {}
+    flags: dict[str, bool] = {}
     for each in node.body:
         if isinstance(each, ast.FunctionDef) and each.name == "__init__":
             parameters |= read_arguments(each.args)
         elif isinstance(each, ast.AnnAssign) and "dataclass" in decorators:
             default = ast.unparse(each.value) if each.value else ""
             parameters[ast.unparse(each.target)] = read_parameter(each.annotation, default)
-    return Signature(bases, parameters, "dataclass" in decorators)
+        elif isinstance(each, ast.Assign | ast.AnnAssign) and isinstance(each.value, ast.Constant):
+            target = each.target if isinstance(each, ast.AnnAssign) else each.targets[0]
+            if isinstance(each.value.value, bool):
+                flags[ast.unparse(target)] = each.value.value
+    return Signature(bases, parameters, "dataclass" in decorators, flags)
 
 
 def read_arguments(arguments: ast.arguments) -> dict[str, Parameter]:
@@ -149,6 +155,15 @@ def find_parameters(name: str) -> dict[str, Parameter] | None:
             return None
         found |= inherited
     return found | signature.parameters
+
+
+def find_flag(name: str, flag: str) -> bool | None:
+    """Return a true or false constant of a class or its bases, or None if there is none."""
+    signature = read_classes().get(name)
+    if signature is None:
+        return None
+    inherited = [find_flag(base, flag) for base in signature.bases]
+    return signature.flags.get(flag, next((each for each in inherited if each is not None), None))
 
 
 def find_subclasses(name: str) -> list[str]:
