@@ -32,6 +32,7 @@ def test_weights_and_biases_gets_curves_samples_and_the_export(
 
     fit("overlays/wandb.yaml", tmp_path)
     wandb.finish()
+    wandb.teardown()  # waits until its process has written the file
     (record,) = (tmp_path / "runs" / "wandb").rglob("*.wandb")
     # A record may continue in the next block of 32 KiB, after a header of seven bytes.
     file = record.read_bytes()
