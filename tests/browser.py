@@ -52,3 +52,47 @@ class Watch:
     def _hear(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):
             self.complaints.append(text)
+
+
+def find_faint_texts(page: Page) -> list[str]:
+    """List visible texts with less contrast than WCAG 2.2 asks for (4.5; large ones 3)."""
+    return page.evaluate("""() => {
+      const canvas = document.createElement("canvas");
+      const context = canvas.getContext("2d", {willReadFrequently: true});
+      const read = (color) => {  // any CSS color as [r, g, b, alpha]
+        context.clearRect(0, 0, 1, 1);
+        context.fillStyle = color;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b, alpha] = context.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, alpha / 255];
+      };
+      const put = (top, alpha, below) =>
+        below.map((value, k) => alpha * top[k] + (1 - alpha) * value);
+      const paper = (element) => {
+        if (!element) return [255, 255, 255, 1];
+        const color = read(getComputedStyle(element).backgroundColor);
+        return color[3] === 1 ? color : put(color, color[3], paper(element.parentElement));
+      };
+      const opacity = (element) =>
+        element ? getComputedStyle(element).opacity * opacity(element.parentElement) : 1;
+      const luminance = (color) => {
+        const [r, g, b] = color.slice(0, 3).map((value) => value / 255).map(
+          (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const found = [];
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
+        const isShown = element.checkVisibility({visibilityProperty: true, opacityProperty: true});
+        if (!text || !isShown || element.closest(":disabled, script, style, option")) continue;
+        const style = getComputedStyle(element), size = parseFloat(style.fontSize);
+        const color = read(element.closest("svg") ? style.fill : style.color);
+        const below = paper(element), seen = put(color, color[3] * opacity(element), below);
+        const [light, dark] = [luminance(seen), luminance(below)].sort((one, other) => other - one);
+        const contrast = (light + 0.05) / (dark + 0.05);
+        const isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+        if (contrast < (isLarge ? 3 : 4.5)) found.push(`${contrast.toFixed(2)}: ${text}`);
+      }
+      return found;
+    }""")

@@ -12,7 +12,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect
 
 from collecting.samples import Sample
-from tests.browser import Watch, open_chromium
+from tests.browser import Watch, find_faint_texts, open_chromium
 from tests.collecting.samples import (
     Project,
     make_sample,
@@ -372,6 +372,7 @@ def test_everything_has_a_name_and_can_be_read(
         place = box.bounding_box()
         assert place["x"] >= 0
         assert place["x"] + place["width"] <= width
+    assert find_faint_texts(page) == []
     if folder := os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{width}-{scheme}.png")
     assert json.loads(page.evaluate("JSON.stringify(localStorage)"))["alignsum.annotator"]

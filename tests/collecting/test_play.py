@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from datamodules.reading import Row
 from lightning_modules.exported_run import load_generator, read_exported_run
 from lightning_modules.reward_scorer import RewardScorer
 from tests.backbones.decoders import save
-from tests.browser import Watch, open_chromium
+from tests.browser import Watch, find_faint_texts, open_chromium
 from tests.collecting.samples import read_lines
 from tests.serving import serve_in_thread
 
@@ -88,6 +89,35 @@ def test_summaries_are_streamed_and_votes_are_rankings(file: AnswerFile) -> None
     rows = read_lines(file.path)
     assert [row["ranks"] for row in rows] == [[2, 1], [1, 1]]
     assert rows[0]["completions"] == ["a", "b"] and rows[0]["sources"] == ["lora", "ppo"]
+
+
+def test_a_reader_who_leaves_stops_the_generation(file: AnswerFile) -> None:
+    ends: list[str] = []
+
+    def summarize(name: str, dialogue: str, show: Callable[[str], None]) -> Mapping[str, Any]:
+        if name == "lora":
+            return VERDICTS[name]
+        try:
+            for _ in range(3000):
+                show("so far")
+                time.sleep(0.01)
+        except BaseException as stop:
+            ends.append(type(stop).__name__)
+            raise
+        return VERDICTS[name]
+
+    async def run() -> None:
+        async with TestClient(TestServer(make_app(RUNS, summarize, file))) as client:
+            sent = {"run": "ppo", "dialogue": "Ann: Hi"}
+            response = await client.post("/api/summary", json=sent)
+            assert json.loads(await response.content.readline()) == {"text": "so far"}
+            response.close()
+            # The other run waits for the lock, so its answer shows that the first one has ended.
+            response = await client.post("/api/summary", json=sent | {"run": "lora"})
+            assert json.loads(await response.content.readline()) == VERDICTS["lora"]
+
+    asyncio.run(run())
+    assert ends == ["Stopped"]
 
 
 def test_a_reward_model_can_train_on_votes(file: AnswerFile, roberta: str) -> None:
@@ -172,6 +202,7 @@ def test_the_page_in_a_browser_by_keyboard_alone(file: AnswerFile, tmp_path: Pat
             sync.expect(cards.nth(0).locator(".unknown")).to_have_text("Bob")
             sync.expect(cards.nth(1).locator(".up-3")).to_have_text("Ann")
             sync.expect(cards.nth(1)).to_contain_text("25.0 %")
+            assert find_faint_texts(page) == []
             page.keyboard.press("Tab")
             page.keyboard.press("2")
             sync.expect(page.locator("#status")).to_have_text("Saved: ppo is best")

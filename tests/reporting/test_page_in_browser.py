@@ -12,7 +12,7 @@ from common.run_folder import RunFolder, write_lines
 from reporting.comparison import Comparison
 from reporting.page.build import build_page
 from reporting.runs import read_runs
-from tests.browser import Watch, open_chromium
+from tests.browser import Watch, find_faint_texts, open_chromium
 from tests.reporting.run_folders import draw_values, write_ppo, write_run
 
 pytestmark = pytest.mark.browser
@@ -281,13 +281,18 @@ def test_nothing_is_wider_than_the_screen(chromium: Browser, report: str, width:
     page.close()
 
 
-def test_light_dark_and_paper(page: Page) -> None:
+def test_light_dark_and_paper(page: Page, report: str) -> None:
     def colors() -> tuple[str, str]:
         """Those of the paper and of a chart's dot."""
         dot = page.locator("svg use").first.evaluate("e => getComputedStyle(e).fill")
         return page.evaluate("getComputedStyle(document.body).backgroundColor"), dot
 
-    page.emulate_media(color_scheme="light")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        for name in TOUR:
+            page.goto(f"{report}#{name}")
+            assert find_faint_texts(page) == [], (scheme, name)
+    page.goto(report)
     light = colors()
     page.emulate_media(color_scheme="dark")
     assert all(one != other for one, other in zip(colors(), light, strict=True))
